@@ -1,0 +1,405 @@
+//! The only ways the swarm changes, and what each may answer.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
+
+use minicbor::{Decode, Encode};
+
+use crate::id::{ClusterId, MaterialId, NodeId, RequestId, ServiceId, TaskId};
+use crate::model::Kind;
+use crate::model::cluster::{ClusterSpec, Ring, Trust};
+use crate::model::material::{MaterialKind, MaterialSpec};
+use crate::model::node::{ManagerInfo, NodeDescription, NodeSpec, NodeStatus};
+use crate::model::service::{ServiceSpec, UpdateStatus};
+use crate::model::task::{Task, TaskState, TaskStatus};
+use crate::sealed::Sealed;
+use crate::time::Stamp;
+
+/// A command on its way through the log.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Proposal {
+    /// A repeated id gets its first outcome.
+    #[n(0)]
+    pub request: RequestId,
+    /// The leader's clock when it proposed. The state never goes back behind its last stamp.
+    #[n(1)]
+    pub stamp: Stamp,
+    /// What to do.
+    #[n(2)]
+    pub command: Command,
+}
+
+/// A change someone asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub enum Command {
+    /// Makes the swarm with its first manager.
+    #[n(0)]
+    ClusterInit(#[n(0)] ClusterInit),
+    /// Changes the swarm's settings.
+    #[n(1)]
+    ClusterUpdate {
+        /// Version the caller read.
+        #[n(0)]
+        version: u64,
+        /// New settings.
+        #[n(1)]
+        spec: ClusterSpec,
+        /// New join secret of workers, sealed with the ring, if it rotates.
+        #[n(2)]
+        worker_secret: Option<Sealed>,
+        /// New join secret of managers, sealed with the ring, if it rotates.
+        #[n(3)]
+        manager_secret: Option<Sealed>,
+    },
+    /// Changes what a user says of a node.
+    #[n(2)]
+    NodeUpdate {
+        /// Node.
+        #[n(0)]
+        id: NodeId,
+        /// Version the caller read.
+        #[n(1)]
+        version: u64,
+        /// New spec.
+        #[n(2)]
+        spec: NodeSpec,
+    },
+    /// Records what nodes say of themselves and what was observed of them.
+    #[n(3)]
+    NodeReport(#[n(0)] Vec<NodeReport>),
+    /// Makes a secret or config with version 1.
+    #[n(4)]
+    MaterialCreate {
+        /// Id minted at the door.
+        #[n(0)]
+        id: MaterialId,
+        /// Secret or config.
+        #[n(1)]
+        kind: MaterialKind,
+        /// Name and labels.
+        #[n(2)]
+        spec: MaterialSpec,
+        /// Plaintext bytes.
+        #[n(3)]
+        size: u64,
+        /// The payload, sealed with the current ring key.
+        #[n(4)]
+        payload: Sealed,
+    },
+    /// Changes the labels of a secret or config.
+    #[n(5)]
+    MaterialUpdate {
+        /// What.
+        #[n(0)]
+        id: MaterialId,
+        /// Version the caller read.
+        #[n(1)]
+        version: u64,
+        /// New spec; only labels may differ.
+        #[n(2)]
+        spec: MaterialSpec,
+    },
+    /// Appends a version to a secret or config.
+    #[n(6)]
+    MaterialAppend {
+        /// What.
+        #[n(0)]
+        id: MaterialId,
+        /// Number of the new version: the last one plus one, or it is refused.
+        #[n(1)]
+        number: u64,
+        /// Plaintext bytes.
+        #[n(2)]
+        size: u64,
+        /// The payload, sealed with the current ring key.
+        #[n(3)]
+        payload: Sealed,
+    },
+    /// Removes a secret or config that no service refers to.
+    #[n(7)]
+    MaterialRemove {
+        /// What.
+        #[n(0)]
+        id: MaterialId,
+    },
+    /// Makes a service.
+    #[n(8)]
+    ServiceCreate {
+        /// Id minted at the door.
+        #[n(0)]
+        id: ServiceId,
+        /// What the user said.
+        #[n(1)]
+        spec: ServiceSpec,
+    },
+    /// Changes a service.
+    #[n(9)]
+    ServiceUpdate {
+        /// Which.
+        #[n(0)]
+        id: ServiceId,
+        /// Version the caller read.
+        #[n(1)]
+        version: u64,
+        /// The whole new spec.
+        #[n(2)]
+        spec: ServiceSpec,
+    },
+    /// Swaps a service's spec and previous spec.
+    #[n(10)]
+    ServiceRollback {
+        /// Which.
+        #[n(0)]
+        id: ServiceId,
+        /// Version the caller read.
+        #[n(1)]
+        version: u64,
+    },
+    /// Removes a service; its tasks are told to go.
+    #[n(11)]
+    ServiceRemove {
+        /// Which.
+        #[n(0)]
+        id: ServiceId,
+    },
+    /// What the control loop decided, applied as one.
+    #[n(12)]
+    Control(#[n(0)] Vec<Decision>),
+    /// What agents observed.
+    #[n(13)]
+    TaskReport(#[n(0)] Vec<TaskReport>),
+    /// Nothing; its commit shows that the proposer leads.
+    #[n(14)]
+    Noop,
+}
+
+/// The first entry of a swarm.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct ClusterInit {
+    /// Id of the swarm.
+    #[n(0)]
+    pub id: ClusterId,
+    /// Settings.
+    #[n(1)]
+    pub spec: ClusterSpec,
+    /// Ring with its first key.
+    #[n(2)]
+    pub ring: Ring,
+    /// Root certificate and join secrets.
+    #[n(3)]
+    pub trust: Trust,
+    /// Random half of the incarnation.
+    #[cbor(n(4), with = "minicbor::bytes")]
+    pub incarnation_id: [u8; 16],
+    /// Id of the first manager.
+    #[n(5)]
+    pub node: NodeId,
+    /// What the user says of it.
+    #[n(6)]
+    pub node_spec: NodeSpec,
+    /// What it says of itself.
+    #[n(7)]
+    pub description: NodeDescription,
+    /// Its manager half.
+    #[n(8)]
+    pub manager: ManagerInfo,
+    /// DER of its public key.
+    #[cbor(n(9), with = "minicbor::bytes")]
+    pub public_key: Vec<u8>,
+    /// Its address without port.
+    #[n(10)]
+    pub addr: String,
+}
+
+/// What became known of a node. Absent parts stay.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct NodeReport {
+    /// Node.
+    #[n(0)]
+    pub id: NodeId,
+    /// What it says of itself.
+    #[n(1)]
+    pub description: Option<NodeDescription>,
+    /// What was observed.
+    #[n(2)]
+    pub status: Option<NodeStatus>,
+}
+
+/// What an agent observed of a task.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct TaskReport {
+    /// Task.
+    #[n(0)]
+    pub id: TaskId,
+    /// The node that reports; reports of other nodes than the task's are dropped.
+    #[n(1)]
+    pub node: NodeId,
+    /// What it observed.
+    #[n(2)]
+    pub status: TaskStatus,
+}
+
+/// One decision of the control loop. A decision that no longer fits the state (its task is
+/// gone, its service was written meanwhile) has no effect; the loop decides anew.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub enum Decision {
+    /// Adds a task.
+    #[n(0)]
+    TaskCreate(#[n(0)] Task),
+    /// Moves a task's desired state forward.
+    #[n(1)]
+    TaskDesire {
+        /// Task.
+        #[n(0)]
+        id: TaskId,
+        /// Where to.
+        #[n(1)]
+        desired: TaskState,
+    },
+    /// Gives a pending task its node.
+    #[n(2)]
+    TaskAssign {
+        /// Task.
+        #[n(0)]
+        id: TaskId,
+        /// Node.
+        #[n(1)]
+        node: NodeId,
+    },
+    /// Sets the status of a task no node has yet: why it waits, say.
+    #[n(3)]
+    TaskStatus {
+        /// Task.
+        #[n(0)]
+        id: TaskId,
+        /// New status.
+        #[n(1)]
+        status: TaskStatus,
+    },
+    /// Forgets a task.
+    #[n(4)]
+    TaskRemove {
+        /// Task.
+        #[n(0)]
+        id: TaskId,
+    },
+    /// Sets the update status of a service.
+    #[n(5)]
+    ServiceStatus {
+        /// Service.
+        #[n(0)]
+        id: ServiceId,
+        /// The `spec_version` it was decided for.
+        #[n(1)]
+        spec_version: u64,
+        /// New status.
+        #[n(2)]
+        update: UpdateStatus,
+    },
+}
+
+/// What a proposal answered.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub enum Outcome {
+    /// Done. The object's write counter afterwards, where there is one.
+    #[n(0)]
+    Done(#[n(0)] u64),
+    /// Not done, and the state is as before.
+    #[n(1)]
+    Rejected(#[n(0)] Rejection),
+}
+
+/// Why a command was not applied.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub enum Rejection {
+    /// There is one of that name.
+    #[n(0)]
+    Exists {
+        /// Kind.
+        #[n(0)]
+        kind: Kind,
+        /// Name.
+        #[n(1)]
+        name: String,
+    },
+    /// There is none.
+    #[n(1)]
+    NotFound {
+        /// Kind.
+        #[n(0)]
+        kind: Kind,
+        /// Id or name.
+        #[n(1)]
+        what: String,
+    },
+    /// The object was written since the caller read it.
+    #[n(2)]
+    OutOfSequence,
+    /// Services refer to it.
+    #[n(3)]
+    InUse {
+        /// Kind.
+        #[n(0)]
+        kind: Kind,
+        /// Name.
+        #[n(1)]
+        name: String,
+        /// Names of the services, sorted.
+        #[n(2)]
+        services: Vec<String>,
+    },
+    /// The input breaks a rule; the text names input, rule and remedy.
+    #[n(4)]
+    Invalid(#[n(0)] String),
+    /// The state does not allow it now; the text says what would.
+    #[n(5)]
+    Precondition(#[n(0)] String),
+    /// Nobody can do that.
+    #[n(6)]
+    Unsupported(#[n(0)] String),
+    /// A bound of the swarm is reached; the text names it.
+    #[n(7)]
+    Full(#[n(0)] String),
+    /// The payload was sealed with a key that is not current: seal again.
+    #[n(8)]
+    StaleKey {
+        /// The key to use.
+        #[n(0)]
+        current: u64,
+    },
+    /// There is no swarm yet.
+    #[n(9)]
+    NoCluster,
+}
+
+impl fmt::Display for Rejection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exists { kind, name } => write!(f, "{} {name} already exists", kind.word()),
+            Self::NotFound { kind, what } => write!(f, "{} {what} not found", kind.word()),
+            Self::OutOfSequence => f.write_str("update out of sequence"),
+            Self::InUse { kind, name, services } => write!(
+                f,
+                "{} '{name}' is in use by the following service{}: {}",
+                kind.word(),
+                if services.len() == 1 { "" } else { "s" },
+                services.join(", ")
+            ),
+            Self::Invalid(text)
+            | Self::Precondition(text)
+            | Self::Unsupported(text)
+            | Self::Full(text) => f.write_str(text),
+            Self::StaleKey { current } => {
+                write!(f, "sealed with a key that is not current; the current one is {current}")
+            }
+            Self::NoCluster => f.write_str("there is no swarm yet"),
+        }
+    }
+}
+
+impl core::error::Error for Rejection {}

@@ -1,0 +1,1 @@
+//! State × command → changes or rejection.

@@ -1,0 +1,24 @@
+//! The pure half of skep: what the swarm is (`model`), what it holds (`state`), the only ways
+//! it changes (`command`, `apply`) and everything that decides (`control`, `assign`,
+//! `task_machine`).
+//!
+//! Nothing here reads a clock, draws a random number, or does IO. Time and ids come in with the
+//! command; what should happen goes out as data. That is why ten thousand nodes fit in a test.
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+pub mod apply;
+pub mod assign;
+pub mod command;
+pub mod control;
+pub mod id;
+pub mod limits;
+pub mod model;
+pub mod sealed;
+pub mod shared;
+pub mod snapshot;
+pub mod state;
+pub mod task_machine;
+pub mod time;

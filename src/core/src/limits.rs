@@ -1,0 +1,49 @@
+//! Every bound of the core in one place. Bounds of the outer crates stand in their own
+//! `limits` modules.
+
+use crate::time::Span;
+
+/// Bytes in a secret's payload: at least 1, fewer than this.
+pub const SECRET_BYTES_END: usize = 512_000;
+/// Bytes in a config's payload, at most.
+pub const CONFIG_BYTES: usize = 1_024_000;
+/// Versions kept of one secret or config.
+pub const MATERIAL_VERSIONS: usize = 64;
+/// Secrets and configs in a swarm.
+pub const MATERIALS: usize = 10_000;
+/// Bytes of sealed payload in a swarm.
+pub const PAYLOAD_BYTES: u64 = 256 << 20;
+/// Characters in the name of a secret, config or service.
+pub const NAME_CHARS: usize = 64;
+/// Labels on one object, and bytes in all of them.
+pub const LABELS: usize = 1_024;
+/// Bytes in all labels of one object.
+pub const LABEL_BYTES: usize = 256 << 10;
+/// Nodes in a swarm.
+pub const NODES: usize = 10_000;
+/// Tasks in a swarm, history included.
+pub const TASKS: usize = 1_000_000;
+/// Replicas one service may ask for.
+pub const REPLICAS: u64 = 100_000;
+/// Services in a swarm.
+pub const SERVICES: usize = 100_000;
+/// Secrets and configs granted to one task.
+pub const GRANTS: usize = 64;
+/// Bytes of payload granted to one task.
+pub const GRANTED_BYTES: u64 = 16 << 20;
+/// Ended tasks kept per slot unless the swarm says otherwise.
+pub const HISTORY_PER_SLOT: u64 = 5;
+/// First outcomes remembered for repeated requests.
+pub const OUTCOMES: usize = 4_096;
+/// Commands in one proposal of the control loop.
+pub const CONTROL_BATCH: usize = 512;
+/// How long a deleted payload may stay in a manager's log and snapshots.
+pub const PURGE_WITHIN: Span = Span::from_secs(600);
+/// Delay before a task is restarted unless its service says otherwise.
+pub const RESTART_DELAY: Span = Span::from_secs(5);
+/// Time a task gets between its stop signal and SIGKILL unless its service says otherwise.
+pub const STOP_GRACE: Span = Span::from_secs(10);
+/// Time a new task is watched before an update counts it as good, unless its service says otherwise.
+pub const UPDATE_MONITOR: Span = Span::from_secs(5);
+/// A node that has not been heard of for this long is down.
+pub const NODE_DOWN_AFTER: Span = Span::from_secs(3);

@@ -1,0 +1,163 @@
+//! The swarm itself: its settings, its trust and its ring of secret keys.
+
+use alloc::collections::BTreeMap;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
+
+use minicbor::{Decode, Encode};
+
+use super::{Labels, Meta};
+use crate::id::{ClusterId, NodeId};
+use crate::limits;
+use crate::time::{Span, Stamp};
+
+/// What a user says of the swarm.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct ClusterSpec {
+    /// `default`.
+    #[n(0)]
+    pub name: String,
+    /// Labels.
+    #[n(1)]
+    pub labels: Labels,
+    /// Ended tasks kept per slot.
+    #[n(2)]
+    pub history_limit: u64,
+    /// Entries between snapshots; stored for Docker, not obeyed.
+    #[n(3)]
+    pub snapshot_interval: u64,
+    /// Docker's heartbeat tick; stored, not obeyed.
+    #[n(4)]
+    pub heartbeat_tick: u32,
+    /// Docker's election tick; stored, not obeyed.
+    #[n(5)]
+    pub election_tick: u32,
+    /// Docker's dispatcher heartbeat; stored, not obeyed.
+    #[n(6)]
+    pub heartbeat_period: Span,
+    /// Life of a node certificate.
+    #[n(7)]
+    pub node_cert_expiry: Span,
+    /// Whether managers lock their keys at rest.
+    #[n(8)]
+    pub autolock: bool,
+    /// Old snapshots kept; stored for Docker, not obeyed.
+    #[n(9)]
+    pub keep_old_snapshots: u64,
+    /// Entries kept for slow followers; stored for Docker, not obeyed.
+    #[n(10)]
+    pub slow_follower_entries: u64,
+}
+
+impl Default for ClusterSpec {
+    fn default() -> Self {
+        Self {
+            name: String::from("default"),
+            labels: Labels::new(),
+            history_limit: limits::HISTORY_PER_SLOT,
+            snapshot_interval: 10_000,
+            heartbeat_tick: 1,
+            election_tick: 10,
+            heartbeat_period: Span::from_secs(5),
+            node_cert_expiry: Span::from_secs(90 * 24 * 3600),
+            autolock: false,
+            keep_old_snapshots: 0,
+            slow_follower_entries: 500,
+        }
+    }
+}
+
+/// A secret key sealed to one manager.
+#[derive(Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Slot {
+    /// HPKE encapsulated key followed by the ciphertext.
+    #[cbor(n(0), with = "minicbor::bytes")]
+    pub sealed: Vec<u8>,
+}
+
+impl fmt::Debug for Slot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Slot({} bytes)", self.sealed.len())
+    }
+}
+
+/// One version of the swarm's secret key.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct RingKey {
+    /// 1 for the first; never reused.
+    #[n(0)]
+    pub version: u64,
+    /// When it was made.
+    #[n(1)]
+    pub created: Stamp,
+    /// One slot for every manager.
+    #[n(2)]
+    pub slots: BTreeMap<NodeId, Slot>,
+}
+
+/// The ring of secret keys: the current one seals, older ones only open.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Ring {
+    /// Version of the key that seals.
+    #[n(0)]
+    pub current: u64,
+    /// All keys that some payload still needs.
+    #[n(1)]
+    pub keys: Vec<RingKey>,
+}
+
+/// What joins the swarm and what it trusts. Sealed parts open only with the ring.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Trust {
+    /// Root certificates in PEM, at most two.
+    #[n(0)]
+    pub roots: Vec<String>,
+    /// DER of the root's subject.
+    #[cbor(n(1), with = "minicbor::bytes")]
+    pub subject: Vec<u8>,
+    /// DER of the root's public key.
+    #[cbor(n(2), with = "minicbor::bytes")]
+    pub public_key: Vec<u8>,
+    /// The root's private key, sealed with the ring.
+    #[n(3)]
+    pub root_key: Option<crate::sealed::Sealed>,
+    /// The join secret of workers, sealed with the ring.
+    #[n(4)]
+    pub worker_secret: Option<crate::sealed::Sealed>,
+    /// The join secret of managers, sealed with the ring.
+    #[n(5)]
+    pub manager_secret: Option<crate::sealed::Sealed>,
+}
+
+/// The swarm.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Cluster {
+    /// Id.
+    #[n(0)]
+    pub id: ClusterId,
+    /// Version counter and stamps.
+    #[n(1)]
+    pub meta: Meta,
+    /// What the user said.
+    #[n(2)]
+    pub spec: ClusterSpec,
+    /// Ring of secret keys.
+    #[n(3)]
+    pub ring: Ring,
+    /// Certificates and join secrets.
+    #[n(4)]
+    pub trust: Trust,
+    /// Raised by `--force-new-cluster` and restore; peers of another one are refused.
+    #[n(5)]
+    pub incarnation: u64,
+    /// Random half of the incarnation.
+    #[cbor(n(6), with = "minicbor::bytes")]
+    pub incarnation_id: [u8; 16],
+}

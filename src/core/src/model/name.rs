@@ -1,0 +1,53 @@
+//! Names and the rules they obey.
+
+use crate::limits;
+
+/// Whether `name` may name a secret or config: 1 to 64 of `[a-zA-Z0-9-_.]`, with a letter or
+/// digit at either end.
+#[must_use]
+pub fn is_material_name(name: &str) -> bool {
+    let bytes = name.as_bytes();
+    let (Some(first), Some(last)) = (bytes.first(), bytes.last()) else {
+        return false;
+    };
+    bytes.len() <= limits::NAME_CHARS
+        && first.is_ascii_alphanumeric()
+        && last.is_ascii_alphanumeric()
+        && bytes.iter().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(b))
+}
+
+/// Whether `name` may name a service: it becomes a host name, so 1 to 63 of `[a-zA-Z0-9-_]`
+/// with a letter or digit at either end.
+#[must_use]
+pub fn is_service_name(name: &str) -> bool {
+    let bytes = name.as_bytes();
+    let (Some(first), Some(last)) = (bytes.first(), bytes.last()) else {
+        return false;
+    };
+    bytes.len() < limits::NAME_CHARS
+        && first.is_ascii_alphanumeric()
+        && last.is_ascii_alphanumeric()
+        && bytes.iter().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(b))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_checked_at_both_ends() {
+        assert!(
+            is_material_name("a")
+                && is_material_name("app_passwd.v1")
+                && is_material_name("MYSECRETS")
+        );
+        for bad in ["", "bad name", "-a", "a-", ".a", "ä"] {
+            assert!(!is_material_name(bad), "{bad}");
+        }
+        assert!(
+            is_service_name("determined_knuth")
+                && !is_service_name("a.b")
+                && !is_service_name("a_")
+        );
+    }
+}
