@@ -34,7 +34,8 @@ pub struct State {
     pub(crate) format: u32,
     /// First outcomes, oldest first; bounded by `limits::OUTCOMES`.
     pub(crate) outcomes: VecDeque<(RequestId, Outcome)>,
-    /// Payloads deleted before this stamp must be out of log and snapshots by now + `PURGE_WITHIN`.
+    /// Deadline of the latest deletion of a payload: its stamp + `PURGE_WITHIN`. Every deletion
+    /// moves it, and nothing clears it: each manager keeps for itself what it has purged.
     pub(crate) purge_due: Option<Stamp>,
     pub(crate) index: Index,
 }
@@ -145,7 +146,8 @@ impl State {
         self.last_stamp
     }
 
-    /// When a snapshot and purge must have removed deleted payloads, if any wait for that.
+    /// When the payload deleted last must be out of every log and snapshot; `None` before the
+    /// first deletion.
     #[must_use]
     pub fn purge_due(&self) -> Option<Stamp> {
         self.purge_due
