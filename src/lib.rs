@@ -1,1 +1,13 @@
-//! placeholder
+//! The node and the command line of skep. `main.rs` chooses the role; `node.rs` composes the
+//! parts, which do not know one another.
+
+#[global_allocator]
+static ALLOCATOR: zeroizing_alloc::ZeroAlloc<std::alloc::System> =
+    zeroizing_alloc::ZeroAlloc(std::alloc::System);
+
+pub mod engine;
+pub mod gate;
+pub mod limits;
+pub mod protected;
+pub mod seal;
+pub mod wire;

@@ -1,0 +1,30 @@
+//! Bounds of the node, beside those of `skep_core::limits`.
+
+use std::time::Duration;
+
+/// Bytes in a JSON request body.
+pub const JSON_BODY_BYTES: usize = 4 << 20;
+/// Connections to the local socket at once.
+pub const API_CONNECTIONS: usize = 256;
+/// Exec records kept on a node.
+pub const EXECS: usize = 256;
+/// How long an ended exec can still be inspected.
+pub const EXEC_KEPT: Duration = Duration::from_secs(300);
+/// Bytes in one message between daemon and shim.
+pub const SHIM_MESSAGE_BYTES: usize = 20 << 20;
+/// How long a spawned shim may take until it listens.
+pub const SHIM_START: Duration = Duration::from_secs(10);
+/// How long a shim may stay silent before it is killed.
+pub const SHIM_SILENCE: Duration = Duration::from_secs(30);
+/// How long one runc call may take.
+pub const RUNC_CALL: Duration = Duration::from_secs(60);
+/// Bytes of one task log file before it is rotated.
+pub const LOG_FILE_BYTES: u64 = 10 << 20;
+/// Task log files kept.
+pub const LOG_FILES: u32 = 3;
+/// Bytes in one line of a task log; longer ones are cut into several.
+pub const LOG_LINE_BYTES: usize = 16 << 10;
+/// Time between two batches of task reports.
+pub const REPORT_BATCH: Duration = Duration::from_millis(100);
+/// How long a write may wait for the log before its outcome is unknown.
+pub const WRITE_WAIT: Duration = Duration::from_secs(5);

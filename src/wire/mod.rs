@@ -1,0 +1,78 @@
+//! Messages between processes: CBOR maps with numbered fields. Numbers are never reused, and a
+//! field added later has a default.
+
+pub mod launch;
+pub mod shim;
+
+use std::io::{self, Read, Write};
+
+use minicbor::{Decode, Encode};
+
+use crate::limits::SHIM_MESSAGE_BYTES;
+
+/// A message that cannot be sent or understood.
+#[derive(Debug, thiserror::Error)]
+pub enum WireError {
+    /// The stream failed.
+    #[error("the connection failed")]
+    Io(#[from] io::Error),
+    /// The peer announced more than it may send.
+    #[error("a message of {0} bytes is over the limit of {SHIM_MESSAGE_BYTES}")]
+    TooLong(usize),
+    /// The bytes are no message of this protocol.
+    #[error("a message cannot be understood")]
+    Decode(#[from] minicbor::decode::Error),
+}
+
+/// Encodes a message behind its length: four bytes, big-endian.
+pub fn frame<T: Encode<()>>(message: &T) -> Vec<u8> {
+    let mut out = vec![0; 4];
+    // Writing to a vector cannot fail, and derived encoders raise no errors of their own.
+    let _ = minicbor::encode(message, &mut out);
+    let len = u32::try_from(out.len() - 4).unwrap_or(u32::MAX);
+    out[..4].copy_from_slice(&len.to_be_bytes());
+    out
+}
+
+/// Decodes one message and refuses bytes behind it.
+///
+/// # Errors
+/// [`WireError::Decode`].
+pub fn parse<T: for<'b> Decode<'b, ()>>(bytes: &[u8]) -> Result<T, WireError> {
+    let mut decoder = minicbor::Decoder::new(bytes);
+    let message = decoder.decode()?;
+    if decoder.position() != bytes.len() {
+        return Err(minicbor::decode::Error::message("trailing bytes").into());
+    }
+    Ok(message)
+}
+
+/// The length in a frame's header, checked.
+///
+/// # Errors
+/// [`WireError::TooLong`].
+pub fn frame_len(header: [u8; 4]) -> Result<usize, WireError> {
+    let len = u32::from_be_bytes(header) as usize;
+    if len > SHIM_MESSAGE_BYTES { Err(WireError::TooLong(len)) } else { Ok(len) }
+}
+
+/// Reads one framed message from a blocking stream.
+///
+/// # Errors
+/// Any [`WireError`]; an end of stream is [`io::ErrorKind::UnexpectedEof`].
+pub fn read_message<T: for<'b> Decode<'b, ()>>(stream: &mut impl Read) -> Result<T, WireError> {
+    let mut header = [0; 4];
+    stream.read_exact(&mut header)?;
+    let mut body = vec![0; frame_len(header)?];
+    stream.read_exact(&mut body)?;
+    parse(&body)
+}
+
+/// Writes one framed message to a blocking stream.
+///
+/// # Errors
+/// [`WireError::Io`].
+pub fn write_message<T: Encode<()>>(stream: &mut impl Write, message: &T) -> Result<(), WireError> {
+    stream.write_all(&frame(message))?;
+    Ok(())
+}
