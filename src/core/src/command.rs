@@ -1,5 +1,6 @@
 //! The only ways the swarm changes, and what each may answer.
 
+use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
@@ -36,7 +37,7 @@ pub struct Proposal {
 pub enum Command {
     /// Makes the swarm with its first manager.
     #[n(0)]
-    ClusterInit(#[n(0)] ClusterInit),
+    ClusterInit(#[n(0)] Box<ClusterInit>),
     /// Changes the swarm's settings.
     #[n(1)]
     ClusterUpdate {
@@ -271,7 +272,8 @@ pub enum Decision {
         #[n(1)]
         node: NodeId,
     },
-    /// Sets the status of a task no node has yet: why it waits, say.
+    /// Sets the status of a task no agent speaks for: why it waits for a node, say, or that its
+    /// node is gone for good.
     #[n(3)]
     TaskStatus {
         /// Task.
@@ -300,6 +302,19 @@ pub enum Decision {
         /// New status.
         #[n(2)]
         update: UpdateStatus,
+    },
+    /// Takes a service back to its previous spec because its update failed.
+    #[n(6)]
+    ServiceRollback {
+        /// Service.
+        #[n(0)]
+        id: ServiceId,
+        /// The `spec_version` that failed.
+        #[n(1)]
+        spec_version: u64,
+        /// Message of its update status from now on.
+        #[n(2)]
+        message: String,
     },
 }
 

@@ -74,6 +74,11 @@ impl fmt::Display for ParseIdError {
 impl core::error::Error for ParseIdError {}
 
 impl<K> Id<K> {
+    /// The first of all ids. Bounds ranges; never minted.
+    pub(crate) const MIN: Self = Self { text: [b'0'; ID_LEN], kind: PhantomData };
+    /// The last of all ids.
+    pub(crate) const MAX: Self = Self { text: [b'z'; ID_LEN], kind: PhantomData };
+
     /// Makes an id of 17 random bytes.
     #[must_use]
     pub fn from_entropy(mut entropy: [u8; ENTROPY_LEN]) -> Self {

@@ -11,6 +11,7 @@ extern crate alloc;
 
 pub mod apply;
 pub mod assign;
+pub mod codec;
 pub mod command;
 pub mod control;
 pub mod id;
@@ -22,3 +23,6 @@ pub mod snapshot;
 pub mod state;
 pub mod task_machine;
 pub mod time;
+
+#[cfg(test)]
+mod testing;

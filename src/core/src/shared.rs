@@ -15,6 +15,12 @@ impl<T> Shared<T> {
         Self(Arc::new(value))
     }
 
+    /// Shares what is shared already.
+    #[must_use]
+    pub fn of(value: &Arc<T>) -> Self {
+        Self(Arc::clone(value))
+    }
+
     /// Whether both are the same value in memory.
     #[must_use]
     pub fn same(a: &Self, b: &Self) -> bool {
@@ -26,6 +32,12 @@ impl<T: Clone> Shared<T> {
     /// The value, to change: copied first if others share it.
     pub fn make_mut(&mut self) -> &mut T {
         Arc::make_mut(&mut self.0)
+    }
+
+    /// The value itself: a copy if others share it.
+    #[must_use]
+    pub fn into_inner(self) -> T {
+        Arc::unwrap_or_clone(self.0)
     }
 }
 

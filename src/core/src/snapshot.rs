@@ -1,9 +1,23 @@
 //! The state as records, for snapshots: written one object at a time, read back likewise.
 
-use alloc::string::String;
+use alloc::format;
+use alloc::string::{String, ToString};
 use core::fmt;
 
-use crate::state::State;
+use minicbor::{Decode, Encode};
+
+use crate::codec;
+use crate::command::Outcome;
+use crate::id::{MaterialId, RequestId};
+use crate::model::cluster::Cluster;
+use crate::model::material::Material;
+use crate::model::node::Node;
+use crate::model::service::Service;
+use crate::model::task::Task;
+use crate::sealed::Sealed;
+use crate::shared::Shared;
+use crate::state::{FORMAT, State};
+use crate::time::Stamp;
 
 /// A record that cannot be read back.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,21 +31,131 @@ impl fmt::Display for ReadError {
 
 impl core::error::Error for ReadError {}
 
-/// Hands every record of `state` to `sink`, in a fixed order.
-pub fn write(_state: &State, _sink: &mut dyn FnMut(&[u8])) {}
+/// One record. The order of the variants is the order in a snapshot.
+#[derive(Debug, Encode, Decode)]
+enum Record {
+    #[n(0)]
+    Header {
+        #[n(0)]
+        format: u32,
+        #[n(1)]
+        last_stamp: Stamp,
+        #[n(2)]
+        purge_due: Option<Stamp>,
+    },
+    #[n(1)]
+    Cluster(#[n(0)] Shared<Cluster>),
+    #[n(2)]
+    Node(#[n(0)] Shared<Node>),
+    #[n(3)]
+    Material(#[n(0)] Shared<Material>),
+    #[n(4)]
+    Payload {
+        #[n(0)]
+        id: MaterialId,
+        #[n(1)]
+        number: u64,
+        #[n(2)]
+        sealed: Shared<Sealed>,
+    },
+    #[n(5)]
+    Service(#[n(0)] Shared<Service>),
+    #[n(6)]
+    Task(#[n(0)] Shared<Task>),
+    #[n(7)]
+    Outcome {
+        #[n(0)]
+        request: RequestId,
+        #[n(1)]
+        outcome: Outcome,
+    },
+    /// Last, with the number of records before it.
+    #[n(8)]
+    End(#[n(0)] u64),
+}
+
+/// Hands every record of `state` to `sink`, in a fixed order: equal states give equal records.
+pub fn write(state: &State, sink: &mut dyn FnMut(&[u8])) {
+    let mut count = 0;
+    let mut put = |record: Record| {
+        sink(&codec::encode(&record));
+        count += 1;
+    };
+    let State { format, last_stamp, purge_due, .. } = *state;
+    put(Record::Header { format, last_stamp, purge_due });
+    if let Some(cluster) = &state.cluster {
+        put(Record::Cluster(Shared::of(cluster)));
+    }
+    for node in state.nodes.values() {
+        put(Record::Node(Shared::of(node)));
+    }
+    for material in state.materials.values() {
+        put(Record::Material(Shared::of(material)));
+    }
+    for (&(id, number), sealed) in &state.payloads {
+        put(Record::Payload { id, number, sealed: Shared::of(sealed) });
+    }
+    for service in state.services.values() {
+        put(Record::Service(Shared::of(service)));
+    }
+    for task in state.tasks.values() {
+        put(Record::Task(Shared::of(task)));
+    }
+    for (request, outcome) in &state.outcomes {
+        put(Record::Outcome { request: *request, outcome: outcome.clone() });
+    }
+    sink(&codec::encode(&Record::End(count)));
+}
 
 /// Builds a state of records.
 #[derive(Debug, Default)]
 pub struct Reader {
     state: State,
+    count: u64,
+    ended: bool,
 }
 
 impl Reader {
     /// Takes the next record.
     ///
     /// # Errors
-    /// If the record is not one of this format.
-    pub fn push(&mut self, _record: &[u8]) -> Result<(), ReadError> {
+    /// If the record is not one of this format, or comes where none may. The reader is of no
+    /// use afterwards.
+    pub fn push(&mut self, record: &[u8]) -> Result<(), ReadError> {
+        let record = codec::decode_strict(record)
+            .map_err(|e| ReadError(format!("number {}: {e}", self.count)))?;
+        let is_header = matches!(record, Record::Header { .. });
+        if self.ended || is_header != (self.count == 0) {
+            return Err(ReadError(format!("number {} is out of place", self.count)));
+        }
+        match record {
+            Record::Header { format, .. } if format > FORMAT => {
+                return Err(ReadError(format!(
+                    "the snapshot has format {format}, this version reads up to {FORMAT}"
+                )));
+            }
+            Record::Header { format, last_stamp, purge_due } => {
+                self.state = State { format, last_stamp, purge_due, ..State::default() };
+            }
+            Record::Cluster(cluster) => self.state.cluster = Some(cluster.into_inner().into()),
+            Record::Node(node) => self.state.put_node(node.into_inner()),
+            Record::Material(material) => self.state.put_material(material.into_inner()),
+            Record::Payload { id, number, sealed } => {
+                self.state.put_payload((id, number), sealed.into_inner());
+            }
+            Record::Service(service) => self.state.put_service(service.into_inner()),
+            Record::Task(task) => {
+                let mut task = task.into_inner();
+                self.state.share_spec(&mut task);
+                self.state.put_task(task);
+            }
+            Record::Outcome { request, outcome } => self.state.remember(request, outcome),
+            Record::End(count) if count != self.count => {
+                return Err(ReadError(format!("{} records of {count}", self.count)));
+            }
+            Record::End(_) => self.ended = true,
+        }
+        self.count += 1;
         Ok(())
     }
 
@@ -40,6 +164,16 @@ impl Reader {
     /// # Errors
     /// If records are missing.
     pub fn finish(self) -> Result<State, ReadError> {
+        if !self.ended {
+            return Err(ReadError("the end is missing".to_string()));
+        }
+        for (id, material) in &self.state.materials {
+            for version in &material.versions {
+                if !self.state.payloads.contains_key(&(*id, version.number)) {
+                    return Err(ReadError(format!("no payload {} of {id}", version.number)));
+                }
+            }
+        }
         Ok(self.state)
     }
 }

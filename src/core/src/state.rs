@@ -7,6 +7,7 @@ use alloc::sync::Arc;
 
 use crate::command::Outcome;
 use crate::id::{MaterialId, NodeId, RequestId, ServiceId, TaskId};
+use crate::limits;
 use crate::model::cluster::Cluster;
 use crate::model::material::{Material, MaterialKind};
 use crate::model::node::Node;
@@ -14,6 +15,9 @@ use crate::model::service::Service;
 use crate::model::task::Task;
 use crate::sealed::Sealed;
 use crate::time::Stamp;
+
+/// The newest format of records and commands this version writes and reads.
+pub const FORMAT: u32 = 1;
 
 /// Key of the payload table: which object, which version.
 pub type PayloadKey = (MaterialId, u64);
@@ -46,10 +50,32 @@ pub(crate) struct Index {
     pub(crate) material_names: BTreeMap<(MaterialKind, String), MaterialId>,
     pub(crate) service_names: BTreeMap<String, ServiceId>,
     pub(crate) users: BTreeMap<MaterialId, BTreeSet<ServiceId>>,
-    pub(crate) tasks_of_service: BTreeMap<ServiceId, BTreeSet<TaskId>>,
+    /// With its slot first, so that a service's tasks come slot by slot.
+    pub(crate) tasks_of_service: BTreeMap<ServiceId, BTreeSet<(u64, TaskId)>>,
     pub(crate) tasks_of_node: BTreeMap<NodeId, BTreeSet<TaskId>>,
+    /// What each node's live tasks take of it.
+    pub(crate) loads: BTreeMap<NodeId, NodeLoad>,
+    /// Tasks that wait for a node.
+    pub(crate) unassigned: BTreeSet<TaskId>,
+    /// Services that are gone, while tasks of theirs remain.
+    pub(crate) removed_services: BTreeSet<ServiceId>,
     pub(crate) outcomes: BTreeMap<RequestId, Outcome>,
     pub(crate) payload_bytes: u64,
+}
+
+/// What the live tasks of a node take of it.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct NodeLoad {
+    /// Tasks that are to run there.
+    pub tasks: u64,
+    /// The same by service.
+    pub by_service: BTreeMap<ServiceId, u64>,
+    /// CPUs reserved by tasks that have not ended, in billionths.
+    pub nano_cpus: u64,
+    /// Memory reserved by them, in bytes.
+    pub memory_bytes: u64,
+    /// Countable resources reserved by them.
+    pub generic: BTreeMap<String, u64>,
 }
 
 impl State {
@@ -128,10 +154,24 @@ impl State {
         self.tasks.values()
     }
 
-    /// Tasks of a service, ended ones included.
+    /// Tasks of a service slot by slot, ended ones included.
     pub fn tasks_of_service(&self, id: &ServiceId) -> impl Iterator<Item = &Arc<Task>> {
         let ids = self.index.tasks_of_service.get(id).into_iter().flatten();
-        ids.filter_map(|id| self.tasks.get(id))
+        ids.filter_map(|(_, id)| self.tasks.get(id))
+    }
+
+    /// Tasks of one slot of a service, ended ones included.
+    pub fn tasks_of_slot(&self, id: &ServiceId, slot: u64) -> impl Iterator<Item = &Arc<Task>> {
+        let (first, last) = ((slot, TaskId::MIN), (slot, TaskId::MAX));
+        let all = self.index.tasks_of_service.get(id);
+        let ids = all.into_iter().flat_map(move |all| all.range(first..=last));
+        ids.filter_map(|(_, id)| self.tasks.get(id))
+    }
+
+    /// What the live tasks of a node take of it; none if it has none.
+    #[must_use]
+    pub fn load(&self, id: &NodeId) -> Option<&NodeLoad> {
+        self.index.loads.get(id)
     }
 
     /// Tasks assigned to a node, ended ones included.
@@ -146,10 +186,196 @@ impl State {
         self.last_stamp
     }
 
+    /// The format its records and commands have.
+    #[must_use]
+    pub fn format(&self) -> u32 {
+        self.format
+    }
+
     /// When the payload deleted last must be out of every log and snapshot; `None` before the
     /// first deletion.
     #[must_use]
     pub fn purge_due(&self) -> Option<Stamp> {
         self.purge_due
+    }
+}
+
+/// Upkeep: every write goes through one of these, so objects and indexes agree.
+impl State {
+    pub(crate) fn put_node(&mut self, node: Node) {
+        self.nodes.insert(node.id, Arc::new(node));
+    }
+
+    pub(crate) fn put_material(&mut self, material: Material) {
+        let name = (material.kind, material.spec.name.clone());
+        self.index.material_names.insert(name, material.id);
+        self.materials.insert(material.id, Arc::new(material));
+    }
+
+    /// Removes a secret or config with all its payloads.
+    pub(crate) fn remove_material(&mut self, id: &MaterialId) {
+        let Some(material) = self.materials.remove(id) else { return };
+        self.index.material_names.remove(&(material.kind, material.spec.name.clone()));
+        for version in &material.versions {
+            self.remove_payload(&(*id, version.number));
+        }
+    }
+
+    pub(crate) fn put_payload(&mut self, key: PayloadKey, sealed: Sealed) {
+        self.remove_payload(&key);
+        self.index.payload_bytes += sealed.bytes.len() as u64;
+        self.payloads.insert(key, Arc::new(sealed));
+    }
+
+    pub(crate) fn remove_payload(&mut self, key: &PayloadKey) {
+        if let Some(sealed) = self.payloads.remove(key) {
+            self.index.payload_bytes -= sealed.bytes.len() as u64;
+        }
+    }
+
+    pub(crate) fn put_service(&mut self, service: Service) {
+        self.forget_service(&service.id);
+        for grant in service.spec.task.container.grants() {
+            self.index.users.entry(grant.id).or_default().insert(service.id);
+        }
+        self.index.service_names.insert(service.spec.name.clone(), service.id);
+        self.index.removed_services.remove(&service.id);
+        self.services.insert(service.id, Arc::new(service));
+    }
+
+    pub(crate) fn remove_service(&mut self, id: &ServiceId) {
+        self.forget_service(id);
+        if self.services.remove(id).is_some() && self.index.tasks_of_service.contains_key(id) {
+            self.index.removed_services.insert(*id);
+        }
+    }
+
+    fn forget_service(&mut self, id: &ServiceId) {
+        let Some(old) = self.services.get(id) else { return };
+        self.index.service_names.remove(&old.spec.name);
+        for grant in old.spec.task.container.grants() {
+            remove_from(&mut self.index.users, &grant.id, id);
+        }
+    }
+
+    pub(crate) fn put_task(&mut self, task: Task) {
+        self.forget_task(&task.id);
+        let services = &mut self.index.tasks_of_service;
+        services.entry(task.service).or_default().insert((task.slot, task.id));
+        match task.node {
+            Some(node) => {
+                self.index.tasks_of_node.entry(node).or_default().insert(task.id);
+                self.index.loads.entry(node).or_default().add(&task);
+            }
+            None if !task.is_done() => {
+                self.index.unassigned.insert(task.id);
+            }
+            None => {}
+        }
+        if !self.services.contains_key(&task.service) {
+            self.index.removed_services.insert(task.service);
+        }
+        self.tasks.insert(task.id, Arc::new(task));
+    }
+
+    /// Lets a task that came in as bytes share the template of its service again.
+    pub(crate) fn share_spec(&self, task: &mut Task) {
+        if let Some(service) = self.services.get(&task.service)
+            && service.spec_version == task.spec_version
+            && *service.spec.task == *task.spec
+        {
+            task.spec = service.spec.task.clone();
+        }
+    }
+
+    pub(crate) fn remove_task(&mut self, id: &TaskId) {
+        self.forget_task(id);
+        let Some(task) = self.tasks.remove(id) else { return };
+        if !self.index.tasks_of_service.contains_key(&task.service) {
+            self.index.removed_services.remove(&task.service);
+        }
+    }
+
+    fn forget_task(&mut self, id: &TaskId) {
+        let Some(old) = self.tasks.get(id) else { return };
+        remove_from(&mut self.index.tasks_of_service, &old.service, &(old.slot, *id));
+        self.index.unassigned.remove(id);
+        let Some(node) = old.node else { return };
+        remove_from(&mut self.index.tasks_of_node, &node, id);
+        if let Some(load) = self.index.loads.get_mut(&node) {
+            load.subtract(old);
+            if *load == NodeLoad::default() {
+                self.index.loads.remove(&node);
+            }
+        }
+    }
+
+    /// Remembers the first outcome of a request and forgets the oldest one beyond the bound.
+    pub(crate) fn remember(&mut self, request: RequestId, outcome: Outcome) {
+        if self.outcomes.len() >= limits::OUTCOMES
+            && let Some((oldest, _)) = self.outcomes.pop_front()
+        {
+            self.index.outcomes.remove(&oldest);
+        }
+        self.index.outcomes.insert(request, outcome.clone());
+        self.outcomes.push_back((request, outcome));
+    }
+}
+
+/// Removes one value, and its set with the last one.
+fn remove_from<K: Ord, V: Ord>(map: &mut BTreeMap<K, BTreeSet<V>>, key: &K, value: &V) {
+    if let Some(set) = map.get_mut(key) {
+        set.remove(value);
+        if set.is_empty() {
+            map.remove(key);
+        }
+    }
+}
+
+impl NodeLoad {
+    /// Counts a task in. One that ended takes nothing; one that was told to end still holds
+    /// what it reserved but does not count as running there.
+    pub(crate) fn add(&mut self, task: &Task) {
+        if task.status.state.is_terminal() {
+            return;
+        }
+        if !task.is_done() {
+            self.tasks += 1;
+            *self.by_service.entry(task.service).or_default() += 1;
+        }
+        if let Some(needs) = task.spec.reserved() {
+            self.nano_cpus = self.nano_cpus.saturating_add(needs.nano_cpus);
+            self.memory_bytes = self.memory_bytes.saturating_add(needs.memory_bytes);
+            for (kind, count) in &needs.generic {
+                let held = self.generic.entry(kind.clone()).or_default();
+                *held = held.saturating_add(*count);
+            }
+        }
+    }
+
+    fn subtract(&mut self, task: &Task) {
+        if task.status.state.is_terminal() {
+            return;
+        }
+        if !task.is_done() {
+            self.tasks = self.tasks.saturating_sub(1);
+            subtract_from(&mut self.by_service, &task.service, 1);
+        }
+        if let Some(needs) = task.spec.reserved() {
+            self.nano_cpus = self.nano_cpus.saturating_sub(needs.nano_cpus);
+            self.memory_bytes = self.memory_bytes.saturating_sub(needs.memory_bytes);
+            for (kind, count) in &needs.generic {
+                subtract_from(&mut self.generic, kind, *count);
+            }
+        }
+    }
+}
+
+fn subtract_from<K: Ord>(map: &mut BTreeMap<K, u64>, key: &K, count: u64) {
+    if let Some(held) = map.get_mut(key) {
+        *held = held.saturating_sub(count);
+        if *held == 0 {
+            map.remove(key);
+        }
     }
 }

@@ -120,6 +120,29 @@ pub struct TaskSpec {
     pub runtime: String,
 }
 
+impl TaskSpec {
+    /// What a node must have left for it, if anything.
+    #[must_use]
+    pub fn reserved(&self) -> Option<&Resources> {
+        self.resources.as_ref()?.reservations.as_ref()
+    }
+
+    /// Whether a task of `self` may stay when `other` is wanted. The order of grants and of
+    /// the environment says nothing: clients send them in any order.
+    #[must_use]
+    pub fn is_same(a: &Shared<Self>, b: &Shared<Self>) -> bool {
+        Shared::same(a, b) || **a == **b || a.sorted() == b.sorted()
+    }
+
+    fn sorted(&self) -> Self {
+        let mut spec = self.clone();
+        spec.container.secrets.sort();
+        spec.container.configs.sort();
+        spec.container.env.sort();
+        spec
+    }
+}
+
 /// Limits and reservations.
 #[derive(Debug, Default, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
@@ -298,6 +321,9 @@ pub struct Task {
     /// Start of that window.
     #[n(13)]
     pub window_start: Stamp,
+    /// When managers first learned that it runs.
+    #[n(14)]
+    pub running_since: Option<Stamp>,
 }
 
 impl Task {

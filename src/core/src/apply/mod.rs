@@ -1,0 +1,112 @@
+//! State × command → changes or rejection.
+
+mod cluster;
+mod material;
+mod service;
+mod spec;
+mod task;
+#[cfg(test)]
+mod tests;
+
+use alloc::format;
+use alloc::vec::Vec;
+
+use crate::command::{Command, Outcome, Proposal, Rejection};
+use crate::id::{MaterialId, NodeId, ServiceId, TaskId};
+use crate::limits;
+use crate::model::Labels;
+use crate::state::State;
+use crate::time::Stamp;
+
+/// Which object a command wrote or removed. What became of it is in the state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// The swarm.
+    Cluster,
+    /// A node.
+    Node(NodeId),
+    /// A secret or config.
+    Material(MaterialId),
+    /// A service.
+    Service(ServiceId),
+    /// A task.
+    Task(TaskId),
+}
+
+/// What a handler answers: the object's write counter, or why not.
+type Applied = Result<u64, Rejection>;
+
+/// The state with what every handler writes beside it. A handler checks everything first and
+/// writes last, so a rejection never leaves half a change behind.
+struct Writer<'a> {
+    state: &'a mut State,
+    changes: &'a mut Vec<Change>,
+    now: Stamp,
+}
+
+/// Applies one proposal. The same proposals in the same order make the same state on every
+/// manager; a rejected one leaves the state as it was but for the remembered outcome.
+pub fn apply(state: &mut State, proposal: &Proposal, changes: &mut Vec<Change>) -> Outcome {
+    if let Some(first) = state.index.outcomes.get(&proposal.request) {
+        return first.clone();
+    }
+    let now = state.last_stamp.max(proposal.stamp);
+    let applied = Writer { state, changes, now }.command(&proposal.command);
+    let outcome = match applied {
+        Ok(version) => {
+            state.last_stamp = now;
+            Outcome::Done(version)
+        }
+        Err(rejection) => Outcome::Rejected(rejection),
+    };
+    state.remember(proposal.request, outcome.clone());
+    outcome
+}
+
+impl Writer<'_> {
+    fn command(&mut self, command: &Command) -> Applied {
+        match command {
+            Command::ClusterInit(init) => return self.cluster_init(init),
+            Command::Noop => return Ok(0),
+            _ if self.state.cluster.is_none() => return Err(Rejection::NoCluster),
+            _ => {}
+        }
+        match command {
+            Command::ClusterInit(_) | Command::Noop => Ok(0),
+            Command::ClusterUpdate { version, spec, worker_secret, manager_secret } => {
+                self.cluster_update(*version, spec, worker_secret.as_ref(), manager_secret.as_ref())
+            }
+            Command::NodeUpdate { id, version, spec } => self.node_update(id, *version, spec),
+            Command::NodeReport(reports) => Ok(self.node_reports(reports)),
+            Command::MaterialCreate { id, kind, spec, size, payload } => {
+                self.material_create(id, *kind, spec, *size, payload)
+            }
+            Command::MaterialUpdate { id, version, spec } => {
+                self.material_update(id, *version, spec)
+            }
+            Command::MaterialAppend { id, number, size, payload } => {
+                self.material_append(id, *number, *size, payload)
+            }
+            Command::MaterialRemove { id } => self.material_remove(id),
+            Command::ServiceCreate { id, spec } => self.service_create(id, spec),
+            Command::ServiceUpdate { id, version, spec } => self.service_update(id, *version, spec),
+            Command::ServiceRollback { id, version } => self.service_rollback(id, *version),
+            Command::ServiceRemove { id } => self.service_remove(id),
+            Command::Control(decisions) => Ok(self.decisions(decisions)),
+            Command::TaskReport(reports) => Ok(self.task_reports(reports)),
+        }
+    }
+}
+
+/// Refuses more labels than an object may carry.
+fn check_labels(labels: &Labels) -> Result<(), Rejection> {
+    let bytes: usize = labels.iter().map(|(key, value)| key.len() + value.len()).sum();
+    if labels.len() > limits::LABELS || bytes > limits::LABEL_BYTES {
+        return Err(Rejection::Invalid(format!(
+            "too many labels: at most {} with {} bytes in all",
+            limits::LABELS,
+            limits::LABEL_BYTES
+        )));
+    }
+    Ok(())
+}

@@ -1,0 +1,206 @@
+//! What the tests share: a small swarm and short ways to change it.
+
+use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use crate::apply::{Change, apply};
+use crate::command::{ClusterInit, Command, Outcome, Proposal, TaskReport};
+use crate::id::{ENTROPY_LEN, Id, MaterialId, NodeId, RequestId, ServiceId, TaskId};
+use crate::model::Meta;
+use crate::model::cluster::{ClusterSpec, Ring, RingKey, Slot, Trust};
+use crate::model::container::ContainerSpec;
+use crate::model::material::{Grant, MaterialKind, MaterialSpec};
+use crate::model::node::{ManagerInfo, NodeDescription, NodeSpec};
+use crate::model::service::{ServiceMode, ServiceSpec};
+use crate::model::task::{Task, TaskSpec, TaskState, TaskStatus};
+use crate::sealed::Sealed;
+use crate::shared::Shared;
+use crate::snapshot;
+use crate::state::State;
+use crate::time::{Span, Stamp};
+
+/// An id of any kind that ends in a number, in base 36. The digit after it is not shown.
+pub(crate) fn id<K>(n: u64) -> Id<K> {
+    let mut entropy = [0; ENTROPY_LEN];
+    entropy[ENTROPY_LEN - 8..].copy_from_slice(&(n * 36).to_be_bytes());
+    Id::from_entropy(entropy)
+}
+
+pub(crate) fn material_spec(name: &str) -> MaterialSpec {
+    MaterialSpec { name: String::from(name), ..MaterialSpec::default() }
+}
+
+pub(crate) fn sealed(key: u64, size: u64) -> Sealed {
+    Sealed { key, nonce: [7; 12], bytes: alloc::vec![0x5a; size as usize + 16] }
+}
+
+pub(crate) fn grant(id: MaterialId, name: &str) -> Grant {
+    let name = String::from(name);
+    Grant { id, target: name.clone(), name, uid: 0, gid: 0, mode: 0o444, pin: None }
+}
+
+pub(crate) fn service_spec(name: &str, replicas: u64) -> ServiceSpec {
+    let container = ContainerSpec { image: String::from("busybox"), ..ContainerSpec::default() };
+    ServiceSpec {
+        name: String::from(name),
+        labels: BTreeMap::new(),
+        task: Shared::new(TaskSpec { container, ..TaskSpec::default() }),
+        mode: ServiceMode::Replicated { replicas },
+        update: None,
+        rollback: None,
+        endpoint: None,
+    }
+}
+
+pub(crate) fn task(n: u64) -> Task {
+    Task {
+        id: id(n),
+        meta: Meta::default(),
+        service: id(5),
+        service_name: String::from("web"),
+        service_labels: BTreeMap::new(),
+        slot: 1,
+        node: None,
+        spec: Shared::default(),
+        spec_version: 1,
+        status: TaskStatus { state: TaskState::Pending, ..TaskStatus::default() },
+        desired: TaskState::Running,
+        start_after: None,
+        attempts: 0,
+        window_start: Stamp(0),
+        running_since: None,
+    }
+}
+
+pub(crate) fn create_secret(n: u64, name: &str) -> Command {
+    Command::MaterialCreate {
+        id: id(n),
+        kind: MaterialKind::Secret,
+        spec: material_spec(name),
+        size: 3,
+        payload: sealed(1, 3),
+    }
+}
+
+/// The first entry of a swarm whose first manager is node 1.
+pub(crate) fn init() -> Command {
+    let slot = Slot { sealed: Vec::new() };
+    let key =
+        RingKey { version: 1, created: Stamp(1), slots: BTreeMap::from([(id::<_>(1), slot)]) };
+    Command::ClusterInit(Box::new(ClusterInit {
+        id: id(1),
+        spec: ClusterSpec::default(),
+        ring: Ring { current: 1, keys: alloc::vec![key] },
+        trust: Trust::default(),
+        incarnation_id: [1; 16],
+        node: id(1),
+        node_spec: NodeSpec::default(),
+        description: description("one"),
+        manager: ManagerInfo { raft_id: 1, addr: String::from("10.0.0.1:2377"), seal_key: [0; 32] },
+        public_key: Vec::new(),
+        addr: String::from("10.0.0.1"),
+    }))
+}
+
+pub(crate) fn description(hostname: &str) -> NodeDescription {
+    NodeDescription {
+        hostname: String::from(hostname),
+        architecture: String::from("x86_64"),
+        os: String::from("linux"),
+        nano_cpus: 4_000_000_000,
+        memory_bytes: 8 << 30,
+        ..NodeDescription::default()
+    }
+}
+
+pub(crate) fn records(state: &State) -> Vec<Vec<u8>> {
+    let mut records = Vec::new();
+    snapshot::write(state, &mut |record| records.push(record.to_vec()));
+    records
+}
+
+/// A swarm under test, with a clock that moves a millisecond with every command.
+#[derive(Debug, Clone)]
+pub(crate) struct World {
+    pub(crate) state: State,
+    pub(crate) changes: Vec<Change>,
+    pub(crate) now: Stamp,
+    pub(crate) node: NodeId,
+    requests: u64,
+    ids: u64,
+}
+
+impl World {
+    pub(crate) fn empty() -> Self {
+        let now = Stamp(1_000_000_000_000);
+        let node = id(1);
+        Self { state: State::default(), changes: Vec::new(), now, node, requests: 0, ids: 1_000 }
+    }
+
+    pub(crate) fn new() -> Self {
+        let mut world = Self::empty();
+        world.done(init());
+        world
+    }
+
+    pub(crate) fn run_as(&mut self, request: RequestId, command: Command) -> Outcome {
+        self.now = self.now + Span::from_millis(1);
+        let proposal = Proposal { request, stamp: self.now, command };
+        apply(&mut self.state, &proposal, &mut self.changes)
+    }
+
+    pub(crate) fn run(&mut self, command: Command) -> Outcome {
+        self.requests += 1;
+        self.run_as(id(self.requests), command)
+    }
+
+    /// Runs a command that must be done and gives the write counter it answers.
+    #[track_caller]
+    pub(crate) fn done(&mut self, command: Command) -> u64 {
+        match self.run(command) {
+            Outcome::Done(version) => version,
+            Outcome::Rejected(rejection) => panic!("{rejection}"),
+        }
+    }
+
+    pub(crate) fn records(&self) -> Vec<Vec<u8>> {
+        records(&self.state)
+    }
+
+    fn material(&mut self, kind: MaterialKind, name: &str) -> MaterialId {
+        self.ids += 1;
+        let id = id(self.ids);
+        let (spec, payload) = (material_spec(name), sealed(1, 3));
+        self.done(Command::MaterialCreate { id, kind, spec, size: 3, payload });
+        id
+    }
+
+    pub(crate) fn secret(&mut self, name: &str) -> MaterialId {
+        self.material(MaterialKind::Secret, name)
+    }
+
+    pub(crate) fn config(&mut self, name: &str) -> MaterialId {
+        self.material(MaterialKind::Config, name)
+    }
+
+    pub(crate) fn create_service(&mut self, n: u64, spec: ServiceSpec) -> ServiceId {
+        let id = id(n);
+        self.done(Command::ServiceCreate { id, spec });
+        id
+    }
+
+    pub(crate) fn update_service(&mut self, n: u64, change: impl FnOnce(&mut ServiceSpec)) {
+        let service = self.state.service(&id(n)).unwrap();
+        let (id, version) = (service.id, service.meta.version);
+        let mut spec = ServiceSpec::clone(&service.spec);
+        change(&mut spec);
+        self.done(Command::ServiceUpdate { id, version, spec });
+    }
+
+    pub(crate) fn report(&mut self, id: TaskId, node: NodeId, state: TaskState) {
+        let status = TaskStatus { at: self.now, state, ..TaskStatus::default() };
+        self.done(Command::TaskReport(alloc::vec![TaskReport { id, node, status }]));
+    }
+}
