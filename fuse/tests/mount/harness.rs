@@ -1,0 +1,91 @@
+//! A filesystem in a mount namespace of its own.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use skep_fuse::limits;
+use skep_fuse::server::{Member, Server};
+use skep_fuse::tree::Grant;
+use skep_fuse::vault::{Vault, VaultKind};
+
+/// A mounted filesystem with its vault, below a scratch directory.
+pub(crate) struct World {
+    pub(crate) vault: Vault,
+    pub(crate) server: Server,
+    /// Holds `mnt` (the mount) and whatever a test adds.
+    pub(crate) dir: PathBuf,
+}
+
+impl World {
+    /// Mounts in the calling thread's namespace.
+    pub(crate) fn new(kind: VaultKind, dir: &Path) -> World {
+        let mnt = dir.join("mnt");
+        fs::create_dir(&mnt).unwrap();
+        let vault = Vault::new(kind, limits::VAULT_BYTES).unwrap();
+        let server = Server::mount(&mnt).unwrap();
+        World { vault, server, dir: dir.to_owned() }
+    }
+
+    pub(crate) fn member(&self, grant: Grant, bytes: &[u8]) -> Member {
+        let filled = self.vault.store(bytes.len(), |slot| {
+            slot.copy_from_slice(bytes);
+            Ok::<(), std::convert::Infallible>(())
+        });
+        let grant = Grant { size: bytes.len() as u64, ..grant };
+        Member { grant, content: Arc::new(filled.unwrap()) }
+    }
+
+    /// Delivers one version of one secret at a target of the same name.
+    pub(crate) fn deliver(&self, name: &str, version: u64, bytes: &[u8]) {
+        let member = self.member(grant(name, version), bytes);
+        let delivered = self.server.deliver(vec![member]).unwrap();
+        assert_eq!(delivered.unsettled, None);
+    }
+
+    /// A path below `/run/secrets` as the shim's mount has it.
+    pub(crate) fn secret(&self, name: &str) -> PathBuf {
+        self.dir.join("mnt/secrets").join(name)
+    }
+}
+
+pub(crate) fn grant(name: &str, version: u64) -> Grant {
+    Grant {
+        target: name.to_owned(),
+        secret: name.to_owned(),
+        version,
+        uid: 0,
+        gid: 0,
+        mode: 0o444,
+        size: 0,
+        mtime_ns: 1_700_000_000_000_000_000 + version as i64 * 1_000_000_000,
+    }
+}
+
+/// Runs a test in a mount namespace of its own, which ends with its thread and the server's.
+pub(crate) fn private(test: impl FnOnce(&Path) + Send + 'static) {
+    assert!(nix::unistd::geteuid().is_root(), "these tests mount filesystems: run them as root");
+    let (done, finished) = mpsc::channel();
+    let thread = thread::spawn(move || {
+        let scratch = tempfile::tempdir().unwrap();
+        unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS).unwrap();
+        let none: Option<&str> = None;
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+        mount(Some("scratch"), scratch.path(), Some("tmpfs"), MsFlags::empty(), none).unwrap();
+        test(scratch.path());
+        nix::mount::umount2(scratch.path(), nix::mount::MntFlags::MNT_DETACH).unwrap();
+        done.send(()).unwrap();
+    });
+    match finished.recv_timeout(Duration::from_secs(60)) {
+        Ok(()) => thread.join().unwrap(),
+        Err(mpsc::RecvTimeoutError::Timeout) => panic!("the test hangs"),
+        Err(mpsc::RecvTimeoutError::Disconnected) => {
+            std::panic::resume_unwind(thread.join().unwrap_err())
+        }
+    }
+}
