@@ -1,1 +1,41 @@
-//! placeholder
+//! A harness for tests across real processes: the `skep` binary, real FUSE mounts, real runc
+//! containers, and two clients, `docker` and `skep`.
+//!
+//! The binary under test is named by `SKEP_BIN`; without it the debug build of the workspace is
+//! taken. Everything a [`Node`] starts or makes goes away with it, even when a test panics or is
+//! killed: a guardian process waits for that.
+
+mod bench;
+mod cli;
+mod host;
+mod http;
+mod node;
+mod scan;
+mod wait;
+
+pub use bench::{Bench, run_by, shared};
+pub use cli::{Cli, Output, Program};
+pub use host::{Process, cgroups_of, mounts_naming, processes_of};
+pub use http::{Http, Reply, encode_query};
+pub use node::{Node, Options};
+pub use scan::{Hit, Marker, scan_disk, scan_memory};
+pub use wait::{settle, wait_until};
+
+/// Makes two tests of each scenario: one driven by `docker`, one by `skep`.
+///
+/// A scenario is a function `fn(&Bench) -> anyhow::Result<()>` of the same name.
+#[macro_export]
+macro_rules! by_both {
+    ($($scenario:ident)*) => {$(
+        mod $scenario {
+            #[test]
+            fn docker() -> anyhow::Result<()> {
+                $crate::run_by($crate::Program::Docker, stringify!($scenario), super::$scenario)
+            }
+            #[test]
+            fn skep() -> anyhow::Result<()> {
+                $crate::run_by($crate::Program::Skep, stringify!($scenario), super::$scenario)
+            }
+        }
+    )*};
+}

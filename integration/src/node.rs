@@ -1,0 +1,288 @@
+//! One node: a daemon with data and run root of its own.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::cli::{Cli, Output, Program, finish};
+use crate::http::Http;
+use crate::wait::wait_until;
+
+/// Longest start of a daemon until its socket answers.
+const START: Duration = Duration::from_secs(20);
+/// Longest clean stop.
+const STOP: Duration = Duration::from_secs(20);
+
+/// How a node is started.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// `daemon` instead of `up`: waits for `swarm init`.
+    pub inactive: bool,
+    /// Further node options.
+    pub args: Vec<String>,
+}
+
+/// A running node. Dropping it takes away its processes, mounts, cgroups and files.
+#[derive(Debug)]
+pub struct Node {
+    root: PathBuf,
+    binary: PathBuf,
+    options: Options,
+    daemon: Mutex<Option<Child>>,
+    guardian: Option<Child>,
+}
+
+impl Node {
+    /// Starts a node and waits until its socket answers.
+    pub fn start(options: Options) -> Result<Self> {
+        let node = Self::prepare(options)?;
+        node.launch()?;
+        Ok(node)
+    }
+
+    /// Makes a node's directory and guardian without starting a daemon.
+    pub fn prepare(options: Options) -> Result<Self> {
+        let binary = binary()?;
+        let root = tempfile::Builder::new().prefix("skep-test.").tempdir()?.keep();
+        fs::create_dir(root.join("home"))?;
+        let guardian = Command::new("/bin/sh")
+            .args(["-c", include_str!("guardian.sh")])
+            .env("ROOT", &root)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .context("start the guardian")?;
+        let guardian = Some(guardian);
+        Ok(Self { root, binary, options, daemon: Mutex::new(None), guardian })
+    }
+
+    /// Starts the daemon and waits until its socket answers.
+    pub fn launch(&self) -> Result<()> {
+        let log = OpenOptions::new().create(true).append(true).open(self.log_path())?;
+        let child = Command::new(&self.binary)
+            .args(self.daemon_args())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .context("start the daemon")?;
+        *self.daemon() = Some(child);
+        self.await_ready()
+    }
+
+    /// The daemon's command line after the program's name.
+    pub fn daemon_args(&self) -> Vec<String> {
+        let verb = if self.options.inactive { "daemon" } else { "up" };
+        let data = self.data_root().display().to_string();
+        let run = self.run_root().display().to_string();
+        let fixed = [
+            verb,
+            "--data-root",
+            &data,
+            "--run-root",
+            &run,
+            "--node-name",
+            "node-1",
+            "--listen-addr",
+            "127.0.0.1:0",
+            "--advertise-addr",
+            "127.0.0.1",
+        ];
+        fixed.iter().map(|word| (*word).to_owned()).chain(self.options.args.clone()).collect()
+    }
+
+    /// Runs the binary to its end with these arguments.
+    pub fn run_binary(&self, args: &[String], bound: Duration) -> Result<Output> {
+        let child = Command::new(&self.binary)
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        finish(child, b"", bound, args.join(" "))
+    }
+
+    fn await_ready(&self) -> Result<()> {
+        let answers = wait_until("the node's socket", START, || {
+            if let Some(status) = self.ended()? {
+                bail!("the daemon ended with {status}");
+            }
+            Ok(self.get("/info").ok())
+        });
+        let info = answers.with_context(|| format!("log:\n{}", self.log_tail()))?;
+        // Tells the guardian which cgroups are this node's.
+        if let Some(id) = info["Swarm"]["NodeID"].as_str() {
+            fs::write(self.root.join("node-id"), id)?;
+        }
+        Ok(())
+    }
+
+    fn ended(&self) -> Result<Option<ExitStatus>> {
+        match self.daemon().as_mut() {
+            Some(child) => Ok(child.try_wait()?),
+            None => bail!("no daemon was started"),
+        }
+    }
+
+    /// Process id of the daemon.
+    pub fn daemon_pid(&self) -> Result<i32> {
+        let daemon = self.daemon();
+        let child = daemon.as_ref().context("the daemon is not running")?;
+        Ok(i32::try_from(child.id())?)
+    }
+
+    /// Sends a signal to the daemon.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        kill(Pid::from_raw(self.daemon_pid()?), signal).context("signal the daemon")
+    }
+
+    /// `kill -9` of the daemon alone.
+    pub fn kill_daemon(&self) -> Result<()> {
+        self.signal(Signal::SIGKILL)?;
+        self.await_end().map(drop)
+    }
+
+    /// SIGTERM, and the daemon's exit status.
+    pub fn stop_daemon(&self) -> Result<ExitStatus> {
+        self.signal(Signal::SIGTERM)?;
+        self.await_end()
+    }
+
+    fn await_end(&self) -> Result<ExitStatus> {
+        let status = wait_until("the end of the daemon", STOP, || self.ended())?;
+        *self.daemon() = None;
+        Ok(status)
+    }
+
+    /// Directory of everything that is this node's.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// `--data-root`.
+    pub fn data_root(&self) -> PathBuf {
+        self.root.join("data")
+    }
+
+    /// `--run-root`.
+    pub fn run_root(&self) -> PathBuf {
+        self.root.join("run")
+    }
+
+    /// The local API's socket.
+    pub fn socket(&self) -> PathBuf {
+        self.run_root().join("skep.sock")
+    }
+
+    /// The binary under test.
+    pub fn binary(&self) -> &Path {
+        &self.binary
+    }
+
+    /// A client of this node.
+    pub fn cli(&self, program: Program) -> Cli {
+        let binary = match program {
+            Program::Docker => PathBuf::from("docker"),
+            Program::Skep => self.binary.clone(),
+        };
+        Cli::new(program, binary, &self.socket(), &self.root.join("home"))
+    }
+
+    /// skep's own client.
+    pub fn skep(&self) -> Cli {
+        self.cli(Program::Skep)
+    }
+
+    /// A fresh connection to the socket.
+    pub fn http(&self) -> Result<Http> {
+        Http::connect(&self.socket())
+    }
+
+    /// Fetches JSON; anything but 200 is an error.
+    pub fn get(&self, path: &str) -> Result<Value> {
+        let reply = self.http()?.get(path)?;
+        ensure!(reply.status == 200, "GET {path}: {} {:?}", reply.status, reply.message());
+        reply.json()
+    }
+
+    /// Makes the image `busybox:latest` of a locally built root filesystem.
+    pub fn import_busybox(&self) -> Result<()> {
+        let tar = fs::read(busybox_tar(&self.root)?)?;
+        let path = "/images/create?fromSrc=-&repo=busybox&tag=latest";
+        let reply = self.http()?.request("POST", path, "application/x-tar", &tar)?;
+        let text = String::from_utf8_lossy(&reply.body);
+        ensure!(reply.status == 200 && !text.contains("errorDetail"), "{}: {text}", reply.status);
+        Ok(())
+    }
+
+    /// Where the daemon's output goes.
+    pub fn log_path(&self) -> PathBuf {
+        self.root.join("daemon.log")
+    }
+
+    /// The last of the daemon's output.
+    pub fn log_tail(&self) -> String {
+        let mut text = Vec::new();
+        if let Ok(mut log) = File::open(self.log_path()) {
+            log.read_to_end(&mut text).ok();
+        }
+        let start = text.len().saturating_sub(4096);
+        String::from_utf8_lossy(text.get(start..).unwrap_or_default()).into_owned()
+    }
+
+    fn daemon(&self) -> MutexGuard<'_, Option<Child>> {
+        self.daemon.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        // The guardian starts its work when its end of the pipe closes.
+        if let Some(mut guardian) = self.guardian.take() {
+            drop(guardian.stdin.take());
+            guardian.wait().ok();
+        }
+        if let Some(mut daemon) = self.daemon().take() {
+            daemon.wait().ok();
+        }
+    }
+}
+
+/// Path of the binary under test.
+fn binary() -> Result<PathBuf> {
+    let path = match std::env::var_os("SKEP_BIN") {
+        Some(path) => PathBuf::from(path),
+        None => repository().join("target/x86_64-unknown-linux-gnu/debug/skep"),
+    };
+    ensure!(path.is_file(), "{} is missing: run scripts/build, set SKEP_BIN", path.display());
+    Ok(path.canonicalize()?)
+}
+
+/// The busybox root filesystem: named by `SKEP_BUSYBOX`, or built now.
+fn busybox_tar(directory: &Path) -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("SKEP_BUSYBOX") {
+        return Ok(PathBuf::from(path));
+    }
+    let path = directory.join("busybox.tar");
+    if !path.exists() {
+        let made = Command::new(repository().join("scripts/images/busybox"))
+            .arg(&path)
+            .stdout(Stdio::null())
+            .status()?;
+        ensure!(made.success(), "scripts/images/busybox failed");
+    }
+    Ok(path)
+}
+
+/// Root of the repository.
+pub(crate) fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
