@@ -47,3 +47,5 @@ pub const STOP_GRACE: Span = Span::from_secs(10);
 pub const UPDATE_MONITOR: Span = Span::from_secs(5);
 /// A node that has not been heard of for this long is down.
 pub const NODE_DOWN_AFTER: Span = Span::from_secs(3);
+/// How long a new task waits for the one it replaces to stop, beyond that one's stop grace.
+pub const OLD_TASK_WAIT: Span = Span::from_secs(60);

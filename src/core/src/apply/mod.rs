@@ -11,6 +11,8 @@ mod tests;
 use alloc::format;
 use alloc::vec::Vec;
 
+pub(crate) use task::ASSIGNED;
+
 use crate::command::{Command, Outcome, Proposal, Rejection};
 use crate::id::{MaterialId, NodeId, ServiceId, TaskId};
 use crate::limits;

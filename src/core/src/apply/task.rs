@@ -108,7 +108,8 @@ impl Writer<'_> {
     /// Forgets a task that nothing runs for.
     fn forget(&mut self, id: &TaskId) {
         let Some(old) = self.state.tasks.get(id) else { return };
-        if old.node.is_none() || old.status.state.is_terminal() {
+        let is_gone = old.node.is_none_or(|node| !self.state.nodes.contains_key(&node));
+        if is_gone || old.status.state.is_terminal() {
             self.state.remove_task(id);
             self.changes.push(Change::Task(*id));
         }

@@ -1,9 +1,216 @@
-//! Everything that decides what the swarm does next.
+//! Everything that decides what the swarm does next, as one ordered loop.
+//!
+//! The leader waits for changes, session events or [`Control::deadline`], calls
+//! [`Control::step`], proposes what it returns and waits for the commit before it steps with
+//! that commit's changes. Whatever a new leader must know is in the state, so a fresh `Control`
+//! picks up where the last one was; what it keeps itself only says where to look. A decision
+//! that no longer fits when it is applied has no effect, and the change that made it so brings
+//! the loop back to the same place.
 
 pub mod constraint;
+mod draft;
+mod filter;
+mod orchestrator;
+mod reaper;
+mod restart;
+mod scheduler;
+mod sessions;
+mod updater;
 
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::vec::Vec;
+use core::mem;
+
+use crate::apply::Change;
+use crate::command::Command;
+use crate::id::ServiceId;
+use crate::limits;
 use crate::model::service::Service;
 use crate::model::task::{Task, TaskSpec};
+use crate::state::State;
+use crate::time::Stamp;
+
+use draft::{Draft, Mint, Slot};
+pub use sessions::SessionEvent;
+use sessions::Sessions;
+
+/// What makes the loop step.
+#[derive(Debug, Clone, Copy)]
+pub enum Input<'a> {
+    /// These objects were written.
+    Changes(&'a [Change]),
+    /// This happened to sessions of nodes.
+    Sessions(&'a [SessionEvent]),
+    /// The deadline has come.
+    Deadline,
+}
+
+/// The control loop of the leader.
+#[derive(Debug)]
+pub struct Control {
+    mint: Mint,
+    sessions: Sessions,
+    /// Where to look in the next step.
+    dirty: BTreeMap<ServiceId, Dirty>,
+    /// Whether tasks that wait for a node may find one now.
+    schedule: bool,
+    /// When to look where; slot 0 stands for the whole service. Looking in vain does no harm.
+    timers: BTreeSet<(Stamp, ServiceId, u64)>,
+    /// Nothing was looked at yet.
+    is_fresh: bool,
+    now: Stamp,
+}
+
+/// What of a service is to be looked at.
+#[derive(Debug)]
+enum Dirty {
+    Whole,
+    Slots(BTreeSet<u64>),
+}
+
+/// Whether a pass did all there was to do, or stopped at the batch's bound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pass {
+    Done,
+    Stopped,
+}
+
+impl Control {
+    /// A loop that mints its tasks' ids from `seed`, which no two loops may share.
+    #[must_use]
+    pub fn new(seed: [u8; 32]) -> Self {
+        Self {
+            mint: Mint::new(seed),
+            sessions: Sessions::default(),
+            dirty: BTreeMap::new(),
+            schedule: true,
+            timers: BTreeSet::new(),
+            is_fresh: true,
+            now: Stamp(0),
+        }
+    }
+
+    /// What to propose now, in this order: at most one report of nodes and one batch of
+    /// decisions.
+    pub fn step(&mut self, state: &State, input: Input<'_>, now: Stamp) -> Vec<Command> {
+        self.now = now.max(state.last_stamp());
+        if mem::take(&mut self.is_fresh) {
+            self.sessions.count_all_as_heard(state, self.now);
+            let removed = state.index.removed_services.iter();
+            for id in removed.chain(state.services.keys()) {
+                self.dirty.insert(*id, Dirty::Whole);
+            }
+        }
+        let mut reports = Vec::new();
+        match input {
+            Input::Changes(changes) => {
+                changes.iter().for_each(|change| self.note(state, change));
+            }
+            Input::Sessions(events) => self.sessions.take(state, events, self.now, &mut reports),
+            Input::Deadline => {}
+        }
+        self.sessions.expire(state, self.now, &mut reports);
+        self.ring_timers(state);
+
+        let mut draft = Draft::new(state, self.now, &mut self.mint, &mut self.timers);
+        let mut later = BTreeMap::new();
+        for (id, dirty) in mem::take(&mut self.dirty) {
+            if draft.is_full() || service_passes(&mut draft, &id, &dirty) == Pass::Stopped {
+                later.insert(id, dirty);
+            }
+        }
+        self.dirty = later;
+        if self.schedule || draft.has_made() {
+            self.schedule = scheduler::run(&mut draft) == Pass::Stopped;
+        }
+
+        let mut commands = Vec::new();
+        let decisions = draft.decisions;
+        if !reports.is_empty() {
+            commands.push(Command::NodeReport(reports));
+        }
+        if !decisions.is_empty() {
+            commands.push(Command::Control(decisions));
+        }
+        commands
+    }
+
+    /// When to step even if nothing happens. With work left over that is at once, after the
+    /// commit of what the last step returned.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Stamp> {
+        if !self.dirty.is_empty() || self.schedule || self.is_fresh {
+            return Some(self.now);
+        }
+        let timer = self.timers.first().map(|(at, _, _)| *at);
+        timer.into_iter().chain(self.sessions.deadline()).min()
+    }
+
+    fn note(&mut self, state: &State, change: &Change) {
+        match change {
+            Change::Cluster | Change::Material(_) => {}
+            Change::Node(id) => {
+                self.schedule = true;
+                for task in state.tasks_of_node(id) {
+                    self.mark(state, &task.service, task.slot);
+                }
+            }
+            Change::Service(id) => {
+                self.dirty.insert(*id, Dirty::Whole);
+            }
+            Change::Task(id) => {
+                let Some(task) = state.task(id) else { return };
+                self.mark(state, &task.service, task.slot);
+                self.schedule |= task.is_done() && !state.index.unassigned.is_empty();
+            }
+        }
+    }
+
+    /// Marks a slot, or the whole service (`slot` 0) if it counts its slots now.
+    fn mark(&mut self, state: &State, service: &ServiceId, slot: u64) {
+        let is_updating = state.service(service).is_some_and(|s| updater::is_in_progress(s));
+        if slot == 0 || is_updating {
+            self.dirty.insert(*service, Dirty::Whole);
+            return;
+        }
+        let dirty = self.dirty.entry(*service).or_insert_with(|| Dirty::Slots(BTreeSet::new()));
+        if let Dirty::Slots(slots) = dirty {
+            slots.insert(slot);
+        }
+    }
+
+    fn ring_timers(&mut self, state: &State) {
+        while let Some((at, service, slot)) = self.timers.first().copied() {
+            if at > self.now {
+                break;
+            }
+            self.timers.pop_first();
+            self.mark(state, &service, slot);
+        }
+    }
+}
+
+/// The passes over one service. Each slot's decisions stay together in one batch.
+fn service_passes(draft: &mut Draft<'_>, id: &ServiceId, dirty: &Dirty) -> Pass {
+    let mut slots = match dirty {
+        Dirty::Whole => Slot::all(draft.state, id),
+        Dirty::Slots(numbers) => {
+            numbers.iter().map(|number| Slot::load(draft.state, id, *number)).collect()
+        }
+    };
+    let Some(service) = draft.state.service(id) else {
+        return reaper::remove_all(draft, &mut slots);
+    };
+    let mut pass = restart::replace_ended(draft, service, &mut slots);
+    if matches!(dirty, Dirty::Whole) && pass == Pass::Done {
+        pass = orchestrator::scale(draft, service, &mut slots);
+        if pass == Pass::Done {
+            pass = updater::run(draft, service, &mut slots);
+        }
+    }
+    restart::start_due(draft, &mut slots);
+    if reaper::run(draft, &slots) == Pass::Stopped { Pass::Stopped } else { pass }
+}
 
 /// Whether a task was made from another template than its service has now, so that an update
 /// must replace it. `_up-to-date` at the API is the opposite.
@@ -11,3 +218,6 @@ use crate::model::task::{Task, TaskSpec};
 pub fn is_dirty(service: &Service, task: &Task) -> bool {
     task.spec_version != service.spec_version && !TaskSpec::is_same(&task.spec, &service.spec.task)
 }
+
+/// Decisions one step makes, give or take those of the last slot it looked at.
+const BATCH: usize = limits::CONTROL_BATCH;

@@ -1,0 +1,235 @@
+//! Updates: tasks of an old template replaced slot by slot, watched, and stopped or taken back
+//! when the new ones fail. How far it has come is read off the tasks.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::sync::Arc;
+
+use super::draft::{Draft, Slot};
+use super::restart::first_desire;
+use super::{Pass, is_dirty};
+use crate::command::Decision;
+use crate::id::TaskId;
+use crate::limits;
+use crate::model::service::{
+    FailureAction, Service, UpdateConfig, UpdateOrder, UpdateState, UpdateStatus,
+};
+use crate::model::task::{Task, TaskState};
+use crate::state::State;
+use crate::time::{Span, Stamp};
+
+/// Whether an update moves, so that every change of a task matters to the whole service.
+pub(super) fn is_in_progress(service: &Service) -> bool {
+    let state = service.update.as_ref().map(|update| update.state);
+    matches!(state, Some(UpdateState::Updating | UpdateState::RollbackStarted))
+}
+
+/// An update under way.
+struct Rollout<'a> {
+    service: &'a Service,
+    status: &'a UpdateStatus,
+    config: UpdateConfig,
+}
+
+/// Where a slot stands in an update.
+enum Standing {
+    /// Needs a new task.
+    Stale,
+    /// Its new task is on its way, or was started too recently; looked at again then.
+    Busy(Option<Stamp>),
+    /// Has its new task, since then if this update made it.
+    Settled(Option<Stamp>),
+}
+
+/// Takes the service's update as far as it may go now.
+pub(super) fn run(draft: &mut Draft<'_>, service: &Service, slots: &mut [Slot]) -> Pass {
+    let Some(rollout) = Rollout::of(service) else {
+        let paused = service.update.as_ref().is_some_and(|update| {
+            matches!(update.state, UpdateState::Paused | UpdateState::RollbackPaused)
+        });
+        if !paused && slots.iter().any(|slot| is_stale(service, slot)) {
+            draft.set_update(service, UpdateState::Updating, String::from("update in progress"));
+        }
+        return Pass::Done;
+    };
+    if let Some(task) = rollout.failure(slots)
+        && rollout.react(draft, task)
+    {
+        return Pass::Done;
+    }
+    rollout.advance(draft, slots)
+}
+
+fn is_stale(service: &Service, slot: &Slot) -> bool {
+    let fresh = slot.active().any(|task| !is_dirty(service, task));
+    !fresh && slot.newest().is_some_and(|task| is_dirty(service, task))
+}
+
+impl<'a> Rollout<'a> {
+    fn of(service: &'a Service) -> Option<Self> {
+        let status = service.update.as_ref().filter(|_| is_in_progress(service))?;
+        let config = match status.state {
+            UpdateState::RollbackStarted => &service.spec.rollback,
+            _ => &service.spec.update,
+        };
+        Some(Self { service, status, config: config.clone().unwrap_or_default() })
+    }
+
+    fn is_rollback(&self) -> bool {
+        self.status.state == UpdateState::RollbackStarted
+    }
+
+    fn monitor(&self) -> Span {
+        self.config.monitor.unwrap_or(limits::UPDATE_MONITOR)
+    }
+
+    /// A failed task, if more slots have one than may.
+    fn failure(&self, slots: &[Slot]) -> Option<TaskId> {
+        let mut failures = slots
+            .iter()
+            .filter(|slot| slot.is_occupied())
+            .filter_map(|slot| slot.tasks.iter().find(|task| self.has_failed(task)));
+        let first = failures.next()?.id;
+        let failed = 1 + failures.count() as u64;
+        let total = slots.iter().filter(|slot| slot.is_occupied()).count() as u64;
+        let tolerated = u64::from(self.config.max_failure_ratio_ppm);
+        (failed * 1_000_000 > tolerated * total).then_some(first)
+    }
+
+    /// Whether a task that this update made ended by itself before it ran for long enough.
+    fn has_failed(&self, task: &Task) -> bool {
+        let ended = matches!(
+            task.status.state,
+            TaskState::Complete | TaskState::Failed | TaskState::Rejected
+        );
+        let early = |since| task.meta.updated.since(since) <= self.monitor();
+        ended
+            && task.meta.created >= self.status.started
+            && !is_dirty(self.service, task)
+            && task.running_since.is_none_or(early)
+    }
+
+    /// Does what the service wants done on failure; whether that ends the update.
+    fn react(&self, draft: &mut Draft<'_>, task: TaskId) -> bool {
+        let cause = format!("due to failure or early termination of task {task}");
+        let (service, rollback) = (self.service, self.is_rollback());
+        match self.config.failure_action {
+            FailureAction::Continue => return false,
+            FailureAction::Rollback if !rollback && can_go_back(draft.state, service) => {
+                draft.decisions.push(Decision::ServiceRollback {
+                    id: service.id,
+                    spec_version: service.spec_version,
+                    message: format!("update rolled back {cause}"),
+                });
+            }
+            FailureAction::Pause | FailureAction::Rollback if rollback => {
+                let message = format!("rollback paused {cause}");
+                draft.set_update(service, UpdateState::RollbackPaused, message);
+            }
+            FailureAction::Pause | FailureAction::Rollback => {
+                let message = format!("update paused {cause}");
+                draft.set_update(service, UpdateState::Paused, message);
+            }
+        }
+        true
+    }
+
+    fn advance(&self, draft: &mut Draft<'_>, slots: &mut [Slot]) -> Pass {
+        let now = draft.now;
+        let (mut busy, mut stale, mut settled) = (0u64, 0u64, self.status.started);
+        let mut wake = None;
+        for slot in slots.iter_mut().filter(|slot| slot.is_occupied()) {
+            self.end_predecessors(draft, slot);
+            match self.standing(slot, now) {
+                Standing::Stale => stale += 1,
+                Standing::Busy(until) => {
+                    busy += 1;
+                    wake = wake.into_iter().chain(until).min();
+                }
+                Standing::Settled(since) => settled = settled.max(since.unwrap_or_default()),
+            }
+        }
+        if busy == 0 && stale == 0 {
+            let due = settled + self.monitor();
+            // An update that found nothing to replace has nothing to watch either.
+            if settled == self.status.started || due <= now {
+                self.complete(draft);
+            } else {
+                draft.wake(due, self.service.id, 0);
+            }
+            return Pass::Done;
+        }
+        if let Some(at) = wake {
+            draft.wake(at, self.service.id, 0);
+        }
+        let parallelism = match self.config.parallelism {
+            0 => u64::MAX,
+            limit => limit,
+        };
+        let room = parallelism.saturating_sub(busy);
+        self.replace(draft, slots, room)
+    }
+
+    fn complete(&self, draft: &mut Draft<'_>) {
+        let (state, message) = if self.is_rollback() {
+            (UpdateState::RollbackCompleted, "rollback completed")
+        } else {
+            (UpdateState::Completed, "update completed")
+        };
+        draft.set_update(self.service, state, String::from(message));
+    }
+
+    /// Ends tasks beside a slot's new one as soon as that one may stand alone.
+    fn end_predecessors(&self, draft: &mut Draft<'_>, slot: &mut Slot) {
+        let new = slot.active().filter(|task| !is_dirty(self.service, task));
+        let Some(new) = new.max_by_key(|task| task.status.state).map(Arc::clone) else { return };
+        if self.config.order == UpdateOrder::StopFirst || new.status.state == TaskState::Running {
+            let is_other = |task: &Task| task.id != new.id && task.desired <= TaskState::Running;
+            draft.desire(slot, TaskState::Shutdown, is_other);
+        }
+    }
+
+    fn standing(&self, slot: &Slot, now: Stamp) -> Standing {
+        if is_stale(self.service, slot) {
+            return Standing::Stale;
+        }
+        let Some(new) = slot.newest() else { return Standing::Settled(None) };
+        let is_ours = new.meta.created >= self.status.started && new.attempts == 0;
+        match new.running_since {
+            _ if !is_ours => Standing::Settled(None),
+            Some(since) if since + self.config.delay > now => {
+                Standing::Busy(Some(since + self.config.delay))
+            }
+            Some(since) => Standing::Settled(Some(since)),
+            None if new.is_done() => Standing::Settled(Some(new.meta.updated)),
+            None => Standing::Busy(None),
+        }
+    }
+
+    /// Gives up to `room` stale slots their new task.
+    fn replace(&self, draft: &mut Draft<'_>, slots: &mut [Slot], room: u64) -> Pass {
+        let room = usize::try_from(room).unwrap_or(usize::MAX);
+        let stale = slots.iter_mut().filter(|slot| is_stale(self.service, slot));
+        for slot in stale.take(room) {
+            if draft.is_full() {
+                return Pass::Stopped;
+            }
+            if self.config.order == UpdateOrder::StopFirst {
+                let is_active = |task: &Task| task.desired <= TaskState::Running;
+                draft.desire(slot, TaskState::Shutdown, is_active);
+            }
+            let mut task = draft.task(self.service, slot.number);
+            task.desired = first_desire(draft.state, draft.now, slot, &task);
+            draft.create(slot, task);
+        }
+        Pass::Done
+    }
+}
+
+/// Whether the service has a previous spec and everything that one grants still exists.
+fn can_go_back(state: &State, service: &Service) -> bool {
+    service.previous.as_ref().is_some_and(|previous| {
+        let mut grants = previous.task.container.grants();
+        grants.all(|grant| state.material(&grant.id).is_some())
+    })
+}
