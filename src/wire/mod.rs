@@ -2,6 +2,7 @@
 //! field added later has a default.
 
 pub mod launch;
+pub mod session;
 pub mod shim;
 
 use std::io::{self, Read, Write};

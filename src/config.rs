@@ -1,0 +1,147 @@
+//! How a node is set up. This is the only place that reads flags, environment and host facts;
+//! everything else takes the plain values.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::path::PathBuf;
+
+use skep_core::model::node::{Availability, NodeDescription};
+
+/// Options of a node, as given.
+#[derive(Debug, Clone)]
+pub struct NodeConfig {
+    /// Where everything that lasts is kept.
+    pub data_root: PathBuf,
+    /// Where sockets and mount points are.
+    pub run_root: PathBuf,
+    /// Name of the node.
+    pub node_name: String,
+    /// Address to listen on.
+    pub listen_addr: SocketAddr,
+    /// Address others use; none means to find it.
+    pub advertise_addr: Option<String>,
+    /// The OCI runtime: a path, or a name on the PATH.
+    pub runtime: String,
+    /// Which memory holds plaintext: `auto`, `secretmem` or `mlock`.
+    pub vault: String,
+    /// Sockets to serve the API on.
+    pub sockets: Vec<PathBuf>,
+    /// Whether a new swarm locks its keys at rest.
+    pub autolock: bool,
+    /// Availability of this node in a new swarm.
+    pub availability: Availability,
+    /// Whether a fresh data root starts a swarm of its own.
+    pub init: bool,
+}
+
+/// Options that contradict one another or the host.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// An address cannot be understood.
+    #[error("invalid {option} {value:?}: expected {expected}")]
+    Address {
+        /// Option.
+        option: &'static str,
+        /// What was given.
+        value: String,
+        /// What is accepted.
+        expected: &'static str,
+    },
+    /// A `-H` address is not a unix socket.
+    #[error("invalid -H {0:?}: a node serves unix sockets only, as unix:///path/to/socket")]
+    Host(String),
+    /// A feature of a later version.
+    #[error("{0}")]
+    Unsupported(String),
+}
+
+/// Parses `HOST[:PORT]`, an IP address with or without port.
+///
+/// # Errors
+/// [`ConfigError::Address`].
+pub fn parse_addr(
+    option: &'static str,
+    value: &str,
+    default_port: u16,
+) -> Result<SocketAddr, ConfigError> {
+    value
+        .parse::<SocketAddr>()
+        .or_else(|_| value.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, default_port)))
+        .map_err(|_| ConfigError::Address {
+            option,
+            value: value.to_owned(),
+            expected: "an IP address with or without a port, such as 192.0.2.7:2377",
+        })
+}
+
+/// The address others reach this node by: as given, or the source of the default route, or
+/// loopback where there is no route.
+///
+/// # Errors
+/// [`ConfigError::Address`].
+pub fn advertise(config: &NodeConfig, given: &str) -> Result<SocketAddr, ConfigError> {
+    let port = config.listen_addr.port();
+    let given = if given.is_empty() { config.advertise_addr.as_deref() } else { Some(given) };
+    if let Some(value) = given {
+        return parse_addr("--advertise-addr", value, port);
+    }
+    if !config.listen_addr.ip().is_unspecified() {
+        return Ok(config.listen_addr);
+    }
+    Ok(SocketAddr::new(route_source().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)), port))
+}
+
+/// The source address of the default route. Connecting a UDP socket sends nothing.
+fn route_source() -> Option<IpAddr> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+    // An address of the documentation range: reachable only by the default route.
+    socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)).ok()?;
+    let ip = socket.local_addr().ok()?.ip();
+    (!ip.is_unspecified()).then_some(ip)
+}
+
+/// What this host says of itself.
+#[must_use]
+pub fn describe(node_name: &str) -> NodeDescription {
+    let uname = rustix::system::uname();
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from) as u64;
+    NodeDescription {
+        hostname: node_name.to_owned(),
+        architecture: uname.machine().to_string_lossy().into_owned(),
+        os: "linux".into(),
+        nano_cpus: cpus * 1_000_000_000,
+        memory_bytes: memory_bytes(),
+        engine_version: env!("CARGO_PKG_VERSION").into(),
+        engine_labels: Default::default(),
+        plugins: [("Log", "json-file"), ("Network", "host"), ("Network", "null")]
+            .map(|(kind, name)| (kind.to_owned(), name.to_owned()))
+            .into(),
+        generic: Default::default(),
+    }
+}
+
+fn memory_bytes() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    line.and_then(|l| l.trim().trim_end_matches(" kB").parse::<u64>().ok()).unwrap_or(0) * 1024
+}
+
+/// The host's name.
+#[must_use]
+pub fn hostname() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_take_a_port_or_the_default() {
+        let parse = |s| parse_addr("--listen-addr", s, 2377);
+        assert_eq!(parse("10.0.0.1").unwrap().to_string(), "10.0.0.1:2377");
+        assert_eq!(parse("10.0.0.1:1").unwrap().to_string(), "10.0.0.1:1");
+        assert_eq!(parse("[::1]:5").unwrap().port(), 5);
+        let error = parse("eth0:x").unwrap_err().to_string();
+        assert!(error.contains("--listen-addr") && error.contains("eth0:x"), "{error}");
+    }
+}

@@ -1,0 +1,136 @@
+//! Files that matter: written beside, flushed, then renamed over the old one.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+/// A file operation that failed, and on what.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {action} {path}")]
+pub struct FileError {
+    /// What was tried.
+    pub action: &'static str,
+    /// On which file.
+    pub path: PathBuf,
+    /// Why it failed.
+    #[source]
+    pub source: io::Error,
+}
+
+impl FileError {
+    /// For `map_err`: names action and file.
+    pub fn on(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self { action, path, source }
+    }
+}
+
+/// Replaces `path` by `bytes` with these permission bits. After a crash the file is the old one
+/// or the new one.
+///
+/// # Errors
+/// Names the file and what failed.
+pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
+    let dir = path.parent().unwrap_or(Path::new("/"));
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let beside = dir.join(format!(".{name}.new"));
+    let write = || -> io::Result<()> {
+        let mut file =
+            OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&beside)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&beside, path)?;
+        File::open(dir)?.sync_all()
+    };
+    write().map_err(FileError::on("write", path))
+}
+
+/// Makes a directory and its parents with these permission bits; an existing one keeps its own.
+///
+/// # Errors
+/// Names the directory.
+pub fn make_dir(path: &Path, mode: u32) -> Result<(), FileError> {
+    use std::os::unix::fs::DirBuilderExt;
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(mode)
+        .create(path)
+        .map_err(FileError::on("make directory", path))
+}
+
+/// Removes a file; one that is not there is as good as removed.
+///
+/// # Errors
+/// Names the file.
+pub fn remove_file(path: &Path) -> Result<(), FileError> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(FileError::on("remove", path)(e)),
+        _ => Ok(()),
+    }
+}
+
+/// Removes a directory with all in it; one that is not there is as good as removed.
+///
+/// # Errors
+/// Names the directory.
+pub fn remove_dir(path: &Path) -> Result<(), FileError> {
+    match fs::remove_dir_all(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            Err(FileError::on("remove directory", path)(e))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A directory that one process owns for as long as this lives.
+#[derive(Debug)]
+pub struct DirLock {
+    _file: File,
+}
+
+impl DirLock {
+    /// Takes the lock of `dir` without waiting.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::WouldBlock`] as source if another process holds it.
+    pub fn take(dir: &Path) -> Result<Self, FileError> {
+        let path = dir.join("lock");
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(FileError::on("open", &path))?;
+        rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
+            .map_err(|e| FileError::on("lock", &path)(e.into()))?;
+        Ok(Self { _file: file })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_is_locked_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = DirLock::take(dir.path()).unwrap();
+        let error = DirLock::take(dir.path()).unwrap_err();
+        assert_eq!(error.source.kind(), io::ErrorKind::WouldBlock);
+        drop(held);
+        DirLock::take(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn an_atomic_write_replaces_and_leaves_nothing_beside() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        write_atomic(&path, b"one", 0o600).unwrap();
+        write_atomic(&path, b"two", 0o600).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"two");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+}

@@ -1,0 +1,5 @@
+//! Who this node is: its files, its certificate, the swarm's root and the tokens that admit.
+
+pub mod ca;
+pub mod store;
+pub mod token;

@@ -1,0 +1,249 @@
+//! The identity files of a node under its data root, all 0600:
+//! `node.json`, `cert.pem`, `key.pem` (node key, then the key ring slots are sealed to) and
+//! `storage.key`.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use skep_raft::StorageKey;
+use zeroize::Zeroizing;
+
+use super::ca::Leaf;
+use crate::files::{FileError, remove_dir, remove_file, write_atomic};
+use crate::seal::{SealError, SealKeyPair, random};
+
+/// Layout of the data root that this build reads and writes.
+pub const LAYOUT: u32 = 1;
+
+/// What `node.json` says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeFile {
+    /// Layout of the data root.
+    pub layout: u32,
+    /// Where the node stands.
+    pub standing: Standing,
+    /// Its id.
+    pub node: String,
+    /// Its swarm.
+    pub cluster: String,
+    /// Its Raft id, on managers.
+    pub raft_id: u64,
+    /// Address it listens on.
+    pub listen_addr: String,
+    /// Address others use.
+    pub advertise_addr: String,
+}
+
+/// Where a node stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Standing {
+    /// In a swarm.
+    Member,
+    /// Left its swarm on purpose.
+    Left,
+}
+
+/// The data root cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// A file operation failed.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A file is not what it should be.
+    #[error("{path} is damaged or from another program: {why}; restore it from a backup, or choose another --data-root")]
+    Damaged {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
+    /// Another build wrote it.
+    #[error("{path} has layout {found}, this build reads layout {LAYOUT}; use the build that wrote it")]
+    Layout {
+        /// Which.
+        path: PathBuf,
+        /// Its layout.
+        found: u32,
+    },
+    /// A key could not be made.
+    #[error(transparent)]
+    Seal(#[from] SealError),
+}
+
+/// The identity files under one data root.
+#[derive(Debug, Clone)]
+pub struct IdentityStore {
+    root: PathBuf,
+}
+
+impl IdentityStore {
+    /// The files under `root`.
+    #[must_use]
+    pub fn new(root: &Path) -> Self {
+        Self { root: root.to_owned() }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    /// Directory of log and snapshots.
+    #[must_use]
+    pub fn raft_dir(&self) -> PathBuf {
+        self.path("raft")
+    }
+
+    /// Reads `node.json`; none on a fresh data root.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn load(&self) -> Result<Option<NodeFile>, StoreError> {
+        let path = self.path("node.json");
+        let Some(bytes) = read_optional(&path)? else { return Ok(None) };
+        let damaged = |e: serde_json::Error| StoreError::Damaged {
+            path: path.clone(),
+            why: e.to_string(),
+        };
+        let value: serde_json::Value = serde_json::from_slice(&bytes).map_err(damaged)?;
+        let found = value.get("layout").and_then(serde_json::Value::as_u64).unwrap_or(0);
+        if found != u64::from(LAYOUT) {
+            return Err(StoreError::Layout { path, found: u32::try_from(found).unwrap_or(0) });
+        }
+        serde_json::from_value(value).map(Some).map_err(damaged)
+    }
+
+    /// Writes `node.json`.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn save(&self, node: &NodeFile) -> Result<(), StoreError> {
+        let mut text = serde_json::to_vec_pretty(node).unwrap_or_default();
+        text.push(b'\n');
+        Ok(write_atomic(&self.path("node.json"), &text, 0o600)?)
+    }
+
+    /// Writes certificate, node key and seal key.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn save_leaf(&self, leaf: &Leaf, seal: &SealKeyPair) -> Result<(), StoreError> {
+        use base64::Engine as _;
+        write_atomic(&self.path("cert.pem"), leaf.cert_pem.as_bytes(), 0o600)?;
+        let private = Zeroizing::new(
+            base64::engine::general_purpose::STANDARD.encode(&*seal.private_bytes()),
+        );
+        let text = Zeroizing::new(format!(
+            "{}-----BEGIN SKEP SEAL KEY-----\n{}\n-----END SKEP SEAL KEY-----\n",
+            leaf.key_pem.as_str(),
+            private.as_str()
+        ));
+        Ok(write_atomic(&self.path("key.pem"), text.as_bytes(), 0o600)?)
+    }
+
+    /// Reads the seal key out of `key.pem`.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn load_seal_key(&self) -> Result<SealKeyPair, StoreError> {
+        use base64::Engine as _;
+        let path = self.path("key.pem");
+        let bytes = Zeroizing::new(std::fs::read(&path).map_err(FileError::on("read", &path))?);
+        let damaged =
+            || StoreError::Damaged { path: path.clone(), why: "it holds no seal key".into() };
+        let text = std::str::from_utf8(&bytes).map_err(|_| damaged())?;
+        let body = text
+            .split_once("-----BEGIN SKEP SEAL KEY-----")
+            .and_then(|(_, rest)| rest.split_once("-----END"))
+            .map(|(body, _)| body.trim())
+            .ok_or_else(damaged)?;
+        let key = base64::engine::general_purpose::STANDARD.decode(body).map_err(|_| damaged())?;
+        SealKeyPair::from_private(&Zeroizing::new(key)).map_err(|_| damaged())
+    }
+
+    /// Makes and writes the storage key.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn make_storage_key(&self) -> Result<StorageKey, StoreError> {
+        let key = Zeroizing::new(random::<32>()?);
+        let text = Zeroizing::new(format!("{}\n", skep_core::id::hex(&*key)));
+        write_atomic(&self.path("storage.key"), text.as_bytes(), 0o600)?;
+        Ok(StorageKey::new(*key))
+    }
+
+    /// Reads the storage key.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn load_storage_key(&self) -> Result<StorageKey, StoreError> {
+        let path = self.path("storage.key");
+        let text = Zeroizing::new(std::fs::read(&path).map_err(FileError::on("read", &path))?);
+        let mut key = Zeroizing::new([0u8; 32]);
+        let hex = text.trim_ascii();
+        let valid = hex.len() == 64
+            && key.iter_mut().zip(hex.as_chunks::<2>().0).all(|(byte, pair)| {
+                std::str::from_utf8(pair)
+                    .ok()
+                    .and_then(|p| u8::from_str_radix(p, 16).ok())
+                    .map(|b| *byte = b)
+                    .is_some()
+            });
+        if !valid {
+            return Err(StoreError::Damaged { path, why: "it is not 64 hex digits".into() });
+        }
+        Ok(StorageKey::new(*key))
+    }
+
+    /// Forgets the swarm: keys first, so that what remains of the log cannot be read.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn wipe(&self, node: &NodeFile) -> Result<(), StoreError> {
+        self.save(&NodeFile { standing: Standing::Left, ..node.clone() })?;
+        for name in ["storage.key", "key.pem", "cert.pem"] {
+            remove_file(&self.path(name))?;
+        }
+        Ok(remove_dir(&self.raft_dir())?)
+    }
+}
+
+fn read_optional(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(FileError::on("read", path)(e)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn identity_files_are_read_back_and_damage_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = IdentityStore::new(dir.path());
+        assert_eq!(store.load().unwrap(), None);
+        let node = NodeFile {
+            layout: LAYOUT,
+            standing: Standing::Member,
+            node: "n".into(),
+            cluster: "c".into(),
+            raft_id: 7,
+            listen_addr: String::new(),
+            advertise_addr: String::new(),
+        };
+        store.save(&node).unwrap();
+        assert_eq!(store.load().unwrap(), Some(node.clone()));
+        store.make_storage_key().unwrap();
+        store.load_storage_key().unwrap();
+        std::fs::write(dir.path().join("storage.key"), "zz").unwrap();
+        let error = store.load_storage_key().unwrap_err().to_string();
+        assert!(error.contains("storage.key"), "{error}");
+        std::fs::write(dir.path().join("node.json"), r#"{"layout":9}"#).unwrap();
+        assert!(matches!(store.load(), Err(StoreError::Layout { found: 9, .. })));
+        std::fs::write(dir.path().join("node.json"), "{").unwrap();
+        assert!(matches!(store.load(), Err(StoreError::Damaged { .. })));
+    }
+}
