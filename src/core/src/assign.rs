@@ -1,1 +1,157 @@
-//! State × command → changes or rejection.
+//! What one node has to run, and how that differs from what it was last told.
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use minicbor::{Decode, Encode};
+
+use crate::id::{MaterialId, NodeId, TaskId};
+use crate::model::material::{Grant, MaterialKind};
+use crate::model::task::{Task, TaskState};
+use crate::state::State;
+use crate::time::Stamp;
+
+/// A grant as a node receives it: the version is chosen.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct AssignedGrant {
+    /// What is granted.
+    #[n(0)]
+    pub material: MaterialId,
+    /// Secret or config.
+    #[n(1)]
+    pub kind: MaterialKind,
+    /// Its name.
+    #[n(2)]
+    pub name: String,
+    /// The version: pinned, or the latest.
+    #[n(3)]
+    pub version: u64,
+    /// When that version was added.
+    #[n(4)]
+    pub created: Stamp,
+    /// Its plaintext bytes.
+    #[n(5)]
+    pub size: u64,
+    /// Where the file goes: see [`Grant::target`].
+    #[n(6)]
+    pub target: String,
+    /// Owner of the file.
+    #[n(7)]
+    pub uid: u32,
+    /// Group of the file.
+    #[n(8)]
+    pub gid: u32,
+    /// Permission bits of the file.
+    #[n(9)]
+    pub mode: u32,
+}
+
+/// A task with its grants, as a node receives it. It carries no payload.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct TaskAssignment {
+    /// The task.
+    #[n(0)]
+    pub task: Task,
+    /// Its grants; none for a task that is to end.
+    #[n(1)]
+    pub grants: Vec<AssignedGrant>,
+}
+
+/// What changed for a node.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct AssignmentDiff {
+    /// Counts the diffs of a session from 1. The first is complete: a task it does not name is
+    /// to go.
+    #[n(0)]
+    pub sequence: u64,
+    /// New tasks, and tasks whose desired state or grants changed.
+    #[n(1)]
+    pub update: Vec<TaskAssignment>,
+    /// Tasks to forget with all they left.
+    #[n(2)]
+    pub remove: Vec<TaskId>,
+}
+
+/// What a node was told of one task: all that can change after the first time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Told {
+    desired: TaskState,
+    versions: Vec<(MaterialId, u64)>,
+}
+
+/// What a node's session was last told.
+#[derive(Debug)]
+pub struct Assigner {
+    node: NodeId,
+    sequence: u64,
+    told: BTreeMap<TaskId, Told>,
+}
+
+impl Assigner {
+    /// An assigner that has told its node nothing yet.
+    #[must_use]
+    pub fn new(node: NodeId) -> Self {
+        Self { node, sequence: 0, told: BTreeMap::new() }
+    }
+
+    /// What to tell the node now. None if it knows all; the first time there is always an
+    /// answer.
+    pub fn diff(&mut self, state: &State) -> Option<AssignmentDiff> {
+        let mut update = Vec::new();
+        let mut present = BTreeSet::new();
+        let tasks = state.tasks_of_node(&self.node);
+        for task in tasks.filter(|task| task.status.state >= TaskState::Assigned) {
+            present.insert(task.id);
+            let grants = grants(state, task);
+            let versions = grants.iter().map(|g| (g.material, g.version)).collect();
+            let told = Told { desired: task.desired, versions };
+            if self.told.get(&task.id) != Some(&told) {
+                self.told.insert(task.id, told);
+                update.push(TaskAssignment { task: Task::clone(task), grants });
+            }
+        }
+        let gone = |id: &&TaskId| !present.contains(*id);
+        let remove: Vec<TaskId> = self.told.keys().filter(gone).copied().collect();
+        for id in &remove {
+            self.told.remove(id);
+        }
+        if self.sequence > 0 && update.is_empty() && remove.is_empty() {
+            return None;
+        }
+        self.sequence += 1;
+        Some(AssignmentDiff { sequence: self.sequence, update, remove })
+    }
+}
+
+/// The grants of a task as its node may have them now.
+#[must_use]
+pub fn grants(state: &State, task: &Task) -> Vec<AssignedGrant> {
+    if task.is_done() {
+        return Vec::new();
+    }
+    task.spec.container.grants().filter_map(|grant| resolve(state, grant)).collect()
+}
+
+fn resolve(state: &State, grant: &Grant) -> Option<AssignedGrant> {
+    let material = state.material(&grant.id)?;
+    let version = match grant.pin {
+        Some(number) => material.versions.iter().find(|v| v.number == number)?,
+        None => material.latest()?,
+    };
+    Some(AssignedGrant {
+        material: material.id,
+        kind: material.kind,
+        name: material.spec.name.clone(),
+        version: version.number,
+        created: version.created,
+        size: version.size,
+        target: grant.target.clone(),
+        uid: grant.uid,
+        gid: grant.gid,
+        mode: grant.mode,
+    })
+}
