@@ -1,0 +1,210 @@
+//! Where requests become commands: ids are minted, payloads sealed. Behind this door no
+//! plaintext exists on a manager.
+
+use skep_core::command::{Command, Rejection};
+use skep_core::id::{MaterialId, ServiceId};
+use skep_core::limits;
+use skep_core::model::cluster::ClusterSpec;
+use skep_core::model::material::{MaterialKind, MaterialSpec};
+use skep_core::sealed::Sealed;
+use subtle::ConstantTimeEq;
+
+use super::init::{MANAGER_SECRET, WORKER_SECRET};
+use super::{Manager, failed, mint};
+use crate::gate::{Done, JoinTokens, Refusal, Request};
+use crate::identity::token::JoinSecret;
+use crate::protected::Protected;
+use crate::seal::{PayloadName, RingSecret, SealError};
+
+/// How often a payload is sealed anew because the ring turned meanwhile.
+const RESEALS: usize = 3;
+
+fn sealing(error: SealError) -> Refusal {
+    failed("cannot seal a payload", error)
+}
+
+impl Manager {
+    /// Carries out a request on the swarm's state.
+    ///
+    /// # Errors
+    /// Why it was not done.
+    pub async fn submit(&self, request: Request) -> Result<Done, Refusal> {
+        match request {
+            Request::MaterialCreate { kind, spec, payload } => {
+                self.create_material(kind, spec, payload).await
+            }
+            Request::MaterialUpdate { id, version, spec, payload } => {
+                self.check_same(id, payload)?;
+                self.change(Command::MaterialUpdate { id, version, spec }).await
+            }
+            Request::MaterialRemove { id } => self.change(Command::MaterialRemove { id }).await,
+            Request::ServiceCreate { spec } => {
+                let id: ServiceId = mint().map_err(sealing)?;
+                self.propose(Command::ServiceCreate { id, spec: *spec }).await?;
+                Ok(Done::Service(id))
+            }
+            Request::ServiceUpdate { id, version, spec } => {
+                self.change(Command::ServiceUpdate { id, version, spec: *spec }).await
+            }
+            Request::ServiceRollback { id, version } => {
+                self.change(Command::ServiceRollback { id, version }).await
+            }
+            Request::ServiceRemove { id } => self.change(Command::ServiceRemove { id }).await,
+            Request::NodeUpdate { id, version, spec } => {
+                self.change(Command::NodeUpdate { id, version, spec }).await
+            }
+            Request::SwarmUpdate { version, spec, rotate_worker, rotate_manager } => {
+                self.update_swarm(version, spec, rotate_worker, rotate_manager).await
+            }
+            Request::SwarmInit(_) => Err(Refusal::AlreadyInSwarm),
+            Request::SwarmLeave { .. } => Err(Refusal::LastManager),
+        }
+    }
+
+    async fn change(&self, command: Command) -> Result<Done, Refusal> {
+        self.propose(command).await?;
+        Ok(Done::Nothing)
+    }
+
+    async fn create_material(
+        &self,
+        kind: MaterialKind,
+        spec: MaterialSpec,
+        payload: Protected,
+    ) -> Result<Done, Refusal> {
+        if !kind.admits(payload.len()) {
+            return Err(Rejection::Invalid(size_rule(kind)).into());
+        }
+        let id: MaterialId = mint().map_err(sealing)?;
+        let name = PayloadName { cluster: self.cluster, kind, id, version: 1 };
+        let size = payload.len() as u64;
+        let mut key = self.current_key()?;
+        let mut sealed = key.seal(&name, payload).map_err(sealing)?;
+        for _ in 0..RESEALS {
+            let command = Command::MaterialCreate {
+                id,
+                kind,
+                spec: spec.clone(),
+                size,
+                payload: sealed.clone(),
+            };
+            match self.propose(command).await {
+                Err(Refusal::Rejected(Rejection::StaleKey { current })) => {
+                    let next = self.ring_key(current).map_err(sealing)?;
+                    sealed = reseal(&key, &next, &name, &sealed)?;
+                    key = next;
+                }
+                Ok(_) => return Ok(Done::Material(id)),
+                Err(refusal) => return Err(refusal),
+            }
+        }
+        Err(Refusal::NoLeader)
+    }
+
+    /// A client may send a payload again with new labels: it must be the stored one.
+    fn check_same(&self, id: MaterialId, payload: Option<Protected>) -> Result<(), Refusal> {
+        let Some(payload) = payload else { return Ok(()) };
+        let stored = self.open_latest(id)?;
+        if bool::from(stored.as_slice().ct_eq(payload.as_slice())) {
+            return Ok(());
+        }
+        Err(Rejection::Invalid("only updates to Labels are allowed".into()).into())
+    }
+
+    /// The latest version's plaintext, in protected memory.
+    ///
+    /// # Errors
+    /// If there is none, or it does not open.
+    pub fn open_latest(&self, id: MaterialId) -> Result<Protected, Refusal> {
+        let found = self.raft.view(|state| {
+            let material = state.material(&id)?;
+            let version = material.latest()?.number;
+            let sealed = state.payload(&id, version)?;
+            Some((material.kind, version, sealed.clone()))
+        });
+        let Some((kind, version, sealed)) = found else {
+            let (kind, what) = (skep_core::model::Kind::Secret, id.to_string());
+            return Err(Rejection::NotFound { kind, what }.into());
+        };
+        self.open(kind, id, version, &sealed).map_err(sealing)
+    }
+
+    /// Opens one payload into protected memory.
+    ///
+    /// # Errors
+    /// If its key is not to be had, or it does not open.
+    pub fn open(
+        &self,
+        kind: MaterialKind,
+        id: MaterialId,
+        version: u64,
+        sealed: &Sealed,
+    ) -> Result<Protected, SealError> {
+        let name = PayloadName { cluster: self.cluster, kind, id, version };
+        self.ring_key(sealed.key)?.open(&name, sealed)
+    }
+
+    /// The join tokens.
+    ///
+    /// # Errors
+    /// If the join secrets do not open.
+    pub fn join_tokens(&self) -> Result<JoinTokens, Refusal> {
+        let trust = self.raft.view(|state| state.cluster().map(|c| c.trust.clone()));
+        let trust = trust.ok_or(Refusal::Rejected(Rejection::NoCluster))?;
+        let root = trust.roots.first().map(String::as_str).unwrap_or_default();
+        let token = |sealed: Option<&Sealed>, purpose: &[u8]| -> Result<String, SealError> {
+            let sealed = sealed.ok_or(SealError::Forged)?;
+            let aad = self.cluster.as_str().as_bytes();
+            let plain = self.ring_key(sealed.key)?.open_purpose(purpose, aad, sealed)?;
+            Ok(JoinSecret::from_protected(&plain)?.token(root))
+        };
+        let open = |e| failed("cannot open the join tokens", e);
+        Ok(JoinTokens {
+            worker: token(trust.worker_secret.as_ref(), WORKER_SECRET).map_err(open)?,
+            manager: token(trust.manager_secret.as_ref(), MANAGER_SECRET).map_err(open)?,
+        })
+    }
+
+    async fn update_swarm(
+        &self,
+        version: u64,
+        spec: ClusterSpec,
+        rotate_worker: bool,
+        rotate_manager: bool,
+    ) -> Result<Done, Refusal> {
+        let key = self.current_key()?;
+        let aad = self.cluster.as_str().as_bytes();
+        let fresh = |purpose: &[u8]| -> Result<Sealed, SealError> {
+            let mut secret = zeroize::Zeroizing::new(JoinSecret::generate()?.as_bytes().to_vec());
+            key.seal_purpose(purpose, aad, &mut secret)
+        };
+        let worker_secret =
+            rotate_worker.then(|| fresh(WORKER_SECRET)).transpose().map_err(sealing)?;
+        let manager_secret =
+            rotate_manager.then(|| fresh(MANAGER_SECRET)).transpose().map_err(sealing)?;
+        self.change(Command::ClusterUpdate { version, spec, worker_secret, manager_secret }).await
+    }
+}
+
+fn reseal(
+    old: &RingSecret,
+    new: &RingSecret,
+    name: &PayloadName,
+    sealed: &Sealed,
+) -> Result<Sealed, Refusal> {
+    let plain = old.open(name, sealed).map_err(sealing)?;
+    new.seal(name, plain).map_err(sealing)
+}
+
+fn size_rule(kind: MaterialKind) -> String {
+    match kind {
+        MaterialKind::Secret => format!(
+            "secret data must be larger than 0 and less than {} bytes",
+            limits::SECRET_BYTES_END
+        ),
+        MaterialKind::Config => format!(
+            "config data must be larger than 0 and less than {} bytes",
+            limits::CONFIG_BYTES + 1
+        ),
+    }
+}
