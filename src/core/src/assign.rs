@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 
 use minicbor::{Decode, Encode};
 
+use crate::apply::Change;
 use crate::id::{MaterialId, NodeId, TaskId};
 use crate::model::material::{Grant, MaterialKind};
 use crate::model::task::{Task, TaskState};
@@ -91,11 +92,39 @@ pub struct Assigner {
     told: BTreeMap<TaskId, Told>,
 }
 
+impl TaskAssignment {
+    /// Names of what the task's spec grants but is there no longer. Such a task cannot start.
+    pub fn missing(&self) -> impl Iterator<Item = (MaterialKind, &str)> {
+        let is_to_run = self.task.desired <= TaskState::Running;
+        let granted = self.task.spec.container.grants_by_kind().filter(move |_| is_to_run);
+        granted
+            .filter(|(_, grant)| self.grants.iter().all(|found| found.material != grant.id))
+            .map(|(kind, grant)| (kind, grant.name.as_str()))
+    }
+}
+
 impl Assigner {
     /// An assigner that has told its node nothing yet.
     #[must_use]
     pub fn new(node: NodeId) -> Self {
         Self { node, sequence: 0, told: BTreeMap::new() }
+    }
+
+    /// Whether `changes`, just applied to `state`, can be of interest to the node.
+    #[must_use]
+    pub fn is_affected(&self, state: &State, changes: &[Change]) -> bool {
+        let holds = |id: &MaterialId| {
+            let mut versions = self.told.values().flat_map(|told| &told.versions);
+            versions.any(|(held, _)| held == id)
+        };
+        changes.iter().any(|change| match change {
+            Change::Task(id) => {
+                self.told.contains_key(id)
+                    || state.task(id).is_some_and(|task| task.node == Some(self.node))
+            }
+            Change::Material(id) => holds(id),
+            Change::Cluster | Change::Node(_) | Change::Service(_) => false,
+        })
     }
 
     /// What to tell the node now. None if it knows all; the first time there is always an
@@ -154,4 +183,78 @@ fn resolve(state: &State, grant: &Grant) -> Option<AssignedGrant> {
         gid: grant.gid,
         mode: grant.mode,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec;
+
+    use super::*;
+    use crate::codec;
+    use crate::command::{Command, Decision};
+    use crate::testing::{self, World, grant, sealed, service_spec};
+
+    fn world_with_task() -> (World, MaterialId, MaterialId) {
+        let mut world = World::new();
+        let (following, pinned) = (world.secret("a"), world.secret("b"));
+        let mut spec = service_spec("web", 1);
+        let grants = vec![grant(following, "a"), Grant { pin: Some(1), ..grant(pinned, "b") }];
+        spec.task.make_mut().container.secrets = grants;
+        let service = world.create_service(5, spec);
+        let spec = world.state.service(&service).unwrap().spec.task.clone();
+        let task = Task { service, spec, node: Some(world.node), ..testing::task(40) };
+        world.done(Command::Control(vec![Decision::TaskCreate(task)]));
+        world.report(testing::id(40), world.node, TaskState::Accepted);
+        (world, following, pinned)
+    }
+
+    fn append(id: MaterialId, number: u64) -> Command {
+        Command::MaterialAppend { id, number, size: 9, payload: sealed(1, 9) }
+    }
+
+    #[test]
+    fn a_node_hears_of_changes_once() {
+        let (mut world, following, pinned) = world_with_task();
+        let mut assigner = Assigner::new(world.node);
+        let first = assigner.diff(&world.state).unwrap();
+        assert_eq!(first.sequence, 1);
+        let grants = &first.update[0].grants;
+        assert_eq!(grants.iter().map(|g| g.version).collect::<Vec<_>>(), [1, 1]);
+        assert_eq!(codec::decode_strict(&codec::encode(&first)), Ok(first));
+        assert_eq!(assigner.diff(&world.state), None);
+        let id = testing::id(40);
+        world.report(id, world.node, TaskState::Running);
+        assert_eq!(assigner.diff(&world.state), None, "its own report is no news to it");
+
+        world.changes.clear();
+        world.done(append(pinned, 2));
+        assert_eq!(assigner.diff(&world.state), None, "a pinned grant stays");
+        world.done(append(following, 2));
+        assert!(assigner.is_affected(&world.state, &world.changes));
+        let diff = assigner.diff(&world.state).unwrap();
+        assert_eq!(diff.sequence, 2);
+        let versions = diff.update[0].grants.iter().map(|g| (g.version, g.size));
+        assert_eq!(versions.collect::<Vec<_>>(), [(2, 9), (1, 3)]);
+
+        world.done(Command::ServiceRemove { id: testing::id(5) });
+        let diff = assigner.diff(&world.state).unwrap();
+        assert_eq!(diff.update[0].task.desired, TaskState::Remove);
+        assert!(diff.update[0].grants.is_empty() && diff.update[0].missing().next().is_none());
+        world.report(id, world.node, TaskState::Shutdown);
+        world.done(Command::Control(vec![Decision::TaskRemove { id }]));
+        assert_eq!(assigner.diff(&world.state).unwrap().remove, [id]);
+    }
+
+    #[test]
+    fn what_was_removed_is_missing_and_never_assigned() {
+        let (mut world, following, _) = world_with_task();
+        world.update_service(5, |spec| {
+            spec.task.make_mut().container.secrets.retain(|grant| grant.name != "a");
+        });
+        world.done(Command::MaterialRemove { id: following });
+        let diff = Assigner::new(world.node).diff(&world.state).unwrap();
+        assert_eq!(diff.update[0].grants.len(), 1);
+        let missing: Vec<_> = diff.update[0].missing().collect();
+        assert_eq!(missing, [(MaterialKind::Secret, "a")]);
+    }
 }

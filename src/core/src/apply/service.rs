@@ -145,7 +145,7 @@ impl Writer<'_> {
     fn check_materials(&self, container: &ContainerSpec) -> Result<(), Rejection> {
         let mut bytes = 0u64;
         let mut missing: [Vec<&str>; 2] = Default::default();
-        for (kind, grant) in spec::kinds(container) {
+        for (kind, grant) in container.grants_by_kind() {
             let found = self.state.materials.get(&grant.id);
             let found = found.filter(|m| m.kind == kind && m.spec.name == grant.name);
             let version = found.and_then(|m| match grant.pin {

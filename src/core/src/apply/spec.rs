@@ -10,7 +10,7 @@ use crate::command::Rejection;
 use crate::control::constraint;
 use crate::limits;
 use crate::model::container::ContainerSpec;
-use crate::model::material::{Grant, MaterialKind};
+use crate::model::material::MaterialKind;
 use crate::model::name;
 use crate::model::service::{ServiceMode, ServiceSpec};
 use crate::model::task::{Resources, TaskSpec};
@@ -104,7 +104,7 @@ fn check_grants(container: &ContainerSpec) -> Result<(), Rejection> {
         ));
     }
     let mut taken: BTreeMap<String, (MaterialKind, &str)> = BTreeMap::new();
-    for (kind, grant) in kinds(container) {
+    for (kind, grant) in container.grants_by_kind() {
         let word = kind.kind().word();
         if grant.name.is_empty() {
             return invalid(format!("malformed {word} reference"));
@@ -114,7 +114,7 @@ fn check_grants(container: &ContainerSpec) -> Result<(), Rejection> {
                 "malformed file {word} reference, invalid target file name provided"
             ));
         }
-        let Some((other_kind, other)) = taken.insert(path(kind, grant), (kind, &grant.name)) else {
+        let Some((other_kind, other)) = taken.insert(grant.path(kind), (kind, &grant.name)) else {
             continue;
         };
         return invalid(if other_kind == kind {
@@ -134,12 +134,6 @@ fn check_grants(container: &ContainerSpec) -> Result<(), Rejection> {
     Ok(())
 }
 
-/// Every grant with its kind.
-pub(super) fn kinds(container: &ContainerSpec) -> impl Iterator<Item = (MaterialKind, &Grant)> {
-    let secrets = container.secrets.iter().map(|grant| (MaterialKind::Secret, grant));
-    secrets.chain(container.configs.iter().map(|grant| (MaterialKind::Config, grant)))
-}
-
 /// Whether a target names a file without leaving its directory.
 fn is_target(target: &str) -> bool {
     let relative = target.strip_prefix('/').unwrap_or(target);
@@ -147,13 +141,4 @@ fn is_target(target: &str) -> bool {
         && !target.contains('\0')
         && !relative.is_empty()
         && relative.split('/').all(|part| !matches!(part, "" | "." | ".."))
-}
-
-/// The absolute path a grant appears at.
-fn path(kind: MaterialKind, grant: &Grant) -> String {
-    match kind {
-        _ if grant.target.starts_with('/') => grant.target.clone(),
-        MaterialKind::Secret => format!("/run/secrets/{}", grant.target),
-        MaterialKind::Config => format!("/{}", grant.target),
-    }
 }

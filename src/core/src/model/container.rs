@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use minicbor::{Decode, Encode};
 
 use super::Labels;
-use super::material::Grant;
+use super::material::{Grant, MaterialKind};
 use crate::time::Span;
 
 /// The container a task runs.
@@ -101,6 +101,12 @@ impl ContainerSpec {
     /// Every grant: secrets first, then configs.
     pub fn grants(&self) -> impl Iterator<Item = &Grant> {
         self.secrets.iter().chain(&self.configs)
+    }
+
+    /// Every grant with its kind, in the same order.
+    pub fn grants_by_kind(&self) -> impl Iterator<Item = (MaterialKind, &Grant)> {
+        let secrets = self.secrets.iter().map(|grant| (MaterialKind::Secret, grant));
+        secrets.chain(self.configs.iter().map(|grant| (MaterialKind::Config, grant)))
     }
 }
 

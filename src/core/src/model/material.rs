@@ -1,6 +1,7 @@
 //! Secrets and configs: a name with ordered versions. One implementation serves both; they
 //! differ in what may be read back and in their size limit.
 
+use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
@@ -144,4 +145,16 @@ pub struct Grant {
     /// The version it is pinned to; none follows the latest.
     #[n(6)]
     pub pin: Option<u64>,
+}
+
+impl Grant {
+    /// The absolute path its file appears at.
+    #[must_use]
+    pub fn path(&self, kind: MaterialKind) -> String {
+        match kind {
+            _ if self.target.starts_with('/') => self.target.clone(),
+            MaterialKind::Secret => format!("/run/secrets/{}", self.target),
+            MaterialKind::Config => format!("/{}", self.target),
+        }
+    }
 }
