@@ -1,1 +1,29 @@
-//! placeholder
+//! The replicated half of skep's state: openraft over an encrypted log and encrypted snapshots.
+//!
+//! `log` is a synchronous machine over `disk`; `store` gives it one thread and openraft's face;
+//! `machine` applies what is committed with the core's `apply`; `node` is what the daemon uses.
+//! No other crate knows openraft.
+
+pub mod disk;
+mod index;
+mod keeper;
+mod key;
+pub mod limits;
+mod log;
+mod machine;
+mod network;
+pub mod node;
+mod record;
+mod recover;
+mod segment;
+mod snapshot;
+mod store;
+mod strict;
+mod types;
+
+pub use key::StorageKey;
+pub use log::OpenError;
+pub use machine::{Applied, Event, Subscription};
+pub use node::{
+    Clock, Config, FatalHook, Leadership, Metrics, ProposeError, Raft, ReadError, StartError,
+};

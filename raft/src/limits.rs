@@ -1,0 +1,56 @@
+//! Bounds of the log, its snapshots and its queues.
+
+use std::time::Duration;
+
+/// Bytes a segment of the log is preallocated with.
+pub const SEGMENT_BYTES: u64 = 8 << 20;
+/// Bytes of records in one write, unless a single record is larger.
+pub const BATCH_BYTES: usize = 4 << 20;
+/// Bytes of one encoded proposal, at most.
+pub const PROPOSAL_BYTES: usize = 8 << 20;
+/// Bytes of proposals whose outcome is not known yet.
+pub const PENDING_BYTES: usize = 16 << 20;
+/// Bytes of log entries kept in memory; older ones are read from disk.
+pub const CACHE_BYTES: usize = 4 << 20;
+/// Operations queued for the log thread.
+pub const LOG_QUEUE: usize = 4_096;
+/// Plaintext bytes in one chunk of a snapshot.
+pub const CHUNK_BYTES: usize = 1 << 20;
+/// Bytes of one snapshot record, at most.
+pub const SNAPSHOT_RECORD_BYTES: usize = 64 << 20;
+/// Applied entries since the last snapshot that ask for the next one.
+pub const SNAPSHOT_ENTRIES: u64 = 5_000;
+/// Bytes of log that ask for a snapshot.
+pub const SNAPSHOT_LOG_BYTES: u64 = 64 << 20;
+/// Segments of log that ask for a snapshot; every start opens one.
+pub const SNAPSHOT_SEGMENTS: usize = 32;
+/// Entries kept behind a snapshot for slow followers.
+pub const KEPT_ENTRIES: u64 = 1_000;
+/// Bytes left on the disk below which proposals are refused.
+pub const RESERVED_BYTES: u64 = 64 << 20;
+/// How often the space left is looked up, at most.
+pub const SPACE_CHECK: Duration = Duration::from_millis(100);
+/// Batches of changes a subscriber may lag behind before it has to rescan.
+pub const CHANGE_QUEUE: usize = 1_024;
+/// Entries applied under one hold of the state's lock.
+pub const APPLY_BATCH: usize = 256;
+/// Leader's heartbeat.
+pub const HEARTBEAT: Duration = Duration::from_millis(50);
+/// Shortest silence after which a follower campaigns.
+pub const ELECTION_MIN: Duration = Duration::from_millis(200);
+/// Longest silence after which a follower campaigns.
+pub const ELECTION_MAX: Duration = Duration::from_millis(400);
+/// How long a proposal waits for room and for its outcome.
+pub const PROPOSE_WAIT: Duration = Duration::from_secs(5);
+/// How long a read waits for its index to be confirmed and applied.
+pub const READ_WAIT: Duration = Duration::from_secs(5);
+/// How long `start` and `initialize` wait for a sole voter to lead.
+pub const ELECT_WAIT: Duration = Duration::from_secs(10);
+/// How long a snapshot or a purge may take before it is tried anew.
+pub const SNAPSHOT_WAIT: Duration = Duration::from_secs(60);
+/// How long before its deadline a deletion is purged, so that a failed try can be repeated.
+pub const PURGE_MARGIN: Duration = Duration::from_secs(120);
+/// How often the keeper looks at the log when nothing is applied.
+pub const KEEPER_PERIOD: Duration = Duration::from_secs(10);
+/// How long `shutdown` waits for openraft and the log thread.
+pub const SHUTDOWN_WAIT: Duration = Duration::from_secs(10);

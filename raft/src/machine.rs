@@ -1,0 +1,309 @@
+//! The state machine: applies what is committed, tells subscribers what changed, and snapshots.
+
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use futures_util::{Stream, StreamExt};
+use openraft::storage::{EntryResponder, RaftStateMachine};
+use openraft::{OptionalSend, RaftSnapshotBuilder};
+use skep_core::apply::{Change, apply};
+use skep_core::command::{Outcome, Proposal};
+use skep_core::state::State;
+use skep_core::time::Stamp;
+use tokio::sync::{broadcast, watch};
+
+use crate::limits::{APPLY_BATCH, CHANGE_QUEUE};
+use crate::snapshot::{Image, SnapshotError, SnapshotFile, Snapshots};
+use crate::strict;
+use crate::types::{EntryPayload, LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig};
+
+/// Changes that were applied together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Applied {
+    /// Index of the last entry among them.
+    pub index: u64,
+    /// What was written or removed, in order. What became of it is in the state.
+    pub changes: Vec<Change>,
+}
+
+/// What a subscriber hears.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// Objects changed.
+    Applied(Arc<Applied>),
+    /// More changed than the queue holds, or a snapshot replaced the state: look at all of it.
+    Rescan,
+}
+
+/// A bounded queue of changes.
+#[derive(Debug)]
+pub struct Subscription {
+    events: broadcast::Receiver<Event>,
+}
+
+impl Subscription {
+    /// Waits for the next event; `None` once the node has shut down. May be cancelled without
+    /// losing an event.
+    pub async fn next(&mut self) -> Option<Event> {
+        match self.events.recv().await {
+            Ok(event) => Some(event),
+            Err(broadcast::error::RecvError::Lagged(_)) => Some(Event::Rescan),
+            Err(broadcast::error::RecvError::Closed) => None,
+        }
+    }
+}
+
+/// The state and how far it is.
+#[derive(Debug, Default)]
+struct Held {
+    state: State,
+    last: Option<LogId>,
+    membership: StoredMembership,
+}
+
+/// What the node shares with the state machine that openraft owns.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    held: RwLock<Held>,
+    current: Mutex<Current>,
+    events: broadcast::Sender<Event>,
+    applied: watch::Sender<Option<u64>>,
+    snapshots: Snapshots,
+}
+
+/// The current snapshot, and which deletions are not purged yet.
+#[derive(Debug, Default)]
+struct Current {
+    file: Option<Arc<SnapshotFile>>,
+    /// The state's purge deadline as of `file`.
+    covers: Option<Stamp>,
+    /// When the first deletion not purged yet must be.
+    due: Option<Stamp>,
+}
+
+impl Shared {
+    pub(crate) fn new(snapshots: Snapshots) -> Result<Self, SnapshotError> {
+        let file = snapshots.open()?;
+        Ok(Self {
+            held: RwLock::default(),
+            current: Mutex::new(Current { file, covers: None, due: None }),
+            events: broadcast::Sender::new(CHANGE_QUEUE),
+            applied: watch::Sender::new(None),
+            snapshots,
+        })
+    }
+
+    /// Looks at the state. Applying waits meanwhile.
+    pub(crate) fn view<R>(&self, look: impl FnOnce(&State) -> R) -> R {
+        look(&self.read().state)
+    }
+
+    pub(crate) fn subscribe(&self) -> Subscription {
+        Subscription { events: self.events.subscribe() }
+    }
+
+    /// Index of the last entry applied.
+    pub(crate) fn applied(&self) -> watch::Receiver<Option<u64>> {
+        self.applied.subscribe()
+    }
+
+    /// When deleted payloads must be purged, if any are not.
+    pub(crate) fn purge_due(&self) -> Option<Stamp> {
+        self.current().due
+    }
+
+    /// Says that the log holds nothing any more that the current snapshot covers.
+    pub(crate) fn purged(&self) {
+        let now = self.read().state.purge_due();
+        let mut current = self.current();
+        current.due = if current.covers == now { None } else { now };
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Held> {
+        self.held.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Held> {
+        self.held.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn current(&self) -> MutexGuard<'_, Current> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Applies entries under one hold of the lock; returns their outcomes.
+    fn apply(&self, entries: &[(LogId, Work)]) -> Vec<Option<Outcome>> {
+        let mut changes = Vec::new();
+        let mut outcomes = Vec::with_capacity(entries.len());
+        let mut held = self.write();
+        let before = held.state.purge_due();
+        for (id, work) in entries {
+            outcomes.push(match work {
+                Work::Nothing => None,
+                Work::Propose(proposal) => Some(apply(&mut held.state, proposal, &mut changes)),
+                Work::Members(membership) => {
+                    held.membership = membership.clone();
+                    None
+                }
+            });
+            held.last = Some(id.clone());
+        }
+        let index = held.last.as_ref().map(|id| id.index);
+        let after = held.state.purge_due();
+        drop(held);
+        if after != before {
+            let mut current = self.current();
+            current.due = current.due.or(after);
+        }
+        if let (Some(index), false) = (index, changes.is_empty()) {
+            // Without subscribers nobody misses the event.
+            let _ = self.events.send(Event::Applied(Arc::new(Applied { index, changes })));
+        }
+        self.applied.send_replace(index);
+        outcomes
+    }
+
+    fn replace(&self, state: State, meta: &SnapshotMeta, file: Arc<SnapshotFile>) {
+        let due = state.purge_due();
+        let index = meta.last_log_id.as_ref().map(|id| id.index);
+        {
+            let mut held = self.write();
+            held.state = state;
+            held.last.clone_from(&meta.last_log_id);
+            held.membership = meta.last_membership.clone();
+        }
+        *self.current() = Current { file: Some(file), covers: due, due };
+        let _ = self.events.send(Event::Rescan);
+        self.applied.send_replace(index);
+    }
+}
+
+/// What an entry asks of the state machine.
+enum Work {
+    Nothing,
+    Propose(Box<Proposal>),
+    Members(StoredMembership),
+}
+
+/// The state machine as openraft sees it.
+#[derive(Debug, Clone)]
+pub(crate) struct Machine(pub(crate) Arc<Shared>);
+
+impl RaftStateMachine<TypeConfig> for Machine {
+    type SnapshotData = Image;
+    type SnapshotBuilder = Builder;
+
+    async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
+        let held = self.0.read();
+        Ok((held.last.clone(), held.membership.clone()))
+    }
+
+    async fn apply<Strm>(&mut self, mut entries: Strm) -> Result<(), io::Error>
+    where
+        Strm: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + OptionalSend,
+    {
+        let mut work = Vec::new();
+        let mut responders = Vec::new();
+        loop {
+            let next = entries.next().await.transpose()?;
+            let ended = next.is_none();
+            if let Some((entry, responder)) = next {
+                work.push(decode(entry)?);
+                responders.push(responder);
+            }
+            if ended || work.len() >= APPLY_BATCH {
+                let outcomes = self.0.apply(&work);
+                for (responder, outcome) in responders.drain(..).zip(outcomes) {
+                    if let Some(responder) = responder {
+                        responder.send(outcome);
+                    }
+                }
+                work.clear();
+            }
+            if ended {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Builder {
+        let held = self.0.read();
+        let meta = SnapshotMeta {
+            last_log_id: held.last.clone(),
+            last_membership: held.membership.clone(),
+        };
+        Builder { shared: Arc::clone(&self.0), view: Arc::new((held.state.clone(), meta)) }
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMeta,
+        snapshot: Image,
+    ) -> Result<(), io::Error> {
+        let (shared, meta) = (Arc::clone(&self.0), meta.clone());
+        blocking(move || {
+            shared.replace(snapshot.state()?, &meta, snapshot);
+            Ok(())
+        })
+        .await
+    }
+
+    async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, io::Error> {
+        let file = self.0.current().file.clone();
+        Ok(file.map(|file| Snapshot { meta: file.meta.clone(), snapshot: file }))
+    }
+}
+
+fn decode(entry: crate::types::Entry) -> io::Result<(LogId, Work)> {
+    let work = match entry.payload {
+        EntryPayload::Blank => Work::Nothing,
+        EntryPayload::Membership(membership) => {
+            Work::Members(StoredMembership::new(Some(entry.log_id.clone()), membership))
+        }
+        EntryPayload::Normal(payload) => {
+            let proposal = strict::decode(&payload.0).map_err(|e| {
+                let version = env!("CARGO_PKG_VERSION");
+                let text = format!(
+                    "log entry {} {e}; skep {version} cannot apply it, a newer version can",
+                    entry.log_id.index
+                );
+                io::Error::new(io::ErrorKind::InvalidData, text)
+            })?;
+            Work::Propose(Box::new(proposal))
+        }
+    };
+    Ok((entry.log_id, work))
+}
+
+/// A view of the state at one index, to be written as a snapshot.
+#[derive(Debug)]
+pub(crate) struct Builder {
+    shared: Arc<Shared>,
+    view: Arc<(State, SnapshotMeta)>,
+}
+
+impl RaftSnapshotBuilder<TypeConfig> for Builder {
+    type SnapshotData = Image;
+
+    async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
+        let (shared, view) = (Arc::clone(&self.shared), Arc::clone(&self.view));
+        let file = blocking(move || {
+            let (state, meta) = &*view;
+            let file = shared.snapshots.write(state, meta)?;
+            let mut current = shared.current();
+            current.file = Some(Arc::clone(&file));
+            current.covers = state.purge_due();
+            Ok(file)
+        })
+        .await?;
+        Ok(Snapshot { meta: file.meta.clone(), snapshot: file })
+    }
+}
+
+/// Runs what waits for the disk where it holds up nobody.
+async fn blocking<T: Send + 'static>(
+    act: impl FnOnce() -> Result<T, SnapshotError> + Send + 'static,
+) -> io::Result<T> {
+    let done = tokio::task::spawn_blocking(act).await.map_err(io::Error::other)?;
+    done.map_err(|e| e.to_io())
+}

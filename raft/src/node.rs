@@ -1,0 +1,571 @@
+//! This node's part in Raft, as the daemon uses it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use openraft::errors::{
+    ClientWriteError, Fatal, InitializeError, LinearizableReadError, RaftError,
+};
+use openraft::{BasicNode, ReadPolicy, ServerState, SnapshotPolicy};
+use skep_core::command::{Command, Outcome, Proposal};
+use skep_core::id::RequestId;
+use skep_core::state::State;
+use skep_core::time::Stamp;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::timeout;
+
+use crate::StorageKey;
+use crate::disk::{Disk, RealDisk};
+use crate::keeper;
+use crate::limits::{
+    ELECT_WAIT, ELECTION_MAX, ELECTION_MIN, HEARTBEAT, KEPT_ENTRIES, PENDING_BYTES, PROPOSAL_BYTES,
+    PROPOSE_WAIT, READ_WAIT, RESERVED_BYTES, SHUTDOWN_WAIT, SPACE_CHECK,
+};
+use crate::log::{Log, LogSize, OpenError};
+use crate::machine::{Machine, Shared, Subscription};
+use crate::network::Network;
+use crate::snapshot::{SnapshotError, Snapshots};
+use crate::store::{self, LogStore};
+use crate::types::{OpenRaft, Payload, TypeConfig};
+
+/// Tells the time on the wall.
+pub type Clock = Arc<dyn Fn() -> Stamp + Send + Sync>;
+
+/// Called once when this node can no longer take part: the disk refused a write, or openraft
+/// stopped. It gets the reason and must end the process; nothing else may be written.
+#[derive(Clone)]
+pub struct FatalHook(Arc<dyn Fn(&str) + Send + Sync>);
+
+impl FatalHook {
+    /// Calls `hook` with the reason.
+    pub fn new(hook: impl Fn(&str) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(hook))
+    }
+
+    /// Logs the reason and exits at once with status 1.
+    #[must_use]
+    pub fn exit() -> Self {
+        Self::new(|reason| {
+            tracing::error!("{reason}");
+            std::process::exit(1);
+        })
+    }
+
+    pub(crate) fn call(&self, reason: &str) {
+        (self.0)(reason);
+    }
+}
+
+impl fmt::Debug for FatalHook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("FatalHook(..)")
+    }
+}
+
+/// What `Raft::start` needs to know.
+#[derive(Debug)]
+pub struct Config {
+    /// The directory with `log/` and `snapshots/`; made if it is not there.
+    pub dir: PathBuf,
+    /// Seals the log and the snapshots.
+    pub storage_key: StorageKey,
+    /// This node's Raft id: minted at each promotion, never reused.
+    pub raft_id: u64,
+    /// Where other managers reach this node, with port.
+    pub addr: String,
+    /// Ends the process.
+    pub on_fatal: FatalHook,
+}
+
+/// Why a node does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The directory cannot be used.
+    #[error("raft: cannot use {dir}")]
+    Dir {
+        /// Which.
+        dir: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The log cannot be read.
+    #[error("the raft log cannot be read")]
+    Log(#[from] OpenError),
+    /// The snapshot cannot be read.
+    #[error("the raft snapshot cannot be read")]
+    Snapshot(#[from] SnapshotError),
+    /// openraft refused to start; the text says why.
+    #[error("raft does not start: {0}")]
+    Raft(String),
+    /// The sole voter does not lead after some seconds: its disk is too slow, or stuck.
+    #[error("raft: this node, the only manager, does not become leader within {0:?}")]
+    NoLeader(Duration),
+    /// There is a swarm in this directory already.
+    #[error("raft: this node has a swarm already")]
+    Initialized,
+}
+
+/// Why a proposal has no outcome.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ProposeError {
+    /// Not proposed: another node leads, or none.
+    #[error("this node does not lead the swarm")]
+    NotLeader {
+        /// Raft id of the leader, if it is known.
+        leader: Option<u64>,
+    },
+    /// Proposed, but what became of it is not known. The same request may be proposed again.
+    #[error("the outcome is not known")]
+    Unknown,
+    /// Not proposed: the disk is nearly full.
+    #[error("no space left on the disk that holds the raft log")]
+    NoSpace,
+    /// Not proposed: too many bytes of proposals wait for their outcome.
+    #[error("too many proposals wait for their outcome; try again")]
+    Busy,
+    /// Not proposed: the command is too large.
+    #[error("the command takes {bytes} bytes; at most {limit} are allowed", limit = PROPOSAL_BYTES)]
+    TooLarge {
+        /// Its size when encoded.
+        bytes: usize,
+    },
+    /// Not proposed: this node is stopping.
+    #[error("this node is stopping")]
+    Shutdown,
+}
+
+/// Why a read cannot be confirmed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ReadError {
+    /// Another node leads, or none.
+    #[error("this node does not lead the swarm")]
+    NotLeader {
+        /// Raft id of the leader, if it is known.
+        leader: Option<u64>,
+    },
+    /// No quorum confirmed in time that this node leads.
+    #[error("no quorum of managers answers")]
+    Timeout,
+    /// This node is stopping.
+    #[error("this node is stopping")]
+    Shutdown,
+}
+
+/// Who leads, as this node knows.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Leadership {
+    /// Raft's term. A term has one leader at most.
+    pub term: u64,
+    /// Raft id of the leader, if there is one.
+    pub leader: Option<u64>,
+    /// Whether that is this node. What it applied may lag: read with `read_index` first.
+    pub here: bool,
+}
+
+/// Figures of this node's log.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Metrics {
+    /// Bytes in the log's segments.
+    pub log_bytes: u64,
+    /// The log's segments.
+    pub log_segments: usize,
+    /// Last entry in the log.
+    pub last_index: Option<u64>,
+    /// Last entry applied.
+    pub applied_index: Option<u64>,
+    /// Last entry in the snapshot.
+    pub snapshot_index: Option<u64>,
+    /// Last entry that the log holds no more.
+    pub purged_index: Option<u64>,
+}
+
+/// The running node. Clones are handles to the same node.
+#[derive(Clone)]
+pub struct Raft(pub(crate) Arc<Inner>);
+
+pub(crate) struct Inner {
+    pub(crate) raft: OpenRaft,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) store: LogStore,
+    pub(crate) size: Arc<LogSize>,
+    pub(crate) clock: Clock,
+    raft_id: u64,
+    addr: String,
+    leadership: watch::Receiver<Leadership>,
+    /// Bytes of proposals that may still be taken.
+    room: Semaphore,
+    /// The latest stamp proposed here.
+    last_stamp: AtomicU64,
+    space: Space,
+    stopping: Arc<AtomicBool>,
+    /// Ends the keeper.
+    stop: watch::Sender<bool>,
+}
+
+impl fmt::Debug for Raft {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Raft({:x})", self.0.raft_id)
+    }
+}
+
+impl Raft {
+    /// Reads log and snapshot and takes part. A sole voter leads, and has applied all it ever
+    /// acknowledged, when this returns.
+    ///
+    /// # Errors
+    /// If log or snapshot cannot be read, or the disk refuses.
+    pub async fn start(config: Config, clock: Clock) -> Result<Self, StartError> {
+        let open = |name: &str| {
+            let dir = config.dir.join(name);
+            match RealDisk::open(&dir) {
+                Ok(disk) => Ok(Arc::new(disk) as Arc<dyn Disk>),
+                Err(source) => Err(StartError::Dir { dir, source }),
+            }
+        };
+        let disks = Disks { log: open("log")?, snapshots: open("snapshots")? };
+        Self::start_on(disks, config, clock).await
+    }
+
+    pub(crate) async fn start_on(
+        disks: Disks,
+        config: Config,
+        clock: Clock,
+    ) -> Result<Self, StartError> {
+        let key = Arc::new(config.storage_key);
+        let space = Space::new(Arc::clone(&disks.log));
+        let log = Log::open(disks.log, Arc::clone(&key))?;
+        let shared = Arc::new(Shared::new(Snapshots::new(disks.snapshots, key))?);
+        let (index, size) = (log.index(), log.size());
+        let hook = config.on_fatal.clone();
+        let store = store::start(log, move |e| hook.call(&e.to_io().to_string()))
+            .map_err(|source| StartError::Dir { dir: config.dir, source })?;
+
+        let machine = Machine(Arc::clone(&shared));
+        let settings = settings().map_err(|e| StartError::Raft(e.to_string()))?;
+        let raft =
+            OpenRaft::new(config.raft_id, Arc::new(settings), Network, store.clone(), machine)
+                .await
+                .map_err(|e| StartError::Raft(e.to_string()))?;
+        if crate::log::lock(&index).purged().map(|at| at.index) == snapshot_index(&raft) {
+            shared.purged();
+        }
+
+        let stopping = Arc::new(AtomicBool::new(false));
+        let leadership = watch_leadership(&raft, Arc::clone(&stopping), config.on_fatal);
+        let node = Self(Arc::new(Inner {
+            raft,
+            shared,
+            store,
+            size,
+            clock,
+            raft_id: config.raft_id,
+            addr: config.addr,
+            leadership,
+            room: Semaphore::new(PENDING_BYTES),
+            last_stamp: AtomicU64::new(0),
+            space,
+            stopping,
+            stop: watch::Sender::new(false),
+        }));
+        if node.0.is_sole_voter() {
+            let elected = node.0.raft.trigger().elect(false).await;
+            elected.map_err(|e| StartError::Raft(e.to_string()))?;
+            node.lead().await?;
+        }
+        keeper::start(&node.0, node.0.stop.subscribe());
+        Ok(node)
+    }
+
+    /// Makes this node the sole voter of a new swarm. It leads when this returns.
+    ///
+    /// # Errors
+    /// If the log is not empty, or the disk refuses.
+    pub async fn initialize(&self) -> Result<(), StartError> {
+        let me = BTreeMap::from([(self.0.raft_id, BasicNode { addr: self.0.addr.clone() })]);
+        match self.0.raft.initialize(me).await {
+            Ok(()) => self.lead().await,
+            Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {
+                Err(StartError::Initialized)
+            }
+            Err(e) => Err(StartError::Raft(e.to_string())),
+        }
+    }
+
+    /// Waits until this node leads and has applied what was committed before.
+    async fn lead(&self) -> Result<(), StartError> {
+        let mut leadership = self.leadership();
+        let wait = async {
+            let leads = leadership.wait_for(|leadership| leadership.here).await.is_ok();
+            leads && self.read_index().await.is_ok()
+        };
+        match timeout(ELECT_WAIT, wait).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(StartError::Raft("raft stopped".into())),
+            Err(_) => Err(StartError::NoLeader(ELECT_WAIT)),
+        }
+    }
+
+    /// Proposes a command and waits until it is applied here. A request that was proposed
+    /// before gets its first outcome.
+    ///
+    /// # Errors
+    /// See [`ProposeError`].
+    pub async fn propose(
+        &self,
+        request: RequestId,
+        command: Command,
+    ) -> Result<Outcome, ProposeError> {
+        let inner = &*self.0;
+        if inner.stopping.load(Ordering::Acquire) {
+            return Err(ProposeError::Shutdown);
+        }
+        let leadership = *inner.leadership.borrow();
+        if !leadership.here {
+            return Err(ProposeError::NotLeader { leader: leadership.leader });
+        }
+        if inner.space.is_short() {
+            return Err(ProposeError::NoSpace);
+        }
+        let proposal = Proposal { request, stamp: inner.stamp(), command };
+        // Encoding to memory fails only if it runs out of it.
+        let bytes = minicbor::to_vec(&proposal).map_err(|_| ProposeError::Busy)?;
+        drop(proposal);
+        let size = bytes.len();
+        if size > PROPOSAL_BYTES {
+            return Err(ProposeError::TooLarge { bytes: size });
+        }
+        let permits = u32::try_from(size).unwrap_or(u32::MAX);
+        let _room = match timeout(PROPOSE_WAIT, inner.room.acquire_many(permits)).await {
+            Ok(Ok(room)) => room,
+            Ok(Err(_)) => return Err(ProposeError::Shutdown),
+            Err(_) => return Err(ProposeError::Busy),
+        };
+        let write = inner.raft.client_write(Payload(bytes.into()));
+        match timeout(PROPOSE_WAIT, write).await {
+            Ok(Ok(written)) => written.data.ok_or(ProposeError::Unknown),
+            Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(to)))) => {
+                Err(ProposeError::NotLeader { leader: to.leader_id })
+            }
+            Ok(Err(RaftError::APIError(_) | RaftError::Fatal(_))) | Err(_) => {
+                Err(ProposeError::Unknown)
+            }
+        }
+    }
+
+    /// Looks at the state as it is applied here. Applying waits while `look` runs: take out
+    /// what you need and return.
+    pub fn view<R>(&self, look: impl FnOnce(&State) -> R) -> R {
+        self.0.shared.view(look)
+    }
+
+    /// Waits until what is applied here includes everything acknowledged before the call, so
+    /// that a `view` after it is linearizable. Returns the index. Only the leader can tell.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub async fn read_index(&self) -> Result<u64, ReadError> {
+        let inner = &*self.0;
+        let read = async {
+            let at =
+                inner.raft.ensure_linearizable(ReadPolicy::ReadIndex).await.map_err(
+                    |e| match e {
+                        RaftError::APIError(LinearizableReadError::ForwardToLeader(to)) => {
+                            ReadError::NotLeader { leader: to.leader_id }
+                        }
+                        RaftError::APIError(_) => ReadError::Timeout,
+                        RaftError::Fatal(_) => ReadError::Shutdown,
+                    },
+                )?;
+            Ok(at.index())
+        };
+        timeout(READ_WAIT, read).await.unwrap_or(Err(ReadError::Timeout))
+    }
+
+    /// Hears of every change from now on.
+    #[must_use]
+    pub fn subscribe(&self) -> Subscription {
+        self.0.shared.subscribe()
+    }
+
+    /// The index of the last entry applied here, and when it moves.
+    #[must_use]
+    pub fn applied(&self) -> watch::Receiver<Option<u64>> {
+        self.0.shared.applied()
+    }
+
+    /// Whether this node leads, as far as it knows.
+    #[must_use]
+    pub fn is_leader(&self) -> bool {
+        self.0.leadership.borrow().here
+    }
+
+    /// Who leads, and when that changes.
+    #[must_use]
+    pub fn leadership(&self) -> watch::Receiver<Leadership> {
+        self.0.leadership.clone()
+    }
+
+    /// Whether this node ever was part of a swarm.
+    ///
+    /// # Errors
+    /// If this node is stopping.
+    pub async fn is_initialized(&self) -> Result<bool, ReadError> {
+        self.0.raft.is_initialized().await.map_err(|_| ReadError::Shutdown)
+    }
+
+    /// Figures of the log.
+    #[must_use]
+    pub fn metrics(&self) -> Metrics {
+        self.0.metrics()
+    }
+
+    /// Writes a snapshot of what is applied now and purges the log up to it.
+    ///
+    /// # Errors
+    /// If it cannot be written in time; the text says why.
+    pub async fn snapshot_now(&self) -> Result<(), io::Error> {
+        keeper::snapshot(&self.0, true).await
+    }
+
+    /// Stops taking part: what was acknowledged is on disk. Proposals fail from now on.
+    pub async fn shutdown(&self) {
+        let inner = &*self.0;
+        if inner.stopping.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        inner.stop.send_replace(true);
+        inner.room.close();
+        if timeout(SHUTDOWN_WAIT, inner.raft.shutdown()).await.is_err() {
+            tracing::warn!("raft does not stop within {SHUTDOWN_WAIT:?}");
+        }
+        match timeout(SHUTDOWN_WAIT, inner.store.close()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(e)) => tracing::warn!("closing the raft log: {e}"),
+            Err(_) => tracing::warn!("the raft log does not close within {SHUTDOWN_WAIT:?}"),
+        }
+    }
+}
+
+impl Inner {
+    pub(crate) fn metrics(&self) -> Metrics {
+        use openraft::async_runtime::watch::WatchReceiver;
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        Metrics {
+            log_bytes: self.size.bytes.load(Ordering::Relaxed),
+            log_segments: self.size.segments.load(Ordering::Relaxed),
+            last_index: metrics.last_log_index,
+            applied_index: metrics.last_applied.as_ref().map(|id| id.index),
+            snapshot_index: metrics.snapshot.as_ref().map(|id| id.index),
+            purged_index: metrics.purged.as_ref().map(|id| id.index),
+        }
+    }
+
+    /// Whether this node alone is the quorum.
+    pub(crate) fn is_sole_voter(&self) -> bool {
+        self.raft.voter_ids().eq([self.raft_id])
+    }
+
+    /// The clock, but never behind what was applied or proposed.
+    fn stamp(&self) -> Stamp {
+        let applied = self.shared.view(State::last_stamp);
+        let now = (self.clock)().max(applied).0;
+        Stamp(self.last_stamp.fetch_max(now, Ordering::AcqRel).max(now))
+    }
+}
+
+/// Where the log and the snapshots are kept.
+#[derive(Debug, Clone)]
+pub(crate) struct Disks {
+    pub(crate) log: Arc<dyn Disk>,
+    pub(crate) snapshots: Arc<dyn Disk>,
+}
+
+/// Knows whether the disk is nearly full, and asks it only now and then.
+#[derive(Debug)]
+struct Space {
+    disk: Arc<dyn Disk>,
+    last: Mutex<Option<(Instant, bool)>>,
+}
+
+impl Space {
+    fn new(disk: Arc<dyn Disk>) -> Self {
+        Self { disk, last: Mutex::new(None) }
+    }
+
+    fn is_short(&self) -> bool {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        match *last {
+            Some((at, short)) if at.elapsed() < SPACE_CHECK => short,
+            _ => {
+                let short = self.disk.space_left().is_ok_and(|left| left < RESERVED_BYTES);
+                *last = Some((Instant::now(), short));
+                short
+            }
+        }
+    }
+}
+
+fn settings() -> Result<openraft::Config, openraft::ConfigError> {
+    let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    openraft::Config {
+        cluster_name: "skep".into(),
+        heartbeat_interval: ms(HEARTBEAT),
+        election_timeout_min: ms(ELECTION_MIN),
+        election_timeout_max: ms(ELECTION_MAX),
+        enable_pre_vote: Some(true),
+        // The keeper decides when: it also knows bytes and deadlines.
+        snapshot_policy: SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: KEPT_ENTRIES,
+        ..openraft::Config::default()
+    }
+    .validate()
+}
+
+fn snapshot_index(raft: &OpenRaft) -> Option<u64> {
+    use openraft::async_runtime::watch::WatchReceiver;
+    raft.metrics().borrow_watched().snapshot.as_ref().map(|id| id.index)
+}
+
+/// Follows openraft's own view of who leads, and calls the hook if openraft stops by itself.
+fn watch_leadership(
+    raft: &OpenRaft,
+    stopping: Arc<AtomicBool>,
+    on_fatal: FatalHook,
+) -> watch::Receiver<Leadership> {
+    use openraft::async_runtime::watch::WatchReceiver;
+    let mut metrics = raft.metrics();
+    let (known, leadership) = watch::channel(Leadership::default());
+    tokio::spawn(async move {
+        loop {
+            let (now, running) = {
+                let metrics = metrics.borrow_watched();
+                let here = metrics.state == ServerState::Leader;
+                let leader = metrics.current_leader;
+                let now = Leadership { term: metrics.current_term, leader, here };
+                (now, metrics.running_state.clone())
+            };
+            if let Err(e) = running {
+                known.send_replace(Leadership { leader: None, here: false, ..now });
+                report_stop(&e, &stopping, &on_fatal);
+                return;
+            }
+            known.send_if_modified(|was| std::mem::replace(was, now) != now);
+            if metrics.changed().await.is_err() {
+                return;
+            }
+        }
+    });
+    leadership
+}
+
+fn report_stop(e: &Fatal<TypeConfig>, stopping: &AtomicBool, on_fatal: &FatalHook) {
+    if !stopping.load(Ordering::Acquire) {
+        on_fatal.call(&format!("raft stopped: {e}"));
+    }
+}
