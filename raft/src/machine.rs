@@ -15,7 +15,9 @@ use tokio::sync::{broadcast, watch};
 use crate::limits::{APPLY_BATCH, CHANGE_QUEUE};
 use crate::snapshot::{Image, SnapshotError, SnapshotFile, Snapshots};
 use crate::strict;
-use crate::types::{EntryPayload, LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig};
+use crate::types::{
+    EntryPayload, LogId, Position, Snapshot, SnapshotMeta, StoredMembership, TypeConfig,
+};
 
 /// Changes that were applied together.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -110,6 +112,12 @@ impl Shared {
     /// When deleted payloads must be purged, if any are not.
     pub(crate) fn purge_due(&self) -> Option<Stamp> {
         self.current().due
+    }
+
+    /// The last entry in the current snapshot.
+    pub(crate) fn covered(&self) -> Option<Position> {
+        let current = self.current();
+        current.file.as_ref().and_then(|file| file.meta.last_log_id.as_ref().map(Position::from))
     }
 
     /// Says that the log holds nothing any more that the current snapshot covers.

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{
     ClientWriteError, Fatal, InitializeError, LinearizableReadError, RaftError,
 };
@@ -26,7 +27,7 @@ use crate::limits::{
     ELECT_WAIT, ELECTION_MAX, ELECTION_MIN, HEARTBEAT, KEPT_ENTRIES, PENDING_BYTES, PROPOSAL_BYTES,
     PROPOSE_WAIT, READ_WAIT, RESERVED_BYTES, SHUTDOWN_WAIT, SPACE_CHECK,
 };
-use crate::log::{Log, LogSize, OpenError};
+use crate::log::{Log, LogSize, OpenError, lock};
 use crate::machine::{Machine, Shared, Subscription};
 use crate::network::Network;
 use crate::snapshot::{SnapshotError, Snapshots};
@@ -251,9 +252,14 @@ impl Raft {
             OpenRaft::new(config.raft_id, Arc::new(settings), Network, store.clone(), machine)
                 .await
                 .map_err(|e| StartError::Raft(e.to_string()))?;
-        if crate::log::lock(&index).purged().map(|at| at.index) == snapshot_index(&raft) {
+        if lock(&index).purged() == shared.covered() {
             shared.purged();
         }
+        let id = config.raft_id;
+        let sole = raft
+            .with_raft_state(move |state| state.membership_state.effective().voter_ids().eq([id]))
+            .await
+            .map_err(|e| StartError::Raft(e.to_string()))?;
 
         let stopping = Arc::new(AtomicBool::new(false));
         let leadership = watch_leadership(&raft, Arc::clone(&stopping), config.on_fatal);
@@ -272,7 +278,7 @@ impl Raft {
             stopping,
             stop: watch::Sender::new(false),
         }));
-        if node.0.is_sole_voter() {
+        if sole {
             let elected = node.0.raft.trigger().elect(false).await;
             elected.map_err(|e| StartError::Raft(e.to_string()))?;
             node.lead().await?;
@@ -453,7 +459,6 @@ impl Raft {
 
 impl Inner {
     pub(crate) fn metrics(&self) -> Metrics {
-        use openraft::async_runtime::watch::WatchReceiver;
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
         Metrics {
@@ -519,6 +524,9 @@ fn settings() -> Result<openraft::Config, openraft::ConfigError> {
         election_timeout_min: ms(ELECTION_MIN),
         election_timeout_max: ms(ELECTION_MAX),
         enable_pre_vote: Some(true),
+        // The log knows what is committed only as of the batch before; a new term's first
+        // entry commits the rest, before anything is read.
+        enable_leader_restore: Some(false),
         // The keeper decides when: it also knows bytes and deadlines.
         snapshot_policy: SnapshotPolicy::Never,
         max_in_snapshot_log_to_keep: KEPT_ENTRIES,
@@ -527,18 +535,12 @@ fn settings() -> Result<openraft::Config, openraft::ConfigError> {
     .validate()
 }
 
-fn snapshot_index(raft: &OpenRaft) -> Option<u64> {
-    use openraft::async_runtime::watch::WatchReceiver;
-    raft.metrics().borrow_watched().snapshot.as_ref().map(|id| id.index)
-}
-
 /// Follows openraft's own view of who leads, and calls the hook if openraft stops by itself.
 fn watch_leadership(
     raft: &OpenRaft,
     stopping: Arc<AtomicBool>,
     on_fatal: FatalHook,
 ) -> watch::Receiver<Leadership> {
-    use openraft::async_runtime::watch::WatchReceiver;
     let mut metrics = raft.metrics();
     let (known, leadership) = watch::channel(Leadership::default());
     tokio::spawn(async move {

@@ -58,7 +58,8 @@ async fn a_sole_voter_leads_at_once_and_again_after_a_restart() {
     let node = start(dir.path()).await;
     assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
     assert!(node.is_leader());
-    assert!(node.read_index().await.unwrap() > before);
+    let after = node.read_index().await.unwrap();
+    assert!(after > before, "{after} {before} {:?}", node.metrics());
     assert_eq!(node.view(skep_core::state::State::last_stamp), stamp);
     node.shutdown().await;
 }
