@@ -28,3 +28,15 @@ pub const LOG_LINE_BYTES: usize = 16 << 10;
 pub const REPORT_BATCH: Duration = Duration::from_millis(100);
 /// How long a write may wait for the log before its outcome is unknown.
 pub const WRITE_WAIT: Duration = Duration::from_secs(5);
+/// Bytes of a path in an image's archive.
+pub const ARCHIVE_PATH_BYTES: usize = 4096;
+/// Bytes of an extended header in an image's archive.
+pub const ARCHIVE_HEADER_BYTES: usize = 1 << 20;
+/// Entries in one layer of an image.
+pub const ARCHIVE_ENTRIES: u64 = 2_000_000;
+/// Bytes of one layer of an image, unpacked.
+pub const ARCHIVE_BYTES: u64 = 64 << 30;
+/// Bytes of a manifest, an image configuration or the image index.
+pub const IMAGE_DOCUMENT_BYTES: u64 = 16 << 20;
+/// Bytes of the instructions given to an import.
+pub const IMAGE_CHANGE_BYTES: usize = 1 << 20;

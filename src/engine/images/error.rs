@@ -1,0 +1,63 @@
+//! What can go wrong with images.
+
+use std::io;
+use std::path::PathBuf;
+
+use super::archive::ArchiveError;
+use super::reference::ReferenceError;
+
+/// An operation on images failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// No image has this name or id. The text is the name as the user would see it.
+    #[error("No such image: {0}")]
+    NotFound(String),
+    /// A short id fits several images.
+    #[error("image id {0} is ambiguous: several images begin with it")]
+    Ambiguous(String),
+    /// The name cannot name an image.
+    #[error(transparent)]
+    Reference(#[from] ReferenceError),
+    /// A `changes` instruction is not understood.
+    #[error("{0}")]
+    Change(String),
+    /// The image is in use, in Docker's words.
+    #[error("{0}")]
+    Conflict(String),
+    /// The archive is broken, dangerous or over a limit.
+    #[error("the archive cannot be imported")]
+    Archive(#[source] ArchiveError),
+    /// The store on disk does not hold together.
+    #[error("the image store is damaged at {path}: {what}")]
+    Damaged {
+        /// File.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The disk failed.
+    #[error("cannot {what} {path}")]
+    Disk {
+        /// What was tried.
+        what: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl ImageError {
+    pub(super) fn disk(
+        what: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Disk { what, path, source }
+    }
+
+    pub(super) fn damaged(path: impl Into<PathBuf>, what: impl Into<String>) -> Self {
+        Self::Damaged { path: path.into(), what: what.into() }
+    }
+}
