@@ -168,3 +168,42 @@ fn search(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The scanner itself: a scan that finds nothing must be one that would have found it.
+    #[test]
+    fn finds_every_form_on_disk() {
+        let marker = Marker::new().unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("inner/file");
+        fs::create_dir(directory.path().join("inner")).unwrap();
+        for shift in 0..3 {
+            // Around the border of two chunks.
+            for at in [0, CHUNK - 30, 2 * CHUNK - 1] {
+                let mut bytes = vec![b'.'; at];
+                let json = format!("{}{}tail", "{\"a".get(..shift).unwrap(), marker.text());
+                bytes.extend(STANDARD.encode(json).bytes());
+                bytes.extend([b'.'; 5000]);
+                fs::write(&file, bytes).unwrap();
+                let hits = scan_disk(directory.path(), &marker).unwrap();
+                assert!(hits.iter().any(|hit| hit.form == "base64"), "shift {shift} at {at}");
+            }
+        }
+        fs::write(&file, marker.text()).unwrap();
+        assert_eq!(scan_disk(directory.path(), &marker).unwrap().len(), 1);
+        fs::write(&file, "nothing").unwrap();
+        assert!(scan_disk(directory.path(), &marker).unwrap().is_empty());
+    }
+
+    #[test]
+    fn finds_it_in_memory() {
+        let marker = Marker::new().unwrap();
+        let pid = i32::try_from(std::process::id()).unwrap();
+        let own = Process { pid, parent: 0, args: Vec::new() };
+        let hits = scan_memory(&[own], &marker).unwrap();
+        assert!(hits.iter().any(|hit| hit.form == "plain"));
+    }
+}
