@@ -21,16 +21,16 @@ pub const TARGETS: usize = 1_024;
 pub const AUDIT_ROWS: usize = 1_000;
 /// Bytes kept of an executable's path in the audit.
 pub const EXECUTABLE_BYTES: usize = 1_024;
-/// Processes whose executable is remembered between opens.
-pub const AUDIT_PIDS: usize = 64;
 /// Bytes of a target, as in PATH_MAX.
 pub const TARGET_BYTES: usize = 4_095;
 /// Bytes of one name in a target, as in NAME_MAX.
 pub const NAME_BYTES: usize = 255;
-/// Bytes the kernel may ask for in one read.
-pub const READ_BYTES: usize = 1 << 20;
-/// Serving threads.
-pub const THREADS: usize = 2;
+/// Bytes the kernel may ask for in one read. A bounce buffer of this size stays in the
+/// processor's cache: larger reads of secret memory are slower.
+pub const READ_BYTES: usize = 128 << 10;
+/// Serving threads. Nothing they do waits, and a second one only makes the processors pass
+/// requests around.
+pub const THREADS: usize = 1;
 /// Batches of invalidations waiting for the notifier.
 pub const NOTIFICATIONS: usize = 16;
 /// How long a change waits for the kernel to drop what it cached.

@@ -134,8 +134,9 @@ pub(crate) struct Fs {
 
 impl Filesystem for Fs {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        // Also the most the kernel asks for in one read.
+        // Both bound the pages of one request; a kernel that offers less is fine.
         let _ = config.set_max_write(limits::READ_BYTES as u32);
+        let _ = config.set_max_readahead(limits::READ_BYTES as u32);
         for wish in [InitFlags::FUSE_PARALLEL_DIROPS, InitFlags::FUSE_NO_EXPORT_SUPPORT] {
             let _ = config.add_capabilities(wish);
         }

@@ -227,8 +227,10 @@ impl Server {
 
 fn mount_device(device: &OwnedFd, dir: &Path) -> Result<(), MountError> {
     let fd = device.as_raw_fd();
-    let options =
-        format!("fd={fd},rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other");
+    let max_read = limits::READ_BYTES;
+    let options = format!(
+        "fd={fd},rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other,max_read={max_read}"
+    );
     let failed = |source| MountError::Mount { dir: dir.to_owned(), source };
     let options = CString::new(options).map_err(|e| failed(e.into()))?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;

@@ -316,3 +316,6 @@ impl Tree {
 fn set_name(set: u64) -> String {
     format!("..{set}")
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,6 +15,12 @@ impl Bounce {
         Arena::map(VaultKind::Mlock, whole_pages(limits::READ_BYTES)).map(Bounce)
     }
 
+    #[cfg(test)]
+    pub(super) fn raw(&mut self) -> Vec<u8> {
+        let len = self.0.len();
+        Bounced { bounce: self, len }.to_vec()
+    }
+
     /// Copies as much of `bytes` as fits; the copy is zeroed when dropped.
     pub(super) fn copy(&mut self, bytes: &[u8]) -> Bounced<'_> {
         let len = bytes.len().min(self.0.len());

@@ -288,3 +288,6 @@ impl fmt::Debug for Slot {
 fn whole_pages(len: usize) -> usize {
     len.max(1).next_multiple_of(rustix::param::page_size())
 }
+
+#[cfg(test)]
+mod tests;

@@ -89,3 +89,26 @@ pub(crate) fn private(test: impl FnOnce(&Path) + Send + 'static) {
         }
     }
 }
+
+/// Binds read-only, as a container gets it.
+pub(crate) fn bind(source: &Path, target: &Path) {
+    let none: Option<&str> = None;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some(source), target, none, MsFlags::MS_BIND, none).unwrap();
+    let remount = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY | flags;
+    mount(none, target, none, remount, none).unwrap();
+}
+
+/// Waits until `check` holds.
+pub(crate) fn eventually(what: &str, mut check: impl FnMut() -> bool) {
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    while !check() {
+        assert!(std::time::Instant::now() < deadline, "never happened: {what}");
+        thread::yield_now();
+    }
+}
+
+/// The errno of a failed call.
+pub(crate) fn errno<T: std::fmt::Debug>(result: std::io::Result<T>) -> nix::errno::Errno {
+    nix::errno::Errno::from_raw(result.unwrap_err().raw_os_error().unwrap())
+}

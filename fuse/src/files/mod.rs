@@ -272,3 +272,6 @@ impl Files {
         self.replaced.retain(|_, versions| !versions.is_empty());
     }
 }
+
+#[cfg(test)]
+mod tests;
