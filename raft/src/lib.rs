@@ -10,6 +10,8 @@ mod keeper;
 mod key;
 pub mod limits;
 mod log;
+#[cfg(test)]
+mod log_tests;
 mod machine;
 mod network;
 pub mod node;
@@ -18,7 +20,11 @@ mod recover;
 mod segment;
 mod snapshot;
 mod store;
+#[cfg(test)]
+mod store_tests;
 mod strict;
+#[cfg(test)]
+mod testing;
 mod types;
 
 pub use key::StorageKey;

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-/// Bytes a segment of the log is preallocated with.
-pub const SEGMENT_BYTES: u64 = 8 << 20;
+/// Bytes a segment of the log is preallocated with. Unit tests fill many.
+pub const SEGMENT_BYTES: u64 = if cfg!(test) { 16 << 10 } else { 8 << 20 };
 /// Bytes of records in one write, unless a single record is larger.
 pub const BATCH_BYTES: usize = 4 << 20;
 /// Bytes of one encoded proposal, at most.

@@ -117,6 +117,7 @@ impl Log {
         if !writes.iter().any(Write::must_sync) {
             let committed = writes.iter().rev().find_map(Write::committed);
             self.deferred = committed.or(self.deferred);
+            lock(&self.index).committed = self.deferred;
             return Ok(());
         }
         let deferred = self.deferred.take().map(Write::Committed);
@@ -213,6 +214,8 @@ impl Log {
 
     fn place(&self, places: Vec<(u64, Place)>) {
         let mut index = lock(&self.index);
+        index.vote = self.carry.vote;
+        index.committed = self.carry.committed;
         for (at, place) in places {
             index.set_place(at, place);
         }

@@ -166,8 +166,10 @@ impl Recovered {
         let damaged = |offset| OpenError::Damaged { file: segment.name.clone(), offset };
         self.carry = segment.header.carry;
         self.index.truncate(self.carry.last.map_or(0, |at| at.index + 1));
-        if let Some(purged) = self.carry.purged {
-            self.index.purge(purged);
+        // What came before the first segment must turn out to be purged, be it further on.
+        let before = self.carry.last.filter(|_| self.segments.is_empty());
+        if let Some(gone) = before.or(self.carry.purged) {
+            self.index.purge(gone);
         }
         let mut offset = HEADER_BYTES;
         let mut batch = Batch { start: offset, left: 0 };

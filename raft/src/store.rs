@@ -257,14 +257,11 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
         let vote = *vote;
-        self.ask(|done| Op::Vote(vote, done)).await?;
-        lock(&self.index).vote = Some((&vote).into());
-        Ok(())
+        self.ask(|done| Op::Vote(vote, done)).await
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
         let Some(at) = committed.as_ref().map(Position::from) else { return Ok(()) };
-        lock(&self.index).committed = Some(at);
         self.send(Op::Committed(at)).await
     }
 
