@@ -25,4 +25,8 @@ pub mod task_machine;
 pub mod time;
 
 #[cfg(test)]
+extern crate std;
+#[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;

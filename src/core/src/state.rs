@@ -265,7 +265,7 @@ impl State {
         match task.node {
             Some(node) => {
                 self.index.tasks_of_node.entry(node).or_default().insert(task.id);
-                self.index.loads.entry(node).or_default().add(&task);
+                self.change_load(node, |load| load.add(&task));
             }
             None if !task.is_done() => {
                 self.index.unassigned.insert(task.id);
@@ -302,11 +302,15 @@ impl State {
         self.index.unassigned.remove(id);
         let Some(node) = old.node else { return };
         remove_from(&mut self.index.tasks_of_node, &node, id);
-        if let Some(load) = self.index.loads.get_mut(&node) {
-            load.subtract(old);
-            if *load == NodeLoad::default() {
-                self.index.loads.remove(&node);
-            }
+        let old = Arc::clone(old);
+        self.change_load(node, |load| load.subtract(&old));
+    }
+
+    fn change_load(&mut self, node: NodeId, change: impl FnOnce(&mut NodeLoad)) {
+        let load = self.index.loads.entry(node).or_default();
+        change(load);
+        if *load == NodeLoad::default() {
+            self.index.loads.remove(&node);
         }
     }
 

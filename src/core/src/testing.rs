@@ -128,6 +128,8 @@ pub(crate) struct World {
     pub(crate) changes: Vec<Change>,
     pub(crate) now: Stamp,
     pub(crate) node: NodeId,
+    /// Everything that was proposed.
+    pub(crate) log: Vec<Proposal>,
     requests: u64,
     ids: u64,
 }
@@ -136,7 +138,8 @@ impl World {
     pub(crate) fn empty() -> Self {
         let now = Stamp(1_000_000_000_000);
         let node = id(1);
-        Self { state: State::default(), changes: Vec::new(), now, node, requests: 0, ids: 1_000 }
+        let (changes, log) = (Vec::new(), Vec::new());
+        Self { state: State::default(), changes, now, node, log, requests: 0, ids: 1_000 }
     }
 
     pub(crate) fn new() -> Self {
@@ -148,7 +151,9 @@ impl World {
     pub(crate) fn run_as(&mut self, request: RequestId, command: Command) -> Outcome {
         self.now = self.now + Span::from_millis(1);
         let proposal = Proposal { request, stamp: self.now, command };
-        apply(&mut self.state, &proposal, &mut self.changes)
+        let outcome = apply(&mut self.state, &proposal, &mut self.changes);
+        self.log.push(proposal);
+        outcome
     }
 
     pub(crate) fn run(&mut self, command: Command) -> Outcome {

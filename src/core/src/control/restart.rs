@@ -35,6 +35,11 @@ fn has_ended(state: &State, task: &Task) -> bool {
     task.status.state.is_terminal() || is_lost(state, task) || drained()
 }
 
+/// Whether a task ended without being told to, well or not.
+pub(super) fn has_ended_by_itself(task: &Task) -> bool {
+    matches!(task.status.state, TaskState::Complete | TaskState::Failed | TaskState::Rejected)
+}
+
 /// Whether a task's node is gone.
 fn is_lost(state: &State, task: &Task) -> bool {
     task.node
@@ -53,8 +58,6 @@ fn successor(draft: &mut Draft<'_>, service: &Service, slot: &Slot) -> Option<Ta
     {
         return None;
     }
-    let by_itself =
-        matches!(old.status.state, TaskState::Complete | TaskState::Failed | TaskState::Rejected);
     let policy = old.spec.restart.as_ref();
     let delay = policy.and_then(|policy| policy.delay).unwrap_or(limits::RESTART_DELAY);
     let mut task = draft.task(service, slot.number);
@@ -63,7 +66,7 @@ fn successor(draft: &mut Draft<'_>, service: &Service, slot: &Slot) -> Option<Ta
         task.window_start = old.window_start;
     }
     task.attempts += 1;
-    if by_itself && delay > Span(0) {
+    if has_ended_by_itself(old) && delay > Span(0) {
         task.start_after = Some(draft.now + delay);
     }
     task.desired = first_desire(draft.state, draft.now, slot, &task);

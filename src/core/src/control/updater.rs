@@ -6,7 +6,7 @@ use alloc::string::String;
 use alloc::sync::Arc;
 
 use super::draft::{Draft, Slot};
-use super::restart::first_desire;
+use super::restart::{first_desire, has_ended_by_itself};
 use super::{Pass, is_dirty};
 use crate::command::Decision;
 use crate::id::TaskId;
@@ -47,7 +47,7 @@ pub(super) fn run(draft: &mut Draft<'_>, service: &Service, slots: &mut [Slot]) 
         let paused = service.update.as_ref().is_some_and(|update| {
             matches!(update.state, UpdateState::Paused | UpdateState::RollbackPaused)
         });
-        if !paused && slots.iter().any(|slot| is_stale(service, slot)) {
+        if !paused && slots.iter().any(|slot| is_stale(service, slot) || is_crowded(slot)) {
             draft.set_update(service, UpdateState::Updating, String::from("update in progress"));
         }
         return Pass::Done;
@@ -63,6 +63,11 @@ pub(super) fn run(draft: &mut Draft<'_>, service: &Service, slots: &mut [Slot]) 
 fn is_stale(service: &Service, slot: &Slot) -> bool {
     let fresh = slot.active().any(|task| !is_dirty(service, task));
     !fresh && slot.newest().is_some_and(|task| is_dirty(service, task))
+}
+
+/// Whether an old and a new task are to run side by side.
+fn is_crowded(slot: &Slot) -> bool {
+    slot.active().count() > 1
 }
 
 impl<'a> Rollout<'a> {
@@ -98,12 +103,8 @@ impl<'a> Rollout<'a> {
 
     /// Whether a task that this update made ended by itself before it ran for long enough.
     fn has_failed(&self, task: &Task) -> bool {
-        let ended = matches!(
-            task.status.state,
-            TaskState::Complete | TaskState::Failed | TaskState::Rejected
-        );
         let early = |since| task.meta.updated.since(since) <= self.monitor();
-        ended
+        has_ended_by_itself(task)
             && task.meta.created >= self.status.started
             && !is_dirty(self.service, task)
             && task.running_since.is_none_or(early)
@@ -194,15 +195,21 @@ impl<'a> Rollout<'a> {
             return Standing::Stale;
         }
         let Some(new) = slot.newest() else { return Standing::Settled(None) };
-        let is_ours = new.meta.created >= self.status.started && new.attempts == 0;
+        let is_ours = |task: &Task| task.meta.created >= self.status.started;
+        // What restarts over and over neither holds the update up nor lets it wait longer.
+        let has_failed =
+            |task: &Arc<Task>| !is_dirty(self.service, task) && has_ended_by_itself(task);
+        let restarts = new.attempts > 0 && slot.tasks.iter().any(has_failed);
         match new.running_since {
-            _ if !is_ours => Standing::Settled(None),
+            _ if is_crowded(slot) => Standing::Busy(None),
+            _ if restarts => Standing::Settled(None),
+            None if !new.is_done() => Standing::Busy(None),
+            _ if !is_ours(new) => Standing::Settled(None),
             Some(since) if since + self.config.delay > now => {
                 Standing::Busy(Some(since + self.config.delay))
             }
             Some(since) => Standing::Settled(Some(since)),
-            None if new.is_done() => Standing::Settled(Some(new.meta.updated)),
-            None => Standing::Busy(None),
+            None => Standing::Settled(Some(new.meta.updated)),
         }
     }
 
