@@ -62,8 +62,8 @@ fn rust() -> Vec<(String, String)> {
 /// Lines outside tests and comments, with their numbers.
 fn product(path: &str, text: &str) -> Vec<(usize, String)> {
     let parts: Vec<_> = Path::new(path).iter().map(|part| part.to_string_lossy()).collect();
-    let tests = ["tests", "tests.rs", "testing.rs", "integration"];
-    if parts.iter().any(|part| tests.contains(&part.as_ref())) {
+    let tests = ["tests", "testing.rs", "integration"];
+    if path.ends_with("tests.rs") || parts.iter().any(|part| tests.contains(&part.as_ref())) {
         return Vec::new();
     }
     // By custom the tests of a file are its last item.
@@ -106,7 +106,7 @@ fn nothing_is_left_for_later() {
 
 #[test]
 fn nothing_panics_on_purpose() {
-    let calls = [".unwrap()", ".expect(", "panic!(", "unreachable!("];
+    let calls = [".unwrap()", ".expect(\"", "panic!(", "unreachable!("];
     let mut found = Vec::new();
     for (path, text) in rust() {
         for (at, line) in product(&path, &text) {
