@@ -22,7 +22,6 @@ mod snapshot;
 mod store;
 #[cfg(test)]
 mod store_tests;
-mod strict;
 #[cfg(test)]
 mod testing;
 mod types;

@@ -7,6 +7,7 @@ use futures_util::{Stream, StreamExt};
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{OptionalSend, RaftSnapshotBuilder};
 use skep_core::apply::{Change, apply};
+use skep_core::codec;
 use skep_core::command::{Outcome, Proposal};
 use skep_core::state::State;
 use skep_core::time::Stamp;
@@ -14,7 +15,6 @@ use tokio::sync::{broadcast, watch};
 
 use crate::limits::{APPLY_BATCH, CHANGE_QUEUE};
 use crate::snapshot::{Image, SnapshotError, SnapshotFile, Snapshots};
-use crate::strict;
 use crate::types::{
     EntryPayload, LogId, Position, Snapshot, SnapshotMeta, StoredMembership, TypeConfig,
 };
@@ -269,7 +269,7 @@ fn decode(entry: crate::types::Entry) -> io::Result<(LogId, Work)> {
             Work::Members(StoredMembership::new(Some(entry.log_id.clone()), membership))
         }
         EntryPayload::Normal(payload) => {
-            let proposal = strict::decode(&payload.0).map_err(|e| {
+            let proposal = codec::decode_strict(&payload.0).map_err(|e| {
                 let version = env!("CARGO_PKG_VERSION");
                 let text = format!(
                     "log entry {} {e}; skep {version} cannot apply it, a newer version can",

@@ -13,6 +13,7 @@ use openraft::errors::{
     ClientWriteError, Fatal, InitializeError, LinearizableReadError, RaftError,
 };
 use openraft::{BasicNode, ReadPolicy, ServerState, SnapshotPolicy};
+use skep_core::codec;
 use skep_core::command::{Command, Outcome, Proposal};
 use skep_core::id::RequestId;
 use skep_core::state::State;
@@ -338,8 +339,7 @@ impl Raft {
             return Err(ProposeError::NoSpace);
         }
         let proposal = Proposal { request, stamp: inner.stamp(), command };
-        // Encoding to memory fails only if it runs out of it.
-        let bytes = minicbor::to_vec(&proposal).map_err(|_| ProposeError::Busy)?;
+        let bytes = codec::encode(&proposal);
         drop(proposal);
         let size = bytes.len();
         if size > PROPOSAL_BYTES {

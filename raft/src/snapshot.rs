@@ -11,13 +11,13 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 
+use skep_core::codec;
 use skep_core::state::State;
 
 use crate::StorageKey;
 use crate::disk::{Disk, DiskFile};
 use crate::key::{Cipher, TAG_BYTES, random_id};
 use crate::limits::{CHUNK_BYTES, SNAPSHOT_RECORD_BYTES};
-use crate::strict;
 use crate::types::{Covered, SnapshotMeta};
 
 const MAGIC: &[u8; 8] = b"SKEPSNP1";
@@ -122,7 +122,7 @@ impl Snapshots {
         let cipher = self.key.cipher(PURPOSE, &id);
         let mut found = SnapshotFile { name, id, file, cipher, meta: SnapshotMeta::default() };
         let covered = found.records()?.next()?.unwrap_or_default();
-        let covered: Covered = strict::decode(&covered).map_err(|e| found.unknown(&e))?;
+        let covered: Covered = codec::decode_strict(&covered).map_err(|e| found.unknown(&e))?;
         found.meta = SnapshotMeta::try_from(covered).map_err(|e| found.unknown(&e))?;
         Ok(Some(Arc::new(found)))
     }
@@ -151,8 +151,7 @@ impl Snapshots {
             offset: HEADER_BYTES,
             buffer: Vec::new(),
         };
-        let covered = minicbor::to_vec(Covered::from(meta)).map_err(io::Error::other);
-        out.push(&covered.during("encode a snapshot")?)?;
+        out.push(&codec::encode(&Covered::from(meta)))?;
         let mut result = Ok(());
         skep_core::snapshot::write(state, &mut |record| {
             if result.is_ok() {

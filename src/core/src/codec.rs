@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 use core::convert::Infallible;
 use core::fmt;
 
+use minicbor::data::Type;
 use minicbor::{Decode, Decoder, Encode};
 
 /// Bytes that are not what they should be.
@@ -18,6 +19,12 @@ impl fmt::Display for CodecError {
 }
 
 impl core::error::Error for CodecError {}
+
+impl From<minicbor::decode::Error> for CodecError {
+    fn from(e: minicbor::decode::Error) -> Self {
+        Self(e.to_string())
+    }
+}
 
 /// The bytes of `value`.
 #[must_use]
@@ -35,7 +42,7 @@ pub fn encode<T: Encode<()>>(value: &T) -> Vec<u8> {
 /// If the bytes are not a `T`.
 pub fn decode<T: for<'b> Decode<'b, ()>>(bytes: &[u8]) -> Result<T, CodecError> {
     let mut decoder = Decoder::new(bytes);
-    let value = decoder.decode().map_err(|e| CodecError(e.to_string()))?;
+    let value = decoder.decode()?;
     if decoder.position() == bytes.len() {
         Ok(value)
     } else {
@@ -43,20 +50,82 @@ pub fn decode<T: for<'b> Decode<'b, ()>>(bytes: &[u8]) -> Result<T, CodecError> 
     }
 }
 
-/// Reads a log entry or snapshot record: the bytes must be exactly what `encode` would write,
-/// so a field, command or value of a newer version is an error and never lost in silence.
+/// Reads a log entry or snapshot record: everything in the bytes must be in what `encode` would
+/// write, so a field, command or value of a newer version is an error and never lost in
+/// silence. A field that an older version did not have yet may be missing and gets its default.
 ///
 /// # Errors
-/// If the bytes are not a `T`, or not the only encoding of one.
+/// If the bytes are not a `T`, or hold more than one.
 pub fn decode_strict<T: Encode<()> + for<'b> Decode<'b, ()>>(
     bytes: &[u8],
 ) -> Result<T, CodecError> {
     let value: T = decode(bytes)?;
     let mut check = Matcher { rest: bytes };
-    match minicbor::encode(&value, &mut check) {
-        Ok(()) if check.rest.is_empty() => Ok(value),
-        _ => Err(CodecError(String::from("fields this version does not know"))),
+    let same = minicbor::encode(&value, &mut check).is_ok() && check.rest.is_empty();
+    if same || covers(&mut Decoder::new(&encode(&value)), &mut Decoder::new(bytes), DEPTH)? {
+        Ok(value)
+    } else {
+        Err(CodecError(String::from("fields this version does not know")))
     }
+}
+
+/// Levels of nesting that are looked through for what an older version did not have.
+const DEPTH: usize = 64;
+
+/// Whether everything in the next item of `old` is in the next item of `new`.
+fn covers(new: &mut Decoder<'_>, old: &mut Decoder<'_>, depth: usize) -> Result<bool, CodecError> {
+    let Some(depth) = depth.checked_sub(1) else { return Ok(false) };
+    match (new.datatype()?, old.datatype()?) {
+        (Type::Map, Type::Map) => covers_map(new, old, depth),
+        (Type::Array, Type::Array) => {
+            let (many, few) = (new.array()?, old.array()?);
+            for _ in 0..few.min(many).unwrap_or(0) {
+                if !covers(new, old, depth)? {
+                    return Ok(false);
+                }
+            }
+            for _ in few.unwrap_or(0)..many.unwrap_or(0) {
+                new.skip()?;
+            }
+            Ok(many >= few)
+        }
+        _ => Ok(item(new)? == item(old)?),
+    }
+}
+
+/// Keys stand in the order of the type's fields in both.
+fn covers_map(
+    new: &mut Decoder<'_>,
+    old: &mut Decoder<'_>,
+    depth: usize,
+) -> Result<bool, CodecError> {
+    let mut left = new.map()?.unwrap_or(0);
+    for _ in 0..old.map()?.unwrap_or(0) {
+        let key = item(old)?;
+        loop {
+            let Some(fewer) = left.checked_sub(1) else { return Ok(false) };
+            left = fewer;
+            if item(new)? == key {
+                break;
+            }
+            new.skip()?;
+        }
+        if !covers(new, old, depth)? {
+            return Ok(false);
+        }
+    }
+    for _ in 0..left {
+        new.skip()?;
+        new.skip()?;
+    }
+    Ok(true)
+}
+
+/// The bytes of the next item.
+fn item<'b>(decoder: &mut Decoder<'b>) -> Result<&'b [u8], CodecError> {
+    let start = decoder.position();
+    decoder.skip()?;
+    Ok(decoder.input().get(start..decoder.position()).unwrap_or_default())
 }
 
 /// Takes the bytes it expects and no others; saves a second copy of every record.
@@ -98,7 +167,36 @@ mod tests {
         assert_eq!(decode::<Old>(&new), Ok(Old { a: 1 }));
         assert!(decode_strict::<Old>(&new).is_err());
         assert_eq!(decode_strict::<Old>(&encode(&Old { a: 1 })), Ok(Old { a: 1 }));
+        assert!(
+            decode_strict::<Vec<Old>>(&encode(&[New { a: 1, b: 2 }, New { a: 1, b: 2 }])).is_err()
+        );
         let id = encode(&RequestId::from_entropy([3; 17]));
         assert!(decode::<RequestId>(&[id.as_slice(), &[0]].concat()).is_err());
+    }
+
+    #[test]
+    fn what_an_older_version_did_not_write_gets_its_default() {
+        #[derive(Encode)]
+        #[cbor(map)]
+        struct Old {
+            #[n(0)]
+            a: u64,
+            #[n(2)]
+            c: Vec<u64>,
+        }
+        #[derive(Debug, PartialEq, Encode, Decode)]
+        #[cbor(map)]
+        struct New {
+            #[n(0)]
+            a: u64,
+            #[cbor(n(1), default)]
+            b: u64,
+            #[n(2)]
+            c: Vec<u64>,
+            #[n(3)]
+            d: Option<u64>,
+        }
+        let read = decode_strict::<Vec<New>>(&encode(&[Old { a: 1, c: Vec::from([2, 3]) }]));
+        assert_eq!(read, Ok(Vec::from([New { a: 1, b: 0, c: Vec::from([2, 3]), d: None }])));
     }
 }
