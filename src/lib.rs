@@ -6,6 +6,7 @@ static ALLOCATOR: zeroizing_alloc::ZeroAlloc<std::alloc::System> =
     zeroizing_alloc::ZeroAlloc(std::alloc::System);
 
 pub mod engine;
+pub mod files;
 pub mod gate;
 pub mod limits;
 pub mod protected;

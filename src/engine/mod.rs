@@ -1,3 +1,6 @@
 //! What runs containers: images, root filesystems, runtime bundles, logs. Effects without policy.
 
+mod bundle;
+pub mod files;
 pub mod images;
+pub mod plan;

@@ -57,7 +57,7 @@ impl Disk {
         Ok(disk)
     }
 
-    /// Where a layer is unpacked. The name is bare hex: overlay splits its options at colons.
+    /// As [`super::layer_dir`].
     pub(super) fn layer_dir(&self, diff_id: &str) -> PathBuf {
         self.layers.join(bare(diff_id))
     }

@@ -26,6 +26,12 @@ use catalog::Catalog;
 use disk::Disk;
 use reference::Reference;
 
+/// Where a layer is unpacked. The name is bare hex: overlay splits its options at colons.
+#[must_use]
+pub fn layer_dir(data_root: &Path, diff_id: &str) -> PathBuf {
+    data_root.join("layers").join(disk::bare(diff_id))
+}
+
 /// The images of this node.
 #[derive(Debug)]
 pub struct ImageStore {
@@ -123,12 +129,6 @@ impl ImageStore {
         let catalog = self.commit(catalog)?;
         self.disk.sweep(&catalog)?;
         Ok(removed)
-    }
-
-    /// Directories of an image's layers, lowest first.
-    #[must_use]
-    pub fn layer_dirs(&self, image: &Image) -> Vec<PathBuf> {
-        image.diff_ids.iter().map(|id| self.disk.layer_dir(id)).collect()
     }
 
     /// The bytes of an image's manifest.
