@@ -5,6 +5,7 @@
 static ALLOCATOR: zeroizing_alloc::ZeroAlloc<std::alloc::System> =
     zeroizing_alloc::ZeroAlloc(std::alloc::System);
 
+pub mod api;
 pub mod engine;
 pub mod files;
 pub mod gate;

@@ -1,0 +1,32 @@
+//! The Docker Engine API on a unix socket: HTTP in, one [`Request`](crate::gate::Request) or a
+//! look at the state out. Docker's words live here and nowhere else: `types` holds them as they
+//! are on the wire, `convert` turns them into the swarm's nouns and back.
+
+mod bind;
+mod call;
+mod containers;
+mod convert;
+mod error;
+mod exec;
+mod filters;
+mod images;
+mod json;
+mod logs;
+mod lookup;
+mod materials;
+mod names;
+mod networks;
+mod nodes;
+mod query;
+mod reply;
+mod routes;
+mod server;
+mod services;
+mod swarm;
+mod system;
+mod tasks;
+mod time;
+mod types;
+
+pub use bind::{BindError, bind};
+pub use server::serve;

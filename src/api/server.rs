@@ -1,0 +1,135 @@
+//! The socket's loop: a bounded number of connections, each with bounded waits.
+
+use std::convert::Infallible;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncWriteExt, Interest};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+use tracing::{debug, warn};
+
+use super::routes;
+use crate::gate::Gate;
+use crate::limits;
+
+/// How long a request's head may take, and how long a kept connection may be idle.
+const HEAD_WAIT: Duration = Duration::from_secs(60);
+/// How long a client waits for its turn when all connections are taken.
+const TURN_WAIT: Duration = Duration::from_secs(2);
+/// How long answers under way may take once the server is told to end.
+const DRAIN_WAIT: Duration = Duration::from_secs(2);
+/// Pause after an accept that failed for want of descriptors or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Tells whether the client is still there. Half a close is none: a client that has nothing more
+/// to say shuts its side and goes on listening.
+#[derive(Debug)]
+pub(super) struct Peer {
+    socket: Option<AsyncFd<OwnedFd>>,
+    /// Held as long as anything serves this client.
+    _turn: OwnedSemaphorePermit,
+}
+
+impl Peer {
+    fn new(stream: &UnixStream, turn: OwnedSemaphorePermit) -> Self {
+        // No kernel event but the client's going is waited for: that is always reported.
+        let socket = rustix::io::fcntl_dupfd_cloexec(stream, 0).ok().and_then(|fd| {
+            // SAFETY: the descriptor is owned: it stays open, and the same, until it is dropped.
+            unsafe { AsyncFd::register_with_interest(fd, Interest::PRIORITY) }.ok()
+        });
+        Self { socket, _turn: turn }
+    }
+
+    /// Returns when the client has closed both directions.
+    pub(super) async fn gone(&self) {
+        match &self.socket {
+            Some(socket) => {
+                let _ = socket.ready(Interest::PRIORITY).await;
+            }
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// Serves the API until `shutdown` resolves, then lets answers under way end for a short while.
+pub async fn serve(
+    listener: UnixListener,
+    gate: Arc<dyn Gate>,
+    shutdown: impl Future<Output = ()> + Send,
+) {
+    let turns = Arc::new(Semaphore::new(limits::API_CONNECTIONS));
+    let mut connections = JoinSet::new();
+    tokio::pin!(shutdown);
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = &mut shutdown => break,
+            Some(_) = connections.join_next() => continue,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                warn!(%error, "cannot accept a connection to the API socket");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let turn = tokio::time::timeout(TURN_WAIT, Arc::clone(&turns).acquire_owned()).await;
+        match turn {
+            Ok(Ok(turn)) => {
+                connections.spawn(connection(stream, turn, Arc::clone(&gate)));
+            }
+            _ => turn_away(stream).await,
+        }
+    }
+    drop(listener);
+    let drained = async { while connections.join_next().await.is_some() {} };
+    let _ = tokio::time::timeout(DRAIN_WAIT, drained).await;
+}
+
+/// Tells a client that there is no room.
+async fn turn_away(mut stream: UnixStream) {
+    let body = format!(
+        "{{\"message\":\"all {} connections of the API socket are in use: try again\"}}\n",
+        limits::API_CONNECTIONS
+    );
+    let answer = format!(
+        "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    );
+    // The kernel's buffer takes this at once, or the client does not get it.
+    let _ = tokio::time::timeout(ACCEPT_PAUSE, stream.write_all(answer.as_bytes())).await;
+}
+
+/// Serves one connection until it ends.
+pub(super) async fn connection(
+    stream: UnixStream,
+    turn: OwnedSemaphorePermit,
+    gate: Arc<dyn Gate>,
+) {
+    let peer = Arc::new(Peer::new(&stream, turn));
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (gate, peer) = (Arc::clone(&gate), Arc::clone(&peer));
+        async move { Ok::<_, Infallible>(routes::answer(request, gate, peer).await) }
+    });
+    let served = http1::Builder::new()
+        .half_close(true)
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_WAIT)
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades()
+        .await;
+    if let Err(error) = served {
+        debug!(error = %super::error::chain(&error), "a connection to the API socket broke");
+    }
+}

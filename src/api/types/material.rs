@@ -1,0 +1,32 @@
+//! Secrets and configs.
+
+use serde::Serialize;
+use skep_core::model::Labels;
+
+use super::{Driver, Version};
+
+/// A secret, or a config with its data.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub(in crate::api) struct Material {
+    #[serde(rename = "ID")]
+    pub(in crate::api) id: String,
+    pub(in crate::api) version: Version,
+    pub(in crate::api) created_at: String,
+    pub(in crate::api) updated_at: String,
+    pub(in crate::api) spec: MaterialSpec,
+}
+
+/// What a user said of it. Never deserialized: the data in a request is not for a `String`.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub(in crate::api) struct MaterialSpec {
+    pub(in crate::api) name: String,
+    pub(in crate::api) labels: Labels,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(in crate::api) data: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(in crate::api) driver: Option<Driver>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(in crate::api) templating: Option<Driver>,
+}
