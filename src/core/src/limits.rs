@@ -33,8 +33,12 @@ pub const GRANTS: usize = 64;
 pub const GRANTED_BYTES: u64 = 16 << 20;
 /// Ended tasks kept per slot unless the swarm says otherwise.
 pub const HISTORY_PER_SLOT: u64 = 5;
-/// First outcomes remembered for repeated requests.
+/// First outcomes remembered for repeated requests, however old.
 pub const OUTCOMES: usize = 4_096;
+/// First outcomes remembered at most, while they are young.
+pub const OUTCOMES_MAX: usize = 65_536;
+/// A first outcome beyond `OUTCOMES` is remembered for this long. A retry comes within seconds.
+pub const OUTCOME_AGE: Span = Span::from_secs(60);
 /// Commands in one proposal of the control loop.
 pub const CONTROL_BATCH: usize = 512;
 /// How long a deleted payload may stay in a manager's log and snapshots.

@@ -67,6 +67,8 @@ enum Record {
         #[n(0)]
         request: RequestId,
         #[n(1)]
+        at: Stamp,
+        #[n(2)]
         outcome: Outcome,
     },
     /// Last, with the number of records before it.
@@ -101,8 +103,10 @@ pub fn write(state: &State, sink: &mut dyn FnMut(&[u8])) {
     for task in state.tasks.values() {
         put(Record::Task(Shared::of(task)));
     }
-    for (request, outcome) in &state.outcomes {
-        put(Record::Outcome { request: *request, outcome: outcome.clone() });
+    for (request, at) in &state.requests {
+        if let Some(outcome) = state.outcomes.get(request) {
+            put(Record::Outcome { request: *request, at: *at, outcome: outcome.clone() });
+        }
     }
     sink(&codec::encode(&Record::End(count)));
 }
@@ -149,7 +153,7 @@ impl Reader {
                 self.state.share_spec(&mut task);
                 self.state.put_task(task);
             }
-            Record::Outcome { request, outcome } => self.state.remember(request, outcome),
+            Record::Outcome { request, at, outcome } => self.state.remember(request, at, outcome),
             Record::End(count) if count != self.count => {
                 return Err(ReadError(format!("{} records of {count}", self.count)));
             }

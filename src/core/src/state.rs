@@ -36,8 +36,10 @@ pub struct State {
     pub(crate) tasks: BTreeMap<TaskId, Arc<Task>>,
     pub(crate) last_stamp: Stamp,
     pub(crate) format: u32,
-    /// First outcomes, oldest first; bounded by `limits::OUTCOMES`.
-    pub(crate) outcomes: VecDeque<(RequestId, Outcome)>,
+    /// Requests whose first outcome is remembered, oldest first, with the time of that outcome.
+    pub(crate) requests: VecDeque<(RequestId, Stamp)>,
+    /// The outcomes of exactly those.
+    pub(crate) outcomes: BTreeMap<RequestId, Outcome>,
     /// Deadline of the latest deletion of a payload: its stamp + `PURGE_WITHIN`. Every deletion
     /// moves it, and nothing clears it: each manager keeps for itself what it has purged.
     pub(crate) purge_due: Option<Stamp>,
@@ -59,7 +61,6 @@ pub(crate) struct Index {
     pub(crate) unassigned: BTreeSet<TaskId>,
     /// Services that are gone, while tasks of theirs remain.
     pub(crate) removed_services: BTreeSet<ServiceId>,
-    pub(crate) outcomes: BTreeMap<RequestId, Outcome>,
     pub(crate) payload_bytes: u64,
 }
 
@@ -314,15 +315,19 @@ impl State {
         }
     }
 
-    /// Remembers the first outcome of a request and forgets the oldest one beyond the bound.
-    pub(crate) fn remember(&mut self, request: RequestId, outcome: Outcome) {
-        if self.outcomes.len() >= limits::OUTCOMES
-            && let Some((oldest, _)) = self.outcomes.pop_front()
-        {
-            self.index.outcomes.remove(&oldest);
+    /// Remembers the first outcome of a request and forgets those beyond the bounds.
+    pub(crate) fn remember(&mut self, request: RequestId, at: Stamp, outcome: Outcome) {
+        while let Some((oldest, then)) = self.requests.front().copied() {
+            let count = self.requests.len();
+            let is_old = at.since(then) > limits::OUTCOME_AGE;
+            if count < limits::OUTCOMES || (!is_old && count < limits::OUTCOMES_MAX) {
+                break;
+            }
+            self.requests.pop_front();
+            self.outcomes.remove(&oldest);
         }
-        self.index.outcomes.insert(request, outcome.clone());
-        self.outcomes.push_back((request, outcome));
+        self.requests.push_back((request, at));
+        self.outcomes.insert(request, outcome);
     }
 }
 

@@ -49,7 +49,7 @@ struct Writer<'a> {
 /// Applies one proposal. The same proposals in the same order make the same state on every
 /// manager; a rejected one leaves the state as it was but for the remembered outcome.
 pub fn apply(state: &mut State, proposal: &Proposal, changes: &mut Vec<Change>) -> Outcome {
-    if let Some(first) = state.index.outcomes.get(&proposal.request) {
+    if let Some(first) = state.outcomes.get(&proposal.request) {
         return first.clone();
     }
     let now = state.last_stamp.max(proposal.stamp);
@@ -61,7 +61,10 @@ pub fn apply(state: &mut State, proposal: &Proposal, changes: &mut Vec<Change>) 
         }
         Err(rejection) => Outcome::Rejected(rejection),
     };
-    state.remember(proposal.request, outcome.clone());
+    // A payload that is to be sealed anew comes back with the same request.
+    if !matches!(outcome, Outcome::Rejected(Rejection::StaleKey { .. })) {
+        state.remember(proposal.request, now, outcome.clone());
+    }
     outcome
 }
 

@@ -5,6 +5,7 @@ use alloc::string::String;
 
 use super::{Change, Writer};
 use crate::command::{Decision, TaskReport};
+use crate::control::is_dirty;
 use crate::id::{NodeId, TaskId};
 use crate::limits;
 use crate::model::Meta;
@@ -50,18 +51,18 @@ impl Writer<'_> {
         0
     }
 
-    /// Adds a task, unless its slot has one of the same template that is to run.
+    /// Adds a task, unless its slot has one of the present template that is to run.
     fn create(&mut self, task: &Task) {
-        let service = self.state.services.get(&task.service);
-        let fits = service.is_some_and(|service| service.spec_version == task.spec_version)
+        let Some(service) = self.state.services.get(&task.service) else { return };
+        let is_rival = |t: &Task| t.desired <= TaskState::Running && !is_dirty(service, t);
+        let mut slot = self.state.tasks_of_slot(&task.service, task.slot);
+        let fits = service.spec_version == task.spec_version
             && task.node.is_none_or(|node| self.state.nodes.contains_key(&node))
             && !self.state.tasks.contains_key(&task.id)
-            && self.state.tasks.len() < limits::TASKS;
-        let is_rival =
-            |t: &Task| t.desired <= TaskState::Running && t.spec_version == task.spec_version;
-        let is_taken =
-            self.state.tasks_of_slot(&task.service, task.slot).any(|task| is_rival(task));
-        if fits && !is_taken {
+            && self.state.tasks.len() < limits::TASKS
+            && !slot.any(|task| is_rival(task));
+        drop(slot);
+        if fits {
             let mut task = Task { meta: Meta::new(self.now), ..task.clone() };
             self.state.share_spec(&mut task);
             self.changes.push(Change::Task(task.id));

@@ -25,7 +25,7 @@ use crate::apply::Change;
 use crate::command::Command;
 use crate::id::ServiceId;
 use crate::limits;
-use crate::model::service::Service;
+use crate::model::service::{Service, ServiceMode};
 use crate::model::task::{Task, TaskSpec};
 use crate::state::State;
 use crate::time::Stamp;
@@ -166,10 +166,14 @@ impl Control {
         }
     }
 
-    /// Marks a slot, or the whole service (`slot` 0) if it counts its slots now.
+    /// Marks a slot, or the whole service (`slot` 0) if it counts its slots now, or has one too
+    /// many.
     fn mark(&mut self, state: &State, service: &ServiceId, slot: u64) {
-        let is_updating = state.service(service).is_some_and(|s| updater::is_in_progress(s));
-        if slot == 0 || is_updating {
+        let counts = state.service(service).is_some_and(|service| {
+            let ServiceMode::Replicated { replicas } = service.spec.mode else { return false };
+            updater::is_in_progress(service) || slot > replicas
+        });
+        if slot == 0 || counts {
             self.dirty.insert(*service, Dirty::Whole);
             return;
         }

@@ -59,6 +59,8 @@ enum Op {
     Return(u8),
     Wait(u8),
     Elect,
+    /// Decisions of the past are applied once more.
+    Stale(u8),
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -88,6 +90,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => n().prop_map(Op::Return),
         2 => n().prop_map(Op::Wait),
         1 => Just(Op::Elect),
+        1 => n().prop_map(Op::Stale),
     ]
 }
 
@@ -253,6 +256,14 @@ impl Play {
                 self.sim.elect();
                 self.sim.settle();
             }
+            Op::Stale(pick) => {
+                let log = self.sim.world.log.iter().map(|proposal| &proposal.command);
+                let past = log.filter(|command| matches!(command, Command::Control(_)));
+                let past: Vec<_> = past.cloned().collect();
+                if let Some(command) = nth(past.into_iter().rev().take(8), pick) {
+                    self.try_run(command);
+                }
+            }
             _ => unreachable!(),
         }
     }
@@ -404,13 +415,21 @@ proptest! {
 }
 
 #[test]
-fn outcomes_are_remembered_within_their_bound() {
+fn outcomes_are_remembered_within_their_bounds() {
     let mut world = crate::testing::World::new();
-    for n in 0..limits::OUTCOMES as u64 + 10 {
-        assert_eq!(world.run_as(id(50_000 + n), Command::Noop), Outcome::Done(0));
-    }
-    assert_eq!(world.state.outcomes.len(), limits::OUTCOMES);
-    assert_eq!(world.state.index.outcomes.len(), limits::OUTCOMES);
+    let mut next = 50_000;
+    let mut run = |count: usize, pause: Span| {
+        world.now = world.now + pause;
+        for _ in 0..count {
+            next += 1;
+            assert_eq!(world.run_as(id(next), Command::Noop), Outcome::Done(0));
+        }
+        assert_eq!(world.state.outcomes.len(), world.state.requests.len());
+        world.state.requests.len()
+    };
+    // The clock moves a millisecond with each.
+    assert_eq!(run(limits::OUTCOMES_MAX + 10, Span(0)), 60_001);
+    assert_eq!(run(1, limits::OUTCOME_AGE), limits::OUTCOMES);
 }
 
 /// No formatting of anything that holds a payload shows its bytes.
