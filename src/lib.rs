@@ -12,4 +12,5 @@ pub mod gate;
 pub mod limits;
 pub mod protected;
 pub mod seal;
+pub mod shim;
 pub mod wire;

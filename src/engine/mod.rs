@@ -1,6 +1,8 @@
 //! What runs containers: images, root filesystems, runtime bundles, logs. Effects without policy.
 
 mod bundle;
+pub mod cgroup;
 pub mod files;
 pub mod images;
 pub mod plan;
+pub mod runc;

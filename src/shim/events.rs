@@ -1,0 +1,81 @@
+//! What reaches the shim's main thread from the others.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use super::reaper::End;
+use super::start::{StartError, Started};
+
+/// A child that the main thread wants to hear of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Child {
+    /// The container's first process.
+    Init,
+    /// An exec's process.
+    Exec(String),
+}
+
+/// Something happened.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// A watched child ended.
+    Ended { child: Child, end: End },
+    /// The start came to its end, one way or the other.
+    Started(Result<Started, StartError>),
+    /// An exec came to run, with the console's other end if it has one; or it did not.
+    ExecStarted { id: String, outcome: Result<ExecRuns, ExecFailed> },
+}
+
+/// An exec that runs.
+#[derive(Debug)]
+pub(super) struct ExecRuns {
+    pub(super) pid: u32,
+    pub(super) console: Option<std::os::fd::OwnedFd>,
+}
+
+/// An exec that does not.
+#[derive(Debug)]
+pub(super) struct ExecFailed {
+    pub(super) code: i32,
+    pub(super) reason: String,
+}
+
+/// Where events go. Their number is bounded by that of the children and calls in flight.
+#[derive(Debug, Clone)]
+pub(super) struct Events {
+    sender: Sender<Event>,
+    wake: Arc<EventFd>,
+}
+
+impl Events {
+    /// A queue whose descriptor is readable while it holds something.
+    pub(super) fn new() -> nix::Result<(Self, Queue)> {
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        let wake = Arc::new(EventFd::from_value_and_flags(0, flags)?);
+        let (sender, receiver) = channel();
+        Ok((Self { sender, wake: Arc::clone(&wake) }, Queue { receiver, wake }))
+    }
+
+    pub(super) fn send(&self, event: Event) {
+        // The receiver lives as long as the process.
+        let _ = self.sender.send(event);
+        let _ = self.wake.write(1);
+    }
+}
+
+/// Where events come from.
+#[derive(Debug)]
+pub(super) struct Queue {
+    receiver: Receiver<Event>,
+    pub(super) wake: Arc<EventFd>,
+}
+
+impl Queue {
+    /// Everything that has happened since the last call.
+    pub(super) fn drain(&self) -> Vec<Event> {
+        let _ = self.wake.read();
+        self.receiver.try_iter().collect()
+    }
+}

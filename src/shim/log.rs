@@ -1,0 +1,282 @@
+//! The task's log in Docker's json-file form: `{"log":"line\n","stream":"stdout","time":"…"}`.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use serde::Serialize;
+
+use crate::limits::{LOG_FILE_BYTES, LOG_FILES, LOG_LINE_BYTES};
+
+/// Stack of the log's thread.
+const STACK_BYTES: usize = 64 << 10;
+/// Bytes taken from a pipe at once.
+const READ_BYTES: usize = 8 << 10;
+/// Log files a task may be told to keep, at most.
+const FILES_END: u32 = 1_000;
+
+/// One line of the file.
+#[derive(Serialize)]
+struct Line<'a> {
+    log: &'a str,
+    stream: &'a str,
+    time: &'a str,
+}
+
+/// An open log, rotated by size.
+#[derive(Debug)]
+pub(super) struct LogFile {
+    path: PathBuf,
+    file: File,
+    size: u64,
+    max_bytes: u64,
+    max_files: u32,
+}
+
+impl LogFile {
+    /// Opens the log, or goes on with the one that is there. Zeros stand for the defaults.
+    pub(super) fn open(path: &Path, max_bytes: u64, max_files: u32) -> io::Result<Self> {
+        if let Some(dir) = path.parent() {
+            fs::create_dir_all(dir)?;
+        }
+        let file = open(path)?;
+        let size = file.metadata()?.len();
+        let max_bytes = if max_bytes == 0 { LOG_FILE_BYTES } else { max_bytes };
+        let max_files = if max_files == 0 { LOG_FILES } else { max_files.min(FILES_END) };
+        Ok(Self { path: path.into(), file, size, max_bytes, max_files })
+    }
+
+    /// Appends whole lines.
+    fn append(&mut self, lines: &[u8]) -> io::Result<()> {
+        if self.size > 0 && self.size + lines.len() as u64 > self.max_bytes {
+            self.rotate()?;
+        }
+        self.file.write_all(lines)?;
+        self.size += lines.len() as u64;
+        Ok(())
+    }
+
+    fn rotate(&mut self) -> io::Result<()> {
+        let numbered = |n: u32| {
+            let mut name = self.path.clone().into_os_string();
+            name.push(format!(".{n}"));
+            PathBuf::from(name)
+        };
+        if self.max_files == 1 {
+            self.file.set_len(0)?;
+        } else {
+            for n in (1..self.max_files - 1).rev() {
+                // What is not there yet needs no new name.
+                let _ = fs::rename(numbered(n), numbered(n + 1));
+            }
+            fs::rename(&self.path, numbered(1))?;
+            self.file = open(&self.path)?;
+        }
+        self.size = 0;
+        Ok(())
+    }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    OpenOptions::new().append(true).create(true).mode(0o640).open(path)
+}
+
+/// Bytes of one stream that are not a whole line yet.
+#[derive(Debug)]
+struct Splitter {
+    stream: &'static str,
+    rest: Vec<u8>,
+}
+
+impl Splitter {
+    /// Takes bytes and writes the lines they complete to `out`.
+    fn take(&mut self, bytes: &[u8], time: &str, out: &mut Vec<u8>) {
+        let mut bytes = bytes;
+        while let Some(end) = bytes.iter().position(|b| *b == b'\n') {
+            let (line, rest) = bytes.split_at(end + 1);
+            self.rest.extend_from_slice(line);
+            self.cut(time, out);
+            self.flush(time, out);
+            bytes = rest;
+        }
+        self.rest.extend_from_slice(bytes);
+        self.cut(time, out);
+    }
+
+    /// Writes all but the last piece of a line that is too long.
+    fn cut(&mut self, time: &str, out: &mut Vec<u8>) {
+        while self.rest.len() > LOG_LINE_BYTES {
+            let at = boundary(&self.rest, LOG_LINE_BYTES);
+            let tail = self.rest.split_off(at);
+            self.flush(time, out);
+            self.rest = tail;
+        }
+    }
+
+    fn flush(&mut self, time: &str, out: &mut Vec<u8>) {
+        if self.rest.is_empty() {
+            return;
+        }
+        let log = String::from_utf8_lossy(&self.rest);
+        let line = Line { log: &log, stream: self.stream, time };
+        // Strings always serialise, and a vector always takes them.
+        let _ = serde_json::to_writer(&mut *out, &line);
+        out.push(b'\n');
+        self.rest.clear();
+    }
+}
+
+/// Where to cut at most `at` bytes off without splitting a character.
+fn boundary(bytes: &[u8], at: usize) -> usize {
+    let is_start = |i: &usize| bytes.get(*i).is_none_or(|b| b & 0xc0 != 0x80);
+    (at.saturating_sub(3)..=at).rev().find(is_start).unwrap_or(at)
+}
+
+/// Copies streams to the log until all have ended. The receiver hears of that.
+pub(super) fn start(
+    file: LogFile,
+    streams: Vec<(OwnedFd, &'static str)>,
+) -> io::Result<Receiver<()>> {
+    let (done, ended) = sync_channel(1);
+    let sources = streams
+        .into_iter()
+        .map(|(fd, stream)| (File::from(fd), Splitter { stream, rest: Vec::new() }))
+        .collect();
+    thread::Builder::new()
+        .name("log".into())
+        .stack_size(STACK_BYTES)
+        .spawn(move || copy(file, sources, &done))?;
+    Ok(ended)
+}
+
+fn copy(mut file: LogFile, mut sources: Vec<(File, Splitter)>, done: &SyncSender<()>) {
+    let mut buffer = vec![0; READ_BYTES];
+    let mut out = Vec::new();
+    while !sources.is_empty() {
+        let ready = wait(&sources);
+        let time = jiff::Timestamp::now().to_string();
+        let mut ended = Vec::new();
+        for index in ready {
+            let Some((source, splitter)) = sources.get_mut(index) else { continue };
+            match source.read(&mut buffer) {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                // A terminal whose last user is gone says EIO.
+                Ok(0) | Err(_) => {
+                    splitter.flush(&time, &mut out);
+                    ended.push(index);
+                }
+                Ok(n) => splitter.take(buffer.get(..n).unwrap_or_default(), &time, &mut out),
+            }
+        }
+        for index in ended.into_iter().rev() {
+            sources.remove(index);
+        }
+        // A full disk loses lines; it must not stop the container.
+        let _ = file.append(&out);
+        out.clear();
+    }
+    let _ = done.try_send(());
+}
+
+fn wait(sources: &[(File, Splitter)]) -> Vec<usize> {
+    let mut fds: Vec<_> =
+        sources.iter().map(|(f, _)| PollFd::new(f.as_fd(), PollFlags::POLLIN)).collect();
+    if poll(&mut fds, PollTimeout::NONE).is_err() {
+        return Vec::new();
+    }
+    let ready = |fd: &PollFd<'_>| fd.any().unwrap_or(true);
+    fds.iter().enumerate().filter(|(_, fd)| ready(fd)).map(|(index, _)| index).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn lines(bytes: &[u8]) -> Vec<(String, String)> {
+        String::from_utf8(bytes.to_vec())
+            .unwrap()
+            .lines()
+            .map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap())
+            .map(|v| (v["log"].as_str().unwrap().into(), v["stream"].as_str().unwrap().into()))
+            .collect()
+    }
+
+    fn split(pieces: &[&[u8]]) -> Vec<String> {
+        let mut splitter = Splitter { stream: "stdout", rest: Vec::new() };
+        let mut out = Vec::new();
+        for piece in pieces {
+            splitter.take(piece, "t", &mut out);
+        }
+        splitter.flush("t", &mut out);
+        lines(&out).into_iter().map(|(log, _)| log).collect()
+    }
+
+    #[test]
+    fn lines_are_whole_however_they_arrive() {
+        assert_eq!(split(&[b"a\nb", b"c\n", b"d"]), ["a\n", "bc\n", "d"]);
+        assert_eq!(split(&[b"\n\n"]), ["\n", "\n"]);
+        assert_eq!(split(&[b"\xff\xfe\"\\\n"]), ["\u{fffd}\u{fffd}\"\\\n"]);
+        assert!(split(&[]).is_empty());
+    }
+
+    #[test]
+    fn long_lines_are_cut_between_characters() {
+        let long = "ä".repeat(LOG_LINE_BYTES);
+        let cut = split(&[b"x", long.as_bytes(), b"\n"]);
+        assert_eq!(cut.concat(), format!("x{long}\n"));
+        assert!(cut.iter().all(|piece| piece.len() <= LOG_LINE_BYTES));
+        assert_eq!(cut.len(), 3);
+        let one_read = [long.as_bytes(), b"\n"].concat();
+        assert!(split(&[&one_read]).iter().all(|piece| piece.len() <= LOG_LINE_BYTES));
+    }
+
+    #[test]
+    fn files_are_rotated_and_only_so_many_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("logs/json.log");
+        let mut file = LogFile::open(&path, 10, 3).unwrap();
+        for line in ["one-1\n", "two-2\n", "three\n", "four4\n"] {
+            file.append(line.as_bytes()).unwrap();
+        }
+        let read = |suffix: &str| {
+            fs::read_to_string(dir.path().join(format!("logs/json.log{suffix}"))).ok()
+        };
+        assert_eq!(read("").as_deref(), Some("four4\n"));
+        assert_eq!(read(".1").as_deref(), Some("three\n"));
+        assert_eq!(read(".2").as_deref(), Some("two-2\n"));
+        assert_eq!(read(".3"), None);
+
+        let single = dir.path().join("single");
+        let mut file = LogFile::open(&single, 10, 1).unwrap();
+        file.append(b"one-1\n").unwrap();
+        file.append(b"two-2\n").unwrap();
+        assert_eq!(fs::read_to_string(&single).unwrap(), "two-2\n");
+    }
+
+    #[test]
+    fn both_streams_reach_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("json.log");
+        let (out_read, out_write) = io::pipe().unwrap();
+        let (err_read, err_write) = io::pipe().unwrap();
+        let file = LogFile::open(&path, 0, 0).unwrap();
+        let streams = vec![(out_read.into(), "stdout"), (err_read.into(), "stderr")];
+        let ended = start(file, streams).unwrap();
+        (&out_write).write_all(b"to out\n").unwrap();
+        (&err_write).write_all(b"to err").unwrap();
+        drop((out_write, err_write));
+        ended.recv_timeout(Duration::from_secs(10)).unwrap();
+        let mut found = lines(&fs::read(&path).unwrap());
+        found.sort();
+        assert_eq!(
+            found,
+            [("to err".into(), "stderr".into()), ("to out\n".into(), "stdout".into())]
+        );
+    }
+}

@@ -1,0 +1,158 @@
+//! One thread that reaps every child: the runtime's calls, the container's first process, execs
+//! and what they leave behind. Nobody else in this process waits for a child.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::process::Command;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+use super::events::{Child, Event, Events};
+
+/// Ends kept of children that nobody has asked for yet.
+const UNCLAIMED: usize = 512;
+/// Stack of the reaper's thread.
+const STACK_BYTES: usize = 64 << 10;
+/// Pause while there is no child at all: only once the sentinel is gone.
+const NO_CHILD: Duration = Duration::from_millis(100);
+
+/// How a child ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct End {
+    /// Exit code, 128 + signal when killed.
+    pub(super) code: i32,
+    /// When, in nanoseconds since the epoch.
+    pub(super) at_ns: u64,
+}
+
+/// A call of the runtime that did not end well.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CallError {
+    #[error("cannot run {program:?}")]
+    Spawn { program: String, source: io::Error },
+    #[error("{program:?} did not end within {} s", .after.as_secs())]
+    Timeout { program: String, after: Duration },
+    #[error("{program:?} ended with code {code}")]
+    Code { program: String, code: i32 },
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    ended: BTreeMap<i32, End>,
+    order: VecDeque<i32>,
+    watched: BTreeMap<i32, Child>,
+}
+
+/// The children of this process.
+#[derive(Debug)]
+pub(super) struct Reaper {
+    table: Mutex<Table>,
+    changed: Condvar,
+    events: Events,
+}
+
+impl Reaper {
+    /// Starts to reap.
+    pub(super) fn start(events: Events) -> io::Result<Arc<Self>> {
+        let reaper = Arc::new(Self { table: Mutex::default(), changed: Condvar::new(), events });
+        let own = Arc::clone(&reaper);
+        thread::Builder::new()
+            .name("reaper".into())
+            .stack_size(STACK_BYTES)
+            .spawn(move || own.reap())?;
+        Ok(reaper)
+    }
+
+    fn reap(&self) {
+        loop {
+            let (pid, code) = match waitpid(None, None) {
+                Ok(WaitStatus::Exited(pid, code)) => (pid, code),
+                Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, 128 + signal as i32),
+                Err(Errno::ECHILD) => {
+                    thread::sleep(NO_CHILD);
+                    continue;
+                }
+                Ok(_) | Err(_) => continue,
+            };
+            self.ended(pid.as_raw(), End { code, at_ns: super::now_ns() });
+        }
+    }
+
+    fn ended(&self, pid: i32, end: End) {
+        let mut table = self.table();
+        if let Some(child) = table.watched.remove(&pid) {
+            self.events.send(Event::Ended { child, end });
+            return;
+        }
+        table.ended.insert(pid, end);
+        table.order.push_back(pid);
+        if table.order.len() > UNCLAIMED
+            && let Some(oldest) = table.order.pop_front()
+        {
+            table.ended.remove(&oldest);
+        }
+        drop(table);
+        self.changed.notify_all();
+    }
+
+    /// Sends an event once this child has ended, at once if it has.
+    pub(super) fn watch(&self, pid: i32, child: Child) {
+        let mut table = self.table();
+        match table.claim(pid) {
+            Some(end) => self.events.send(Event::Ended { child, end }),
+            None => {
+                table.watched.insert(pid, child);
+            }
+        }
+    }
+
+    /// Waits for this child.
+    pub(super) fn wait(&self, pid: i32, at_most: Duration) -> Option<End> {
+        let since = Instant::now();
+        let mut table = self.table();
+        loop {
+            if let Some(end) = table.claim(pid) {
+                return Some(end);
+            }
+            let left = at_most.checked_sub(since.elapsed())?;
+            table =
+                self.changed.wait_timeout(table, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Runs a command to its end; kills it if that takes too long.
+    pub(super) fn call(&self, command: &mut Command, at_most: Duration) -> Result<(), CallError> {
+        let program = command.get_program().to_string_lossy().into_owned();
+        let child = match command.spawn() {
+            Ok(child) => child,
+            Err(source) => return Err(CallError::Spawn { program, source }),
+        };
+        let pid = i32::try_from(child.id()).unwrap_or(i32::MAX);
+        match self.wait(pid, at_most) {
+            Some(End { code: 0, .. }) => Ok(()),
+            Some(End { code, .. }) => Err(CallError::Code { program, code }),
+            None => {
+                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+                Err(CallError::Timeout { program, after: at_most })
+            }
+        }
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Table {
+    fn claim(&mut self, pid: i32) -> Option<End> {
+        let end = self.ended.remove(&pid)?;
+        self.order.retain(|p| *p != pid);
+        Some(end)
+    }
+}

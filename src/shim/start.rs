@@ -1,0 +1,176 @@
+//! Starting the container: bundle, `create`, `start`. Runs beside the main thread.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::mpsc::Receiver;
+use std::thread::JoinHandle;
+
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use super::bundle::{self, Facts};
+use super::console::Console;
+use super::log::{self, LogFile};
+use super::reaper::Reaper;
+use super::sentinel::Sentinel;
+use super::user::Accounts;
+use super::{Plan, chain, now_ns};
+use crate::engine::cgroup::CgroupError;
+use crate::engine::runc;
+use crate::limits::RUNC_CALL;
+use crate::wire::launch::LOG_FILE;
+
+/// Docker's exit code of a container that was never made.
+const NOT_MADE: i32 = 128;
+
+/// A running container.
+#[derive(Debug)]
+pub(super) struct Started {
+    pub(super) pid: i32,
+    pub(super) pidfd: OwnedFd,
+    /// In nanoseconds since the epoch.
+    pub(super) at_ns: u64,
+    /// Hears of the end of both output streams.
+    pub(super) log_ended: Receiver<()>,
+    /// Keeps the container's stdin open, if it should be.
+    pub(super) _stdin: Option<OwnedFd>,
+}
+
+/// A container that does not run.
+#[derive(Debug)]
+pub(super) struct StartError {
+    /// Exit code that stands for it.
+    pub(super) code: i32,
+    /// Why, in Docker's words where it has any.
+    pub(super) reason: String,
+}
+
+impl StartError {
+    fn new(what: &str, error: &dyn std::error::Error) -> Self {
+        let reason = format!("starting container failed: {what}{}", chain(error));
+        Self { code: NOT_MADE, reason }
+    }
+}
+
+/// What a start needs beside the plan.
+#[derive(Debug)]
+pub(super) struct Start {
+    /// Source on the host and target in the container.
+    pub(super) binds: Vec<(PathBuf, PathBuf)>,
+    /// Moves the shim to its own group, so that the runtime is started from there.
+    pub(super) adoption: Option<JoinHandle<Result<(), CgroupError>>>,
+}
+
+/// Runs the whole start.
+pub(super) fn start(
+    plan: &Plan,
+    reaper: &Reaper,
+    sentinel: &Sentinel,
+    start: Start,
+) -> Result<Started, StartError> {
+    if let Some(Err(error)) = start.adoption.and_then(|thread| thread.join().ok()) {
+        return Err(StartError::new("", &error));
+    }
+    let terminal = write_bundle(plan, &start.binds)?;
+    let failed = |error: io::Error| StartError::new("", &error);
+    let streams = Streams::make(plan, terminal).map_err(failed)?;
+    let runtime_log = plan.run_dir().join("runc.log");
+    let pid_file = plan.run_dir().join("init.pid");
+    let id = &plan.launch.container_id;
+    let console = streams.console.as_ref().map(Console::path);
+    let mut create = plan.runc.create(id, &plan.bundle, &pid_file, console, &runtime_log);
+    create.stdin(streams.stdin).stdout(streams.stdout).stderr(streams.stderr);
+    let runtime_error = |error: &dyn std::error::Error| {
+        let said = runc::last_error(&runtime_log).unwrap_or_else(|| chain(error));
+        StartError { code: runc::start_code(&said), reason: runc::start_sentence(&said) }
+    };
+    reaper.call(&mut create, RUNC_CALL).map_err(|e| runtime_error(&e))?;
+    // The command holds the container's ends of the pipes.
+    drop(create);
+    let pid = read_pid(&pid_file).map_err(failed)?;
+    let opened = Pid::from_raw(pid).map(|pid| pidfd_open(pid, PidfdFlags::empty()));
+    let pidfd = opened.unwrap_or(Err(rustix::io::Errno::SRCH)).map_err(|e| failed(e.into()))?;
+    sentinel.guard(pidfd.as_fd()).map_err(failed)?;
+    let mut sources = streams.sources;
+    if let Some(console) = &streams.console {
+        sources.push((console.receive().map_err(failed)?, "stdout"));
+    }
+    let launch = &plan.launch;
+    let path = plan.task_dir().join(LOG_FILE);
+    let file = LogFile::open(&path, launch.log_file_bytes, launch.log_files).map_err(failed)?;
+    let log_ended = log::start(file, sources).map_err(failed)?;
+    reaper
+        .call(&mut plan.runc.start(id, &runtime_log), RUNC_CALL)
+        .map_err(|e| runtime_error(&e))?;
+    Ok(Started { pid, pidfd, at_ns: now_ns(), log_ended, _stdin: streams.stdin_end })
+}
+
+/// Returns whether the container has a terminal.
+fn write_bundle(plan: &Plan, binds: &[(PathBuf, PathBuf)]) -> Result<bool, StartError> {
+    let launch = &plan.launch;
+    let user = Accounts::read(&plan.rootfs)
+        .resolve(&launch.user, &launch.groups)
+        .map_err(|e| StartError::new("", &e))?;
+    let facts = Facts {
+        root: &plan.rootfs,
+        user: &user,
+        binds,
+        cgroup: &launch.cgroup,
+        netns: &launch.netns,
+    };
+    let done = bundle::finish(&launch.bundle, &facts).map_err(|e| StartError::new("", &e))?;
+    fs::create_dir_all(&plan.bundle)
+        .and_then(|()| fs::write(plan.bundle.join("config.json"), &done.config))
+        .map_err(|e| StartError::new("the bundle cannot be written: ", &e))?;
+    Ok(done.terminal)
+}
+
+/// The container's standard streams and what is at their other ends.
+struct Streams {
+    stdin: Stdio,
+    stdout: Stdio,
+    stderr: Stdio,
+    stdin_end: Option<OwnedFd>,
+    sources: Vec<(OwnedFd, &'static str)>,
+    console: Option<Console>,
+}
+
+impl Streams {
+    fn make(plan: &Plan, terminal: bool) -> io::Result<Self> {
+        if terminal {
+            let console = Console::listen(plan.run_dir().join("console.sock"))?;
+            return Ok(Self {
+                stdin: Stdio::null(),
+                stdout: Stdio::null(),
+                stderr: Stdio::null(),
+                stdin_end: None,
+                sources: Vec::new(),
+                console: Some(console),
+            });
+        }
+        let (stdin, stdin_end) = if plan.launch.open_stdin {
+            let (read, write) = io::pipe()?;
+            (Stdio::from(read), Some(write.into()))
+        } else {
+            (Stdio::null(), None)
+        };
+        let (out, stdout) = io::pipe()?;
+        let (err, stderr) = io::pipe()?;
+        Ok(Self {
+            stdin,
+            stdout: stdout.into(),
+            stderr: stderr.into(),
+            stdin_end,
+            sources: vec![(out.into(), "stdout"), (err.into(), "stderr")],
+            console: None,
+        })
+    }
+}
+
+/// The pid that the runtime wrote.
+pub(super) fn read_pid(file: &std::path::Path) -> io::Result<i32> {
+    let text = fs::read_to_string(file)?;
+    text.trim().parse().ok().filter(|pid| *pid > 0).ok_or(io::ErrorKind::InvalidData.into())
+}
