@@ -1,5 +1,7 @@
 //! Tests of the core as a whole: golden traces of the control loop, properties of all of it.
 
+mod fixtures;
 mod properties;
+mod samples;
 mod sim;
 mod traces;
