@@ -4,5 +4,6 @@ mod bundle;
 pub mod cgroup;
 pub mod files;
 pub mod images;
+pub mod logs;
 pub mod plan;
 pub mod runc;

@@ -11,6 +11,8 @@ mod error;
 mod import;
 mod layer;
 pub mod reference;
+#[cfg(test)]
+mod tests;
 mod view;
 
 use std::io::Read;
