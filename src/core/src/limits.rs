@@ -53,3 +53,5 @@ pub const UPDATE_MONITOR: Span = Span::from_secs(5);
 pub const NODE_DOWN_AFTER: Span = Span::from_secs(3);
 /// How long a new task waits for the one it replaces to stop, beyond that one's stop grace.
 pub const OLD_TASK_WAIT: Span = Span::from_secs(60);
+/// How long a new leader waits for a node that was there: all of them have to reconnect at once.
+pub const RECONNECT_WITHIN: Span = Span::from_secs(10);

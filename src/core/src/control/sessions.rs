@@ -48,12 +48,13 @@ pub(super) struct Sessions {
 }
 
 impl Sessions {
-    /// What a new leader does: a node that was there has its full time to be heard of again.
+    /// What a new leader does: a node that was there has time to find it.
     pub(super) fn count_all_as_heard(&mut self, state: &State, now: Stamp) {
+        let latest = now + limits::RECONNECT_WITHIN - limits::NODE_DOWN_AFTER;
         for node in state.nodes() {
             match node.status.state {
-                NodeState::Ready => self.hear(node.id, now, true),
-                NodeState::Disconnected => self.hear(node.id, now, false),
+                NodeState::Ready => self.hear(node.id, latest, true),
+                NodeState::Disconnected => self.hear(node.id, latest, false),
                 NodeState::Unknown | NodeState::Down => true,
             };
         }

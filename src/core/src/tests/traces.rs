@@ -131,7 +131,8 @@ impl Stage {
             }
             "silence" => {
                 let node = self.nodes[words[0]];
-                self.sim.world.now = self.sim.world.now + span("3s");
+                let time = words.get(1).unwrap_or(&"3s");
+                self.sim.world.now = self.sim.world.now + span(time);
                 let others = self.nodes.values().filter(|id| **id != node);
                 let heard: Vec<_> = others.map(|id| SessionEvent::Heard(*id)).collect();
                 heard.into_iter().for_each(|event| self.sim.event(event));
