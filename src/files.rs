@@ -1,5 +1,7 @@
 //! Files that matter: written beside, flushed, then renamed over the old one.
 
+mod tree;
+
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -75,7 +77,7 @@ pub fn remove_file(path: &Path) -> Result<(), FileError> {
 /// # Errors
 /// Names the directory.
 pub fn remove_dir(path: &Path) -> Result<(), FileError> {
-    match fs::remove_dir_all(path) {
+    match tree::remove(path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => {
             Err(FileError::on("remove directory", path)(e))
         }

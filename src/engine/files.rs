@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use skep_core::model::container::Dns;
 
 use super::plan::{Network, Plan};
-use crate::files::{FileError, make_dir, remove_dir, write_atomic};
+use crate::files::{FileError, make_dir, remove_dir};
 use crate::wire::launch::Launch;
 
 /// Names in the task's directory of what is bound to `/etc`.
@@ -62,11 +62,19 @@ pub fn prepare(plan: &Plan) -> Result<(), TaskFilesError> {
         }
     };
     let hosts = hosts + &etc.hosts.iter().map(|line| hosts_line(line)).collect::<String>();
-    write_atomic(&dir.join(HOSTS_FILE), hosts.as_bytes(), 0o644)?;
-    write_atomic(&dir.join(RESOLV_FILE), with_dns(&resolv, &etc.dns).as_bytes(), 0o644)?;
-    let hostname = format!("{}\n", etc.hostname);
-    write_atomic(&dir.join(HOSTNAME_FILE), hostname.as_bytes(), 0o644)?;
+    write(&dir.join(HOSTS_FILE), &hosts)?;
+    write(&dir.join(RESOLV_FILE), &with_dns(&resolv, &etc.dns))?;
+    write(&dir.join(HOSTNAME_FILE), &format!("{}\n", etc.hostname))?;
     Ok(())
+}
+
+/// Not flushed: no container outlives what would lose these files.
+fn write(path: &Path, text: &str) -> Result<(), FileError> {
+    let write = || {
+        fs::write(path, text)?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o644))
+    };
+    write().map_err(FileError::on("write", path))
 }
 
 /// Removes what the task left: its directory and its run directory.
@@ -192,5 +200,38 @@ mod tests {
         assert_eq!(hosts_line("10.0.0.1 db  db.example"), "10.0.0.1\tdb db.example\n");
         assert_eq!(hosts_line("10.0.0.1 a\n127.0.0.1 evil"), "10.0.0.1\ta 127.0.0.1 evil\n");
         assert_eq!(hosts_line("  "), "");
+    }
+
+    #[test]
+    fn a_task_directory_is_made_again_and_removed() {
+        use crate::engine::plan::tests::{assignment, image, node, sleeping};
+        use crate::engine::plan::{Source, plan};
+
+        let root = tempfile::tempdir().unwrap();
+        let node = node(&root.path().join("data"), &root.path().join("run"));
+        let mut plan = plan(&assignment(sleeping(|_| ())), &image(), &node).unwrap();
+        let top = plan.launch.layers.last().unwrap();
+        fs::create_dir_all(top).unwrap();
+        fs::set_permissions(top, fs::Permissions::from_mode(0o751)).unwrap();
+        plan.etc.hosts = vec!["10.0.0.1 db".into()];
+        let made = root.path().join("made/deep");
+        plan.sources = vec![Source { path: made.clone(), create: true }];
+        for _ in 0..2 {
+            prepare(&plan).unwrap();
+        }
+        assert!(made.is_dir());
+        let dir = Path::new(&plan.launch.task_dir);
+        assert_eq!(fs::metadata(dir.join("upper")).unwrap().mode() & 0o7777, 0o751);
+        assert!(dir.join("work").is_dir() && dir.join("logs").is_dir());
+        let hosts = fs::read_to_string(dir.join(HOSTS_FILE)).unwrap();
+        assert!(hosts.ends_with(&format!("127.0.0.1\t{}\n10.0.0.1\tdb\n", plan.etc.hostname)));
+        assert_eq!(fs::metadata(dir.join(RESOLV_FILE)).unwrap().mode() & 0o7777, 0o644);
+        plan.sources = vec![Source { path: root.path().join("none"), create: false }];
+        let refused = prepare(&plan).unwrap_err();
+        assert!(refused.to_string().contains("bind source path does not exist: "), "{refused}");
+        for _ in 0..2 {
+            remove(&plan.launch).unwrap();
+            assert!(!dir.exists() && !Path::new(&plan.launch.run_dir).exists());
+        }
     }
 }

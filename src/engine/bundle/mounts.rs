@@ -38,11 +38,11 @@ pub(super) fn all(inputs: &Inputs<'_>) -> Result<Vec<Value>, PlanError> {
         if targets.iter().any(is_covered) {
             continue;
         }
-        let options = mount["options"].as_array_mut();
-        if let Some(options) = options.filter(|_| read_only && !WRITABLE.contains(&&*target)) {
-            if !options.contains(&json!("ro")) {
-                options.push(json!("ro"));
-            }
+        let is_locked = read_only && !WRITABLE.contains(&&*target);
+        if let Some(options) = mount["options"].as_array_mut().filter(|_| is_locked)
+            && !options.contains(&json!("ro"))
+        {
+            options.push(json!("ro"));
         }
         mounts.push(mount);
     }

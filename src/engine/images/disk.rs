@@ -15,7 +15,7 @@ use oci_spec::image::{
 };
 use sha2::{Digest as _, Sha256};
 use skep_core::id::hex;
-use tempfile::{NamedTempFile, TempDir};
+use tempfile::NamedTempFile;
 
 use super::catalog::{Catalog, Stored};
 use super::error::ImageError;
@@ -44,7 +44,8 @@ impl Disk {
         let blobs = images.join("blobs/sha256");
         let layers = data_root.join("layers");
         for dir in [&blobs, &layers] {
-            fs::create_dir_all(dir).map_err(ImageError::disk("make", dir))?;
+            crate::files::make_dir(dir, 0o700)
+                .map_err(|e| ImageError::disk("make", dir)(e.source))?;
         }
         let disk = Self { images, blobs, layers };
         for dir in [&disk.images, &disk.blobs, &disk.layers] {
@@ -63,10 +64,11 @@ impl Disk {
     }
 
     /// A directory to unpack a layer in; gone when dropped.
-    pub(super) fn new_layer(&self) -> Result<TempDir, ImageError> {
+    pub(super) fn new_layer(&self) -> Result<Unpacked, ImageError> {
         tempfile::Builder::new()
             .prefix(TEMPORARY)
             .tempdir_in(&self.layers)
+            .map(|dir| Unpacked { path: dir.keep() })
             .map_err(ImageError::disk("make a directory in", &self.layers))
     }
 
@@ -79,17 +81,19 @@ impl Disk {
     }
 
     /// Puts an unpacked layer in its place, durably. One that is there already is kept.
-    pub(super) fn install_layer(&self, unpacked: TempDir, diff_id: &str) -> Result<(), ImageError> {
+    pub(super) fn install_layer(
+        &self,
+        unpacked: &Unpacked,
+        diff_id: &str,
+    ) -> Result<(), ImageError> {
         let target = self.layer_dir(diff_id);
         if target.exists() {
             return Ok(());
         }
-        let source = unpacked.path().to_owned();
-        let dir = File::open(&source).map_err(ImageError::disk("open", &source))?;
-        rustix::fs::syncfs(&dir).map_err(|e| ImageError::disk("sync", &source)(e.into()))?;
-        fs::rename(&source, &target).map_err(ImageError::disk("rename to", &target))?;
-        // The directory has another name now: nothing is left for the guard to remove.
-        let _ = unpacked.keep();
+        let source = &unpacked.path;
+        let dir = File::open(source).map_err(ImageError::disk("open", source))?;
+        rustix::fs::syncfs(&dir).map_err(|e| ImageError::disk("sync", source)(e.into()))?;
+        fs::rename(source, &target).map_err(ImageError::disk("rename to", &target))?;
         sync_dir(&self.layers)
     }
 
@@ -234,6 +238,26 @@ impl Disk {
     }
 }
 
+/// A layer under a name that does not last: removed when dropped, unless it was put in its place.
+#[derive(Debug)]
+pub(super) struct Unpacked {
+    path: PathBuf,
+}
+
+impl Unpacked {
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Unpacked {
+    fn drop(&mut self) {
+        if let Err(error) = crate::files::remove_dir(&self.path) {
+            tracing::warn!(%error, "an unfinished layer is left until the next start");
+        }
+    }
+}
+
 /// The hex part of a digest.
 pub(super) fn bare(digest: &str) -> &str {
     digest.strip_prefix("sha256:").unwrap_or(digest)
@@ -310,5 +334,5 @@ fn remove(path: &Path) -> io::Result<()> {
         }
         _ => path.to_owned(),
     };
-    fs::remove_dir_all(hidden)
+    crate::files::remove_dir(&hidden).map_err(|e| e.source)
 }

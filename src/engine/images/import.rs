@@ -9,12 +9,12 @@ use oci_spec::image::{
 };
 use sha2::{Digest as _, Sha256};
 use skep_core::id::hex;
-use tempfile::{NamedTempFile, TempDir};
+use tempfile::NamedTempFile;
 
 use super::archive::{Archive, ArchiveError};
 use super::catalog::Stored;
 use super::changes;
-use super::disk::Disk;
+use super::disk::{Disk, Unpacked};
 use super::error::ImageError;
 use super::layer;
 use super::reference::Reference;
@@ -35,7 +35,7 @@ pub struct Import {
 /// An image whose files are written but not in their place.
 #[derive(Debug)]
 pub(super) struct Built {
-    unpacked: TempDir,
+    unpacked: Unpacked,
     blob: NamedTempFile,
     blob_hex: String,
     blob_bytes: u64,
@@ -83,7 +83,7 @@ pub(super) fn build(
 impl Built {
     /// Puts the files in their place. Nothing names them yet.
     pub(super) fn install(self, disk: &Disk) -> Result<Stored, ImageError> {
-        disk.install_layer(self.unpacked, &self.diff_id)?;
+        disk.install_layer(&self.unpacked, &self.diff_id)?;
         disk.install_blob(self.blob, &self.blob_hex)?;
         let bad = |e: oci_spec::OciSpecError| ImageError::Change(e.to_string());
         let now = jiff::Timestamp::now().to_string();
