@@ -256,7 +256,10 @@ fn serve(
     };
     let _ = notifier.try_send(session.notifier());
     if let Err(error) = session.run() {
-        tracing::error!(%error, "the filesystem stopped serving");
+        // The notifier holds the device open: readers would wait for ever. With the process
+        // gone they fail at once, and the sentinel ends the task.
+        tracing::error!(%error, "the filesystem cannot be served any more");
+        std::process::abort();
     }
 }
 

@@ -197,7 +197,12 @@ impl Tree {
     fn check_limits(&self) -> Result<(), TreeError> {
         let too_much = |what, limit| Err(TreeError::TooMuch { what, limit });
         let granted: Vec<&Arc<Grant>> = self.granted().filter_map(|ino| self.grant(ino)).collect();
-        let bytes = granted.iter().fold(0u64, |sum, grant| sum.saturating_add(grant.size));
+        // A secret at two targets is held once.
+        let payloads: BTreeMap<(&str, u64), u64> = granted
+            .iter()
+            .map(|grant| ((grant.secret.as_str(), grant.version), grant.size))
+            .collect();
+        let bytes = payloads.values().fold(0u64, |sum, size| sum.saturating_add(*size));
         if granted.len() > limits::GRANTS {
             return too_much("grants", limits::GRANTS as u64);
         }

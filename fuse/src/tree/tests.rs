@@ -135,6 +135,8 @@ fn refuses_what_makes_no_tree() {
     );
     let many: Vec<Grant> = (0..64).map(|i| grant(&format!("n{i}"), 1)).collect();
     assert!(matches!(refused(&many), TreeError::TooMuch { what: "grants", .. }));
+    let shared = |target: &str| Grant { secret: "s".into(), size: 9 << 20, ..grant(target, 1) };
+    assert!(tree.deliver(&[shared("x"), shared("y")]).is_ok(), "held once, shown twice");
     let huge = Grant { size: 16 << 20, ..grant("x", 1) };
     assert!(matches!(refused(&[huge]), TreeError::TooMuch { what: "bytes", .. }));
     let other = Grant { secret: "another".into(), ..grant("a", 1) };

@@ -198,6 +198,8 @@ fn private_maps_see_rotations_and_shared_ones_are_refused() {
         let world = World::new(VaultKind::Auto, dir);
         world.deliver("a", 1, b"one");
         let file = File::open(world.secret("a")).unwrap();
+        file.read_at(&mut [0; 8], 0).unwrap();
+        assert_eq!(world.server.audit().cached_reads(), 0);
         let length = NonZeroUsize::new(4_096).unwrap();
         let map = |flags| {
             // SAFETY: a new mapping at an address of the kernel's choice.
