@@ -2,9 +2,9 @@
 //! parts, which do not know one another.
 
 #[global_allocator]
-static ALLOCATOR: zeroizing_alloc::ZeroAlloc<std::alloc::System> =
-    zeroizing_alloc::ZeroAlloc(std::alloc::System);
+static ALLOCATOR: allocator::WipingAllocator = allocator::WipingAllocator;
 
+mod allocator;
 pub mod api;
 pub mod engine;
 pub mod files;
