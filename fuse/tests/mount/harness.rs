@@ -70,7 +70,7 @@ pub(crate) fn grant(name: &str, version: u64) -> Grant {
 /// Runs a test in a mount namespace of its own, which ends with its thread and the server's.
 pub(crate) fn private(test: impl FnOnce(&Path) + Send + 'static) {
     assert!(nix::unistd::geteuid().is_root(), "these tests mount filesystems: run them as root");
-    let (done, finished) = mpsc::channel();
+    let (done, finished) = mpsc::sync_channel(1);
     let thread = thread::spawn(move || {
         let scratch = tempfile::tempdir().unwrap();
         unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS).unwrap();
