@@ -77,6 +77,12 @@ fn write(path: &Path, text: &str) -> Result<(), FileError> {
     write().map_err(FileError::on("write", path))
 }
 
+/// Whether the host's cgroups are one hierarchy: version 2 alone.
+#[must_use]
+pub fn has_unified_cgroups() -> bool {
+    Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
+}
+
 /// Removes what the task left: its directory and its run directory.
 ///
 /// # Errors

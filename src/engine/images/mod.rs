@@ -26,7 +26,7 @@ pub use view::{HistoryEntry, Image, ImageConfig, ImageUse, Removed};
 
 use catalog::Catalog;
 use disk::Disk;
-use reference::Reference;
+use reference::{Reference, ReferenceError};
 
 /// Where a layer is unpacked. The name is bare hex: overlay splits its options at colons.
 #[must_use]
@@ -66,6 +66,7 @@ impl ImageStore {
         archive: &mut dyn Read,
         import: &Import,
     ) -> Result<Arc<Image>, ImageError> {
+        import.reference.as_ref().map_or(Ok(()), refuse_digest)?;
         let built = import::build(&self.disk, archive, import)?;
         let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let stored = built.install(&self.disk)?;
@@ -102,11 +103,7 @@ impl ImageStore {
     /// If there is no such image, or the target is no name with at most a tag.
     pub fn tag(&self, source: &str, target: &str) -> Result<(), ImageError> {
         let target = Reference::parse(target)?.or_latest();
-        if target.digest().is_some() {
-            return Err(ImageError::Change(
-                "refusing to create a tag with a digest reference".into(),
-            ));
-        }
+        refuse_digest(&target)?;
         let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let mut catalog = Catalog::clone(&self.catalog());
         let id = catalog.resolve(source)?.id.clone();
@@ -151,5 +148,13 @@ impl ImageStore {
         let catalog = Arc::new(catalog);
         *self.catalog.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&catalog);
         Ok(catalog)
+    }
+}
+
+/// A digest names what it is the digest of, and nothing else.
+fn refuse_digest(name: &Reference) -> Result<(), ImageError> {
+    match name.digest() {
+        Some(_) => Err(ImageError::Reference(ReferenceError::HasDigest)),
+        None => Ok(()),
     }
 }

@@ -15,6 +15,9 @@ pub enum ReferenceError {
     /// The name is 64 hex characters and would be taken for an id.
     #[error("invalid repository name ({0}), cannot specify 64-byte hexadecimal strings")]
     LooksLikeId(String),
+    /// A digest where a name is given.
+    #[error("refusing to create a tag with a digest reference")]
+    HasDigest,
     /// The name is longer than 255 characters.
     #[error("repository name must not be more than {NAME_CHARS} characters")]
     TooLong,

@@ -347,6 +347,9 @@ fn tags_move_and_digests_stay() {
     assert!(old.repo_tags.is_empty() && old.repo_digests.len() == 1);
     store.store.tag(&new.id[..19], "host:5000/team/app:2").unwrap();
     assert!(store.store.tag("nothing", "a").is_err() && store.store.tag(&new.id, "A").is_err());
+    let digest = format!("app@{}", old.manifest_digest);
+    assert!(store.store.tag(&new.id, &digest).is_err());
+    assert!(store.import(b"", Some(&digest)).is_err());
     store.reopen();
     let new = store.store.resolve("host:5000/team/app:2").unwrap();
     assert_eq!(new.repo_tags, ["app:1", "host:5000/team/app:2"]);
@@ -421,7 +424,22 @@ fn leftovers_are_cleared_and_damage_is_left_alone() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    #[test]
+    fn no_instruction_panics(line in "(ENV|LABEL|CMD|EXPOSE|VOLUME|USER) [a-z0-9 ='\"$\\\\{}\\[\\],/-]{0,40}") {
+        let mut config = ImageConfig::default();
+        let _ = changes::apply(&mut config, &[line]);
+    }
+
+    #[test]
+    fn no_extended_header_panics(records in "([0-9]{1,3} (path|size|mtime|uid|x)=[a-z0-9.-]{0,6}\n){0,3}") {
+        let store = Store::new();
+        let mut tar = Tar::new();
+        tar.entry(EntryType::XHeader, "x", "", records.as_bytes());
+        tar.file("a", b"abc");
+        let _ = store.import(&tar.done(), None);
+    }
 
     /// Whatever bytes come, and however a good archive is damaged: an error or an image, and
     /// nothing outside of the store.
