@@ -6,6 +6,7 @@ static ALLOCATOR: allocator::WipingAllocator = allocator::WipingAllocator;
 
 mod allocator;
 pub mod api;
+pub mod cli;
 pub mod engine;
 pub mod files;
 pub mod gate;

@@ -1,0 +1,281 @@
+//! `skep swarm`.
+
+use serde_json::{Value, json};
+
+use super::call::{Call, out, outln};
+use super::client::{Client, Target};
+use super::error::CliError;
+use super::flags::{Arity, Command, Flag, parse_bool};
+use super::json;
+use super::values::{check_duration, check_int, check_uint, duration};
+
+/// `skep swarm …`
+pub(super) const SWARM: Command =
+    Command::group("swarm", "Manage Swarm", &[INIT, JOIN_TOKEN, LEAVE, UNLOCK_KEY, UPDATE])
+        .section("Swarm Commands");
+
+const CERT_EXPIRY: Flag = Flag::with(
+    "cert-expiry",
+    "duration",
+    "Validity period for node certificates (ns|us|ms|s|m|h) (default 2160h0m0s)",
+)
+.check(check_duration);
+const HEARTBEAT: Flag = Flag::with(
+    "dispatcher-heartbeat",
+    "duration",
+    "Dispatcher heartbeat period (ns|us|ms|s|m|h) (default 5s)",
+)
+.check(check_duration);
+const SNAPSHOTS: Flag =
+    Flag::with("max-snapshots", "uint", "Number of additional Raft snapshots to retain")
+        .check(check_uint);
+const SNAPSHOT_INTERVAL: Flag = Flag::with(
+    "snapshot-interval",
+    "uint",
+    "Number of log entries between Raft snapshots (default 10000)",
+)
+.check(check_uint);
+const HISTORY: Flag =
+    Flag::with("task-history-limit", "int", "Task history retention limit (default 5)")
+        .check(check_int);
+
+const INIT: Command = Command::client("init", "[OPTIONS]", "Initialize a swarm", init)
+    .flags(&[
+        Flag::with(
+            "advertise-addr",
+            "string",
+            "Advertised address (format: \"<ip|interface>[:port]\")",
+        ),
+        Flag::switch(
+            "autolock",
+            "Enable manager autolocking (requiring an unlock key to start a stopped manager)",
+        ),
+        Flag::with(
+            "availability",
+            "string",
+            "Availability of the node (\"active\", \"pause\", \"drain\") (default \"active\")",
+        ),
+        CERT_EXPIRY,
+        HEARTBEAT,
+        Flag::switch("force-new-cluster", "Force create a new cluster from current state"),
+        Flag::with(
+            "listen-addr",
+            "node-addr",
+            "Listen address (format: \"<ip|interface>[:port]\") (default 0.0.0.0:2377)",
+        ),
+        SNAPSHOTS,
+        SNAPSHOT_INTERVAL,
+        HISTORY,
+    ])
+    .takes(Arity::None);
+
+const JOIN_TOKEN: Command =
+    Command::client("join-token", "[OPTIONS] (worker|manager)", "Manage join tokens", join_token)
+        .flags(&[
+            Flag::switch("quiet", "Only display token").short('q'),
+            Flag::switch("rotate", "Rotate join token"),
+        ])
+        .takes(Arity::Exactly(1));
+
+const LEAVE: Command = Command::client("leave", "[OPTIONS]", "Leave the swarm", leave)
+    .flags(&[
+        Flag::switch("force", "Force this node to leave the swarm, ignoring warnings").short('f')
+    ])
+    .takes(Arity::None);
+
+const UNLOCK_KEY: Command =
+    Command::client("unlock-key", "[OPTIONS]", "Manage the unlock key", unlock_key)
+        .flags(&[
+            Flag::switch("quiet", "Only display token").short('q'),
+            Flag::switch("rotate", "Rotate unlock key"),
+        ])
+        .takes(Arity::None);
+
+const UPDATE: Command = Command::client("update", "[OPTIONS]", "Update the swarm", update)
+    .flags(&[
+        Flag::switch("autolock", "Change manager autolocking setting (true|false)"),
+        CERT_EXPIRY,
+        HEARTBEAT,
+        SNAPSHOTS,
+        SNAPSHOT_INTERVAL,
+        HISTORY,
+    ])
+    .takes(Arity::None);
+
+fn init(call: &Call) -> Result<u8, CliError> {
+    let availability = call.get("availability").unwrap_or("active");
+    if !matches!(availability, "active" | "pause" | "drain") {
+        return Err(CliError::plain(format!(
+            "invalid availability {availability:?}, only active, pause and drain are supported"
+        )));
+    }
+    let mut spec = json!({
+        "Labels": null, "Orchestration": {}, "Raft": {"ElectionTick": 0, "HeartbeatTick": 0},
+        "Dispatcher": {}, "CAConfig": {}, "TaskDefaults": {},
+        "EncryptionConfig": {"AutoLockManagers": call.on("autolock")},
+    });
+    set_spec(call, &mut spec)?;
+    let body = json!({
+        "ListenAddr": call.get("listen-addr").unwrap_or("0.0.0.0:2377"),
+        "AdvertiseAddr": call.get("advertise-addr").unwrap_or_default(),
+        "DataPathAddr": "", "DataPathPort": 0,
+        "ForceNewCluster": call.on("force-new-cluster"),
+        "Spec": spec, "AutoLockManagers": call.on("autolock"), "Availability": availability,
+        "DefaultAddrPool": null, "SubnetSize": 0,
+    });
+    let mut client = call.client()?;
+    let id = client.post_json(&Target::new(&["swarm", "init"]), &body)?;
+    let id = id.as_str().unwrap_or_default();
+    outln(&format!("Swarm initialized: current node ({id}) is now a manager.\n"))?;
+    print_join(&mut client, id, "worker")?;
+    outln(
+        "To add a manager to this swarm, run 'skep swarm join-token manager' and follow the \
+         instructions.\n",
+    )?;
+    if call.on("autolock") {
+        let key = client.get_json(&Target::new(&["swarm", "unlockkey"]))?;
+        print_unlock(json::text(&key, &["UnlockKey"]))?;
+    }
+    Ok(0)
+}
+
+/// Puts what the flags say into a swarm's spec.
+fn set_spec(call: &Call, spec: &mut Value) -> Result<(), CliError> {
+    let mut set = |path: &[&str], key: &str, value: Value| {
+        if let Some(object) = json::object_at(spec, path) {
+            object.insert(key.to_owned(), value);
+        }
+    };
+    let nanos = |text: &str| duration(text).map(Value::from).map_err(CliError::Plain);
+    let whole = |text: &str| text.parse::<i64>().map(Value::from);
+    let bad = |_| CliError::plain("a number is out of range");
+    if let Some(text) = call.get("task-history-limit") {
+        set(&["Orchestration"], "TaskHistoryRetentionLimit", whole(text).map_err(bad)?);
+    }
+    if let Some(text) = call.get("snapshot-interval") {
+        set(&["Raft"], "SnapshotInterval", whole(text).map_err(bad)?);
+    }
+    if let Some(text) = call.get("max-snapshots") {
+        set(&["Raft"], "KeepOldSnapshots", whole(text).map_err(bad)?);
+    }
+    if let Some(text) = call.get("dispatcher-heartbeat") {
+        set(&["Dispatcher"], "HeartbeatPeriod", nanos(text)?);
+    }
+    if let Some(text) = call.get("cert-expiry") {
+        set(&["CAConfig"], "NodeCertExpiry", nanos(text)?);
+    }
+    Ok(())
+}
+
+fn print_join(client: &mut Client, node: &str, role: &str) -> Result<(), CliError> {
+    let node = client.get_json(&Target::new(&["nodes", node]))?;
+    let swarm = client.get_json(&Target::new(&["swarm"]))?;
+    let address = json::text(&node, &["ManagerStatus", "Addr"]);
+    let token = token(&swarm, role);
+    outln(&format!(
+        "To add a {role} to this swarm, run the following command:\n\n    \
+         skep swarm join --token {token} {address}\n"
+    ))
+}
+
+fn token<'a>(swarm: &'a Value, role: &str) -> &'a str {
+    let key = if role == "manager" { "Manager" } else { "Worker" };
+    json::text(swarm, &["JoinTokens", key])
+}
+
+fn join_token(call: &Call) -> Result<u8, CliError> {
+    let role = call.arg(0);
+    if !matches!(role, "worker" | "manager") {
+        return Err(CliError::plain(format!("unknown role {role}")));
+    }
+    let mut client = call.client()?;
+    if call.on("rotate") {
+        let swarm = client.get_json(&Target::new(&["swarm"]))?;
+        let target = Target::new(&["swarm", "update"])
+            .with("rotateManagerToken", if role == "manager" { "true" } else { "false" })
+            .with("rotateManagerUnlockKey", "false")
+            .with("rotateWorkerToken", if role == "worker" { "true" } else { "false" })
+            .with("version", &json::number(&swarm, &["Version", "Index"]).to_string());
+        client.post_json(&target, json::at(&swarm, &["Spec"]).unwrap_or(&Value::Null))?;
+        if !call.on("quiet") {
+            outln(&format!("Successfully rotated {role} join token.\n"))?;
+        }
+    }
+    if call.on("quiet") {
+        let swarm = client.get_json(&Target::new(&["swarm"]))?;
+        outln(token(&swarm, role))?;
+        return Ok(0);
+    }
+    let info = client.get_json(&Target::new(&["info"]))?;
+    print_join(&mut client, json::text(&info, &["Swarm", "NodeID"]), role)?;
+    Ok(0)
+}
+
+fn leave(call: &Call) -> Result<u8, CliError> {
+    let target = Target::new(&["swarm", "leave"]);
+    let target = if call.on("force") { target.with("force", "1") } else { target };
+    call.client()?.post_empty(&target)?;
+    outln("Node left the swarm.")?;
+    Ok(0)
+}
+
+fn unlock_key(call: &Call) -> Result<u8, CliError> {
+    let mut client = call.client()?;
+    if call.on("rotate") {
+        let swarm = client.get_json(&Target::new(&["swarm"]))?;
+        if !json::flag(&swarm, &["Spec", "EncryptionConfig", "AutoLockManagers"]) {
+            return Err(CliError::plain("cannot rotate because autolock is not turned on"));
+        }
+        let target = Target::new(&["swarm", "update"])
+            .with("rotateManagerToken", "false")
+            .with("rotateManagerUnlockKey", "true")
+            .with("rotateWorkerToken", "false")
+            .with("version", &json::number(&swarm, &["Version", "Index"]).to_string());
+        client.post_json(&target, json::at(&swarm, &["Spec"]).unwrap_or(&Value::Null))?;
+        if !call.on("quiet") {
+            outln("Successfully rotated manager unlock key.\n")?;
+        }
+    }
+    let key = client.get_json(&Target::new(&["swarm", "unlockkey"]))?;
+    let key = json::text(&key, &["UnlockKey"]);
+    match (key.is_empty(), call.on("quiet")) {
+        (true, _) => Err(CliError::plain("no unlock key is set")),
+        (false, true) => outln(key).map(|()| 0),
+        (false, false) => print_unlock(key).map(|()| 0),
+    }
+}
+
+fn print_unlock(key: &str) -> Result<(), CliError> {
+    out(&format!(
+        "To unlock a swarm manager after it restarts, run the `skep swarm unlock`\n\
+         command and provide the following key:\n\n    {key}\n\n\
+         Remember to store this key in a password manager, since without it you\n\
+         will not be able to restart the manager.\n"
+    ))
+}
+
+fn update(call: &Call) -> Result<u8, CliError> {
+    let mut client = call.client()?;
+    let swarm = client.get_json(&Target::new(&["swarm"]))?;
+    let mut spec = json::at(&swarm, &["Spec"]).cloned().unwrap_or_default();
+    let locked = json::flag(&spec, &["EncryptionConfig", "AutoLockManagers"]);
+    set_spec(call, &mut spec)?;
+    let autolock = call.get("autolock").and_then(parse_bool);
+    if let (Some(autolock), Some(encryption)) =
+        (autolock, json::object_at(&mut spec, &["EncryptionConfig"]))
+    {
+        encryption.insert("AutoLockManagers".to_owned(), Value::from(autolock));
+    }
+    let target = Target::new(&["swarm", "update"])
+        .with("rotateManagerToken", "false")
+        .with("rotateManagerUnlockKey", "false")
+        .with("rotateWorkerToken", "false")
+        .with("version", &json::number(&swarm, &["Version", "Index"]).to_string());
+    client.post_json(&target, &spec)?;
+    outln("Swarm updated.")?;
+    if autolock == Some(true) && !locked {
+        let key = client.get_json(&Target::new(&["swarm", "unlockkey"]))?;
+        print_unlock(json::text(&key, &["UnlockKey"]))?;
+    }
+    Ok(0)
+}

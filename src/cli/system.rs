@@ -1,0 +1,182 @@
+//! `skep version` and `skep info`.
+
+use std::fmt::Write as _;
+
+use serde_json::{Value, json};
+
+use super::call::{Call, out, outln};
+use super::client::Target;
+use super::error::CliError;
+use super::flags::{Arity, Command};
+use super::output::{INSPECT_FORMAT, inspect_text};
+use super::{human, json};
+
+/// `skep version`
+pub(super) const VERSION: Command =
+    Command::client("version", "[OPTIONS]", "Show the Skep version information", version)
+        .flags(&[INSPECT_FORMAT])
+        .takes(Arity::None);
+
+/// `skep info`
+pub(super) const INFO: Command =
+    Command::client("info", "[OPTIONS]", "Display system-wide information", info)
+        .flags(&[INSPECT_FORMAT])
+        .takes(Arity::None);
+
+fn version(call: &Call) -> Result<u8, CliError> {
+    let server = call.client()?.get_json(&Target::new(&["version"]));
+    let client = json!({
+        "Version": env!("CARGO_PKG_VERSION"), "ApiVersion": "1.50", "DefaultAPIVersion": "1.50",
+        "Os": std::env::consts::OS, "Arch": arch(),
+    });
+    if let Some(format) = call.get("format").filter(|format| !format.is_empty()) {
+        let both = json!({"Client": client, "Server": server.as_ref().ok()});
+        outln(&inspect_text(format, &both)?)?;
+    } else {
+        let mut text = "Client:\n".to_owned();
+        line(&mut text, 1, "Version", json::text(&client, &["Version"]));
+        line(&mut text, 1, "API version", json::text(&client, &["ApiVersion"]));
+        line(&mut text, 1, "OS/Arch", &format!("{}/{}", std::env::consts::OS, arch()));
+        if let Ok(server) = &server {
+            server_version(&mut text, server);
+        }
+        out(&text)?;
+    }
+    server.map(|_| 0)
+}
+
+fn arch() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+fn line(text: &mut String, depth: usize, name: &str, value: &str) {
+    let name = format!("{name}:");
+    let width = 20 - depth;
+    let _ = writeln!(text, "{:depth$}{name:width$}{value}", "");
+}
+
+fn server_version(text: &mut String, server: &Value) {
+    let field = |key: &str| json::text(server, &[key]);
+    let _ = writeln!(text, "\nServer: {}", json::text(server, &["Platform", "Name"]));
+    for component in json::list(server, &["Components"]) {
+        let name = json::text(component, &["Name"]);
+        let detail = |key: &str| json::text(component, &["Details", key]).to_owned();
+        let _ = writeln!(text, " {name}:");
+        line(text, 2, "Version", json::text(component, &["Version"]));
+        if !detail("ApiVersion").is_empty() {
+            let least = detail("MinAPIVersion");
+            let spoken = format!("{} (minimum version {least})", detail("ApiVersion"));
+            line(text, 2, "API version", &spoken);
+        }
+        for (label, key) in
+            [("Go version", "GoVersion"), ("Git commit", "GitCommit"), ("Built", "BuildTime")]
+        {
+            if !detail(key).is_empty() {
+                line(text, 2, label, &detail(key));
+            }
+        }
+        if !detail("Os").is_empty() {
+            line(text, 2, "OS/Arch", &format!("{}/{}", detail("Os"), detail("Arch")));
+        }
+    }
+    if json::list(server, &["Components"]).is_empty() {
+        line(text, 1, "Version", field("Version"));
+        line(text, 1, "API version", field("ApiVersion"));
+        line(text, 1, "OS/Arch", &format!("{}/{}", field("Os"), field("Arch")));
+    }
+}
+
+fn info(call: &Call) -> Result<u8, CliError> {
+    let info = call.client()?.get_json(&Target::new(&["info"]))?;
+    match call.get("format").filter(|format| !format.is_empty()) {
+        Some(format) => outln(&inspect_text(format, &info)?)?,
+        None => out(&info_text(&info))?,
+    }
+    for warning in json::list(&info, &["Warnings"]).iter().filter_map(Value::as_str) {
+        super::call::warn(warning);
+    }
+    Ok(0)
+}
+
+fn info_text(info: &Value) -> String {
+    let text = |path: &[&str]| json::text(info, path);
+    let number = |path: &[&str]| json::number(info, path);
+    let mut out = "Client:\n".to_owned();
+    let mut say = |depth: usize, name: &str, value: &str| {
+        let gap = if value.is_empty() { "" } else { " " };
+        let _ = writeln!(out, "{:depth$}{name}:{gap}{value}", "");
+    };
+    say(1, "Version", env!("CARGO_PKG_VERSION"));
+    say(0, "\nServer", "");
+    say(1, "Containers", &number(&["Containers"]).to_string());
+    for (name, key) in [
+        ("Running", "ContainersRunning"),
+        ("Paused", "ContainersPaused"),
+        ("Stopped", "ContainersStopped"),
+    ] {
+        say(2, name, &number(&[key]).to_string());
+    }
+    say(1, "Images", &number(&["Images"]).to_string());
+    say(1, "Server Version", text(&["ServerVersion"]));
+    say(1, "Storage Driver", text(&["Driver"]));
+    for pair in json::list(info, &["DriverStatus"]) {
+        let word = |at: usize| pair.get(at).and_then(Value::as_str).unwrap_or_default();
+        say(2, word(0), word(1));
+    }
+    say(1, "Logging Driver", text(&["LoggingDriver"]));
+    say(1, "Cgroup Driver", text(&["CgroupDriver"]));
+    say(1, "Cgroup Version", text(&["CgroupVersion"]));
+    say(1, "Swarm", text(&["Swarm", "LocalNodeState"]));
+    if !text(&["Swarm", "NodeID"]).is_empty() {
+        say(2, "NodeID", text(&["Swarm", "NodeID"]));
+        if !text(&["Swarm", "Error"]).is_empty() {
+            say(2, "Error", text(&["Swarm", "Error"]));
+        }
+        let manager = json::flag(info, &["Swarm", "ControlAvailable"]);
+        say(2, "Is Manager", &manager.to_string());
+        if manager {
+            say(2, "ClusterID", text(&["Swarm", "Cluster", "ID"]));
+            say(2, "Managers", &number(&["Swarm", "Managers"]).to_string());
+            say(2, "Nodes", &number(&["Swarm", "Nodes"]).to_string());
+            let spec = &["Swarm", "Cluster", "Spec"];
+            let autolock = [&spec[..], &["EncryptionConfig", "AutoLockManagers"]].concat();
+            say(2, "Autolock Managers", &json::flag(info, &autolock).to_string());
+        }
+        say(2, "Node Address", text(&["Swarm", "NodeAddr"]));
+        let managers = json::list(info, &["Swarm", "RemoteManagers"]);
+        if !managers.is_empty() {
+            say(2, "Manager Addresses", "");
+            for manager in managers {
+                let _ = writeln!(out, "   {}", json::text(manager, &["Addr"]));
+            }
+        }
+    }
+    host_text(&mut out, info);
+    out
+}
+
+fn host_text(out: &mut String, info: &Value) {
+    let mut say = |name: &str, value: &str| {
+        if !value.is_empty() {
+            let _ = writeln!(out, " {name}: {value}");
+        }
+    };
+    for (name, key) in [
+        ("Default Runtime", "DefaultRuntime"),
+        ("Kernel Version", "KernelVersion"),
+        ("Operating System", "OperatingSystem"),
+        ("OSType", "OSType"),
+        ("Architecture", "Architecture"),
+    ] {
+        say(name, json::text(info, &[key]));
+    }
+    say("CPUs", &json::number(info, &["NCPU"]).to_string());
+    say("Total Memory", &human::binary_size(json::number(info, &["MemTotal"]) as f64));
+    say("Name", json::text(info, &["Name"]));
+    say("ID", json::text(info, &["ID"]));
+    say("Skep Root Dir", json::text(info, &["DockerRootDir"]));
+}
