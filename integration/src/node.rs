@@ -257,7 +257,7 @@ impl Drop for Node {
 }
 
 /// Path of the binary under test.
-fn binary() -> Result<PathBuf> {
+pub fn binary() -> Result<PathBuf> {
     let path = match std::env::var_os("SKEP_BIN") {
         Some(path) => PathBuf::from(path),
         None => repository().join("target/x86_64-unknown-linux-gnu/debug/skep"),

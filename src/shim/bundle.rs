@@ -10,8 +10,8 @@ use crate::wire::shim::ExecStart;
 
 /// Options of every bind that shows secrets.
 const BIND_OPTIONS: [&str; 6] = ["rbind", "rprivate", "ro", "nosuid", "nodev", "noexec"];
-/// Every capability a privileged exec gets.
-const CAPABILITIES: &[&str] = &[
+/// Every capability, by the number of its bit.
+const CAPABILITIES: [&str; 41] = [
     "CAP_CHOWN",
     "CAP_DAC_OVERRIDE",
     "CAP_DAC_READ_SEARCH",
@@ -134,12 +134,22 @@ fn user(user: &User) -> Value {
     json!({"uid": user.uid, "gid": user.gid, "additionalGids": user.groups})
 }
 
+/// How an exec differs from the container.
+#[derive(Debug)]
+pub(super) struct ExecFacts<'a> {
+    /// Whom it runs as, if somebody else.
+    pub(super) user: Option<&'a User>,
+    /// Resource limits, if others.
+    pub(super) ulimits: &'a [Ulimit],
+    /// Bits of the capabilities that can be given.
+    pub(super) grantable: u64,
+}
+
 /// The description of a further process, after the container's own.
 pub(super) fn exec_process(
     config: &[u8],
     exec: &ExecStart,
-    as_user: Option<&User>,
-    ulimits: &[Ulimit],
+    facts: &ExecFacts<'_>,
 ) -> Result<Vec<u8>, BundleError> {
     let config: Value = serde_json::from_slice(config)?;
     let own = config.get("process").ok_or(BundleError::Lacks("process"))?;
@@ -154,16 +164,15 @@ pub(super) fn exec_process(
             process.insert(kept.into(), value.clone());
         }
     }
-    if let Some(as_user) = as_user {
+    if let Some(as_user) = facts.user {
         process.insert("user".into(), user(as_user));
     }
-    if !ulimits.is_empty() {
-        process.insert("rlimits".into(), ulimits.iter().map(rlimit).collect());
+    if !facts.ulimits.is_empty() {
+        process.insert("rlimits".into(), facts.ulimits.iter().map(rlimit).collect());
     }
     let capabilities = if exec.privileged {
-        Some(json!({
-            "bounding": CAPABILITIES, "effective": CAPABILITIES, "permitted": CAPABILITIES
-        }))
+        let all = capabilities(facts.grantable);
+        Some(json!({"bounding": all, "effective": all, "permitted": all}))
     } else {
         own.get("capabilities").cloned()
     };
@@ -174,6 +183,17 @@ pub(super) fn exec_process(
         process.insert("consoleSize".into(), json!({"height": rows, "width": cols}));
     }
     Ok(serde_json::to_vec(&process)?)
+}
+
+fn capabilities(bits: u64) -> Vec<&'static str> {
+    let given = CAPABILITIES.iter().enumerate().filter(|(bit, _)| bits >> bit & 1 == 1);
+    given.map(|(_, name)| *name).collect()
+}
+
+/// The bits of this process's own capabilities: no more can be given.
+pub(super) fn grantable(status: &str) -> u64 {
+    let bits = status.lines().find_map(|line| line.strip_prefix("CapPrm:"));
+    bits.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok()).unwrap_or(0)
 }
 
 /// The container's environment with the exec's in its place or behind it.
@@ -266,7 +286,9 @@ mod tests {
 
     #[test]
     fn an_exec_is_made_after_the_container() {
-        let made = exec_process(BUNDLE.as_bytes(), &exec(), None, &[]).unwrap();
+        let status = "Name:\tskep\nCapPrm:\t0000000000000021\n";
+        let same = ExecFacts { user: None, ulimits: &[], grantable: grantable(status) };
+        let made = exec_process(BUNDLE.as_bytes(), &exec(), &same).unwrap();
         let made: Value = serde_json::from_slice(&made).unwrap();
         assert_eq!(made["env"], json!(["PATH=/bin", "A=2", "B=3"]));
         assert_eq!(made["cwd"], "/w");
@@ -276,10 +298,11 @@ mod tests {
 
         let limit = Ulimit { name: "nofile".into(), hard: -1, soft: 64 };
         let more = ExecStart { privileged: true, tty: true, cwd: "/x".into(), ..exec() };
-        let made = exec_process(BUNDLE.as_bytes(), &more, Some(&alice()), &[limit]).unwrap();
+        let facts = ExecFacts { user: Some(&alice()), ulimits: &[limit], ..same };
+        let made = exec_process(BUNDLE.as_bytes(), &more, &facts).unwrap();
         let made: Value = serde_json::from_slice(&made).unwrap();
         assert_eq!(made["user"]["additionalGids"], json!([6, 7]));
-        assert_eq!(made["capabilities"]["effective"].as_array().unwrap().len(), 41);
+        assert_eq!(made["capabilities"]["effective"], json!(["CAP_CHOWN", "CAP_KILL"]));
         assert_eq!(
             made["rlimits"],
             json!([{"type": "RLIMIT_NOFILE", "hard": u64::MAX, "soft": 64}])

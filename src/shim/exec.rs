@@ -4,15 +4,18 @@ use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::process::Stdio;
+use std::process::Command;
+use std::thread;
 
-use super::bundle;
+use rustix::pipe::{SpliceFlags, splice};
+
+use super::bundle::{self, ExecFacts};
 use super::console::{self, Console};
 use super::events::{ExecFailed, ExecRuns};
 use super::reaper::Reaper;
 use super::start::read_pid;
 use super::user::Accounts;
-use super::{Plan, chain};
+use super::{Plan, SMALL_STACK_BYTES, chain};
 use crate::engine::runc;
 use crate::limits::RUNC_CALL;
 use crate::wire::shim::ExecStart;
@@ -21,6 +24,8 @@ use crate::wire::shim::ExecStart;
 const NAME_CHARS: usize = 16;
 /// Characters of an exec's id.
 const ID_CHARS: usize = 64;
+/// Bytes relayed at once: a pipe's worth.
+const RELAY_BYTES: usize = 64 << 10;
 /// Exit code of an exec that cannot be run.
 pub(super) const NOT_RUNNABLE: i32 = 126;
 
@@ -77,13 +82,7 @@ pub(super) fn run(
     let id = &plan.launch.container_id;
     let path = console.as_ref().map(Console::path);
     let mut command = plan.runc.exec(id, &files.process, &files.pid, path, &files.log);
-    if !exec.tty {
-        let [stdin, stdout, stderr]: [OwnedFd; 3] = fds.try_into().map_err(|_| {
-            let missing = "an exec needs three descriptors";
-            failed(&io::Error::new(io::ErrorKind::InvalidInput, missing))
-        })?;
-        command.stdin(Stdio::from(stdin)).stdout(Stdio::from(stdout)).stderr(Stdio::from(stderr));
-    }
+    let relay = if exec.tty { None } else { Some(streams(&mut command, fds)?) };
     let called = reaper.call(&mut command, RUNC_CALL);
     // Our copies of the streams: whoever reads them waits for the last one to be closed.
     drop(command);
@@ -91,6 +90,9 @@ pub(super) fn run(
         let said = runc::last_error(&files.log).unwrap_or_else(|| chain(&error));
         ExecFailed { code: runc::exec_code(&said), reason: runc::exec_sentence(&said) }
     })?;
+    if let Some(relay) = relay {
+        relay.start().map_err(|e| failed(&e))?;
+    }
     let pid = read_pid(&files.pid).map_err(|e| failed(&e))?.unsigned_abs();
     let console = console.map(|c| c.receive()).transpose().map_err(|e| failed(&e))?;
     if let (Some(console), Some((rows, cols))) = (&console, exec.size) {
@@ -98,6 +100,40 @@ pub(super) fn run(
         let _ = console::resize(console, rows, cols);
     }
     Ok(ExecRuns { pid, console })
+}
+
+/// The way of an exec's errors to the daemon. The runtime writes its own complaints to the same
+/// stream before the process runs, and they are told otherwise: so this begins afterwards.
+struct Relay {
+    from: OwnedFd,
+    to: OwnedFd,
+}
+
+impl Relay {
+    fn start(self) -> io::Result<()> {
+        thread::Builder::new()
+            .name("stderr".into())
+            .stack_size(SMALL_STACK_BYTES)
+            .spawn(move || self.copy())
+            .map(drop)
+    }
+
+    fn copy(self) {
+        // The bytes pass through the kernel alone. An error means that nobody listens any
+        // more: the process learns that from its end of the pipe.
+        let flags = SpliceFlags::MOVE;
+        while matches!(splice(&self.from, None, &self.to, None, RELAY_BYTES, flags), Ok(1..)) {}
+    }
+}
+
+fn streams(command: &mut Command, fds: Vec<OwnedFd>) -> Result<Relay, ExecFailed> {
+    let [stdin, stdout, stderr]: [OwnedFd; 3] = fds.try_into().map_err(|_| {
+        let missing = "an exec needs three descriptors";
+        failed(&io::Error::new(io::ErrorKind::InvalidInput, missing))
+    })?;
+    let (from, write) = io::pipe().map_err(|e| failed(&e))?;
+    command.stdin(stdin).stdout(stdout).stderr(write);
+    Ok(Relay { from: from.into(), to: stderr })
 }
 
 fn describe(plan: &Plan, exec: &ExecStart, files: &Files) -> Result<(), ExecFailed> {
@@ -108,7 +144,12 @@ fn describe(plan: &Plan, exec: &ExecStart, files: &Files) -> Result<(), ExecFail
         Some(user.map_err(|e| failed(&e))?)
     };
     let config = fs::read(plan.bundle.join("config.json")).map_err(|e| failed(&e))?;
-    let process = bundle::exec_process(&config, exec, user.as_ref(), &plan.launch.ulimits)
-        .map_err(|e| failed(&e))?;
+    let status = fs::read_to_string("/proc/self/status").map_err(|e| failed(&e))?;
+    let facts = ExecFacts {
+        user: user.as_ref(),
+        ulimits: &plan.launch.ulimits,
+        grantable: bundle::grantable(&status),
+    };
+    let process = bundle::exec_process(&config, exec, &facts).map_err(|e| failed(&e))?;
     fs::write(&files.process, process).map_err(|e| failed(&e))
 }

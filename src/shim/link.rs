@@ -27,8 +27,8 @@ const SEND_WAIT: Duration = Duration::from_secs(5);
 const READ_BYTES: usize = 64 << 10;
 /// Descriptors taken with one read.
 const FDS_AT_ONCE: usize = 12;
-/// Descriptors that may wait for their message.
-const FDS_WAITING: usize = 24;
+/// Sets of descriptors that may wait for the rest of their message.
+const SETS_WAITING: usize = 4;
 
 /// A daemon that is not followed any further.
 #[derive(Debug, thiserror::Error)]
@@ -115,16 +115,23 @@ fn send(stream: &mut UnixStream, bytes: &[u8], fd: Option<BorrowedFd<'_>>) -> io
 pub(super) struct Inbox {
     stream: UnixStream,
     bytes: Vec<u8>,
-    fds: VecDeque<OwnedFd>,
+    /// Bytes of the stream before `bytes`.
+    passed: u64,
+    /// Descriptors, and how far the stream had been read when they came: a read stops behind
+    /// the piece that carries descriptors, so this is inside the frame they belong to.
+    fds: VecDeque<(u64, Vec<OwnedFd>)>,
 }
+
+/// A message and the descriptors that came with it.
+pub(super) type Received = (ToShim, Vec<OwnedFd>);
 
 impl Inbox {
     pub(super) fn new(stream: UnixStream) -> Self {
-        Self { stream, bytes: Vec::new(), fds: VecDeque::new() }
+        Self { stream, bytes: Vec::new(), passed: 0, fds: VecDeque::new() }
     }
 
     /// Takes what has arrived and returns the messages that are complete. Never waits.
-    pub(super) fn receive(&mut self) -> Result<Vec<ToShim>, LinkError> {
+    pub(super) fn receive(&mut self) -> Result<Vec<Received>, LinkError> {
         self.fill()?;
         let mut messages = Vec::new();
         let mut from = 0;
@@ -133,9 +140,16 @@ impl Inbox {
         {
             let len = frame_len(*header)?;
             let Some(body) = rest.get(..len) else { break };
-            messages.push(parse(body)?);
+            let message = parse(body)?;
             from += 4 + len;
+            let end = self.passed + from as u64;
+            let mut own = Vec::new();
+            while self.fds.front().is_some_and(|(at, _)| *at <= end) {
+                own.extend(self.fds.pop_front().into_iter().flat_map(|(_, fds)| fds));
+            }
+            messages.push((message, own));
         }
+        self.passed += from as u64;
         self.bytes.drain(..from);
         if self.bytes.is_empty() {
             self.bytes = Vec::new();
@@ -143,21 +157,19 @@ impl Inbox {
         Ok(messages)
     }
 
-    /// The descriptors of a message that came with `count` of them.
-    pub(super) fn take_fds(&mut self, count: usize) -> Vec<OwnedFd> {
-        let count = count.min(self.fds.len());
-        self.fds.drain(..count).collect()
-    }
-
     fn fill(&mut self) -> Result<(), LinkError> {
         let before = self.bytes.len();
         self.bytes.resize(before + READ_BYTES, 0);
         let into = self.bytes.get_mut(before..).unwrap_or_default();
-        let got = receive_into(&self.stream, into, &mut self.fds);
+        let mut fds = Vec::new();
+        let got = receive_into(&self.stream, into, &mut fds);
         self.bytes.truncate(before + got.as_ref().copied().unwrap_or(0));
+        if !fds.is_empty() {
+            self.fds.push_back((self.passed + self.bytes.len() as u64, fds));
+        }
         match got {
             Ok(0) => Err(LinkError::Closed),
-            Ok(_) if self.fds.len() > FDS_WAITING => Err(LinkError::Descriptors),
+            Ok(_) if self.fds.len() > SETS_WAITING => Err(LinkError::Descriptors),
             Ok(_) | Err(Errno::EAGAIN | Errno::EINTR) => Ok(()),
             Err(errno) => Err(io::Error::from(errno).into()),
         }
@@ -173,7 +185,7 @@ impl AsFd for Inbox {
 fn receive_into(
     stream: &UnixStream,
     into: &mut [u8],
-    fds: &mut VecDeque<OwnedFd>,
+    fds: &mut Vec<OwnedFd>,
 ) -> nix::Result<usize> {
     let mut rights = nix::cmsg_space!([RawFd; FDS_AT_ONCE]);
     let mut into = [IoSliceMut::new(into)];
@@ -203,10 +215,16 @@ mod tests {
         let (first, rest) = bytes.split_at(5);
         let (_read, write) = io::pipe().unwrap();
         send(&mut daemon, first, Some(write.as_fd())).unwrap();
-        assert_eq!(inbox.receive().unwrap(), [ToShim::Probe]);
+        let told = |inbox: &mut Inbox| {
+            let received = inbox.receive().unwrap();
+            received.into_iter().map(|(m, fds)| (m, fds.len())).collect::<Vec<_>>()
+        };
+        assert_eq!(told(&mut inbox), [(ToShim::Probe, 0)]);
         daemon.write_all(rest).unwrap();
-        assert_eq!(inbox.receive().unwrap(), [ToShim::Signal { signal: 10 }]);
-        assert_eq!((inbox.take_fds(3).len(), inbox.take_fds(3).len()), (1, 0));
+        send(&mut daemon, &frame(&ToShim::Audit), Some(write.as_fd())).unwrap();
+        let signal = (ToShim::Signal { signal: 10 }, 1);
+        assert_eq!(told(&mut inbox), [signal, (ToShim::Audit, 1)]);
+        assert!(told(&mut inbox).is_empty());
         drop(daemon);
         assert!(matches!(inbox.receive(), Err(LinkError::Closed)));
     }

@@ -190,8 +190,8 @@ impl Task {
         let Some(inbox) = &mut self.inbox else { return };
         match inbox.receive() {
             Ok(messages) => {
-                for message in messages {
-                    self.on_message(message, materials);
+                for (message, fds) in messages {
+                    self.on_message(message, fds, materials);
                 }
             }
             Err(error) => {
@@ -204,7 +204,7 @@ impl Task {
         }
     }
 
-    fn on_message(&mut self, message: ToShim, materials: &mut Materials) {
+    fn on_message(&mut self, message: ToShim, fds: Vec<OwnedFd>, materials: &mut Materials) {
         match message {
             ToShim::Deliver(delivery) => match materials.deliver(&self.plan.launch, &delivery) {
                 Ok(replaced) => {
@@ -224,7 +224,7 @@ impl Task {
                     self.refuse("signal", reason);
                 }
             }
-            ToShim::Exec(exec) => self.exec(exec),
+            ToShim::Exec(exec) => self.exec(exec, fds),
             ToShim::ExecResize { id, rows, cols } => {
                 if let Some(Some(console)) = self.execs.get(&id) {
                     // A size that does not fit leaves the old one.
@@ -299,10 +299,7 @@ impl Task {
         self.plan.cgroups.kill_once(&self.plan.launch.cgroup, None);
     }
 
-    fn exec(&mut self, exec: ExecStart) {
-        let inbox = self.inbox.as_mut();
-        let count = if exec.tty { 0 } else { 3 };
-        let fds = inbox.map(|inbox| inbox.take_fds(count)).unwrap_or_default();
+    fn exec(&mut self, exec: ExecStart, fds: Vec<OwnedFd>) {
         let id = exec.id.clone();
         let refused = if self.state != ShimState::Running {
             Some(format!("container {} is not running", self.plan.launch.container_id))
@@ -405,6 +402,10 @@ impl Task {
         mounts::detach(&plan.secrets);
         mounts::detach(&plan.rootfs);
         plan.clear_run_dir();
+        if let Some(adoption) = self.adoption.take() {
+            // Else it could come after the group's removal.
+            let _ = adoption.join();
+        }
         self.sentinel.dismiss();
         self.reaper.wait(self.sentinel.pid, DISMISS);
         plan.cgroups.remove(&plan.launch.cgroup);
