@@ -51,6 +51,6 @@ pub const SNAPSHOT_WAIT: Duration = Duration::from_secs(60);
 /// How long before its deadline a deletion is purged, so that a failed try can be repeated.
 pub const PURGE_MARGIN: Duration = Duration::from_secs(120);
 /// How often the keeper looks at the log when nothing is applied.
-pub const KEEPER_PERIOD: Duration = Duration::from_secs(10);
+pub const KEEPER_PERIOD: Duration = Duration::from_secs(5);
 /// How long `shutdown` waits for openraft and the log thread.
 pub const SHUTDOWN_WAIT: Duration = Duration::from_secs(10);

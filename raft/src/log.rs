@@ -136,10 +136,15 @@ impl Log {
         Ok(())
     }
 
-    /// Writes what waits for a next batch. Called before the end.
+    /// Writes what waits for a next batch, and leaves a file without a tail to be searched.
     pub(crate) fn close(&mut self) -> Result<(), WriteError> {
-        let Some(at) = self.deferred.take() else { return Ok(()) };
-        self.guard(|log| log.write_batch(&[&Write::Committed(at)]))
+        let deferred = self.deferred.take().map(Write::Committed);
+        self.guard(|log| {
+            if let Some(committed) = &deferred {
+                log.write_batch(&[committed])?;
+            }
+            log.active.file.cut(log.tail).during("cut a segment")
+        })
     }
 
     /// Drops the entries behind `last`.

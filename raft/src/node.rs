@@ -9,9 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use openraft::async_runtime::watch::WatchReceiver;
-use openraft::errors::{
-    ClientWriteError, Fatal, InitializeError, LinearizableReadError, RaftError,
-};
+use openraft::errors::{ClientWriteError, InitializeError, LinearizableReadError, RaftError};
 use openraft::{BasicNode, ReadPolicy, ServerState, SnapshotPolicy};
 use skep_core::codec;
 use skep_core::command::{Command, Outcome, Proposal};
@@ -33,7 +31,7 @@ use crate::machine::{Machine, Shared, Subscription};
 use crate::network::Network;
 use crate::snapshot::{SnapshotError, Snapshots};
 use crate::store::{self, LogStore};
-use crate::types::{OpenRaft, Payload, TypeConfig};
+use crate::types::{OpenRaft, Payload};
 
 /// Tells the time on the wall.
 pub type Clock = Arc<dyn Fn() -> Stamp + Send + Sync>;
@@ -541,33 +539,30 @@ fn watch_leadership(
     stopping: Arc<AtomicBool>,
     on_fatal: FatalHook,
 ) -> watch::Receiver<Leadership> {
-    let mut metrics = raft.metrics();
+    let raft = raft.clone();
     let (known, leadership) = watch::channel(Leadership::default());
     tokio::spawn(async move {
+        let mut metrics = raft.server_metrics();
         loop {
-            let (now, running) = {
+            let (now, members) = {
                 let metrics = metrics.borrow_watched();
                 let here = metrics.state == ServerState::Leader;
-                let leader = metrics.current_leader;
-                let now = Leadership { term: metrics.current_term, leader, here };
-                (now, metrics.running_state.clone())
+                let (term, leader) = (metrics.vote.leader_id.term, metrics.current_leader);
+                let members = metrics.membership_config.membership().nodes().count();
+                (Leadership { term, leader, here }, members)
             };
-            if let Err(e) = running {
-                known.send_replace(Leadership { leader: None, here: false, ..now });
-                report_stop(&e, &stopping, &on_fatal);
-                return;
-            }
+            // A leader without followers has nobody to beat its heart for.
+            raft.runtime_config().tick(!now.here || members > 1);
             known.send_if_modified(|was| std::mem::replace(was, now) != now);
             if metrics.changed().await.is_err() {
-                return;
+                break;
             }
+        }
+        known.send_modify(|last| *last = Leadership { leader: None, here: false, ..*last });
+        let stopped = raft.metrics().borrow_watched().running_state.clone();
+        if let (Err(e), false) = (stopped, stopping.load(Ordering::Acquire)) {
+            on_fatal.call(&format!("raft stopped: {e}"));
         }
     });
     leadership
-}
-
-fn report_stop(e: &Fatal<TypeConfig>, stopping: &AtomicBool, on_fatal: &FatalHook) {
-    if !stopping.load(Ordering::Acquire) {
-        on_fatal.call(&format!("raft stopped: {e}"));
-    }
 }

@@ -184,7 +184,9 @@ impl Recovered {
                 if end.is_some() || later_batch(segment, &bytes, offset, torn) {
                     return Err(damaged(offset));
                 }
-                keep(segment, &bytes, batch.start, offset).during("repair the tail")?;
+                if offset < size || batch.left > 0 {
+                    keep(segment, &bytes, batch.start, offset).during("repair the tail")?;
+                }
                 break;
             };
             self.take(segment, offset, &frame, &mut batch)?;
@@ -248,11 +250,18 @@ struct Batch {
     left: u64,
 }
 
+const ZEROS: [u8; 4_096] = [0; 4_096];
+
 /// Whether anything readable behind `offset` belongs to a batch after number `torn`.
 fn later_batch(segment: &Segment, bytes: &[u8], offset: u64, torn: u64) -> bool {
     let step = ALIGN as usize;
     let mut at = usize::try_from(offset).unwrap_or(usize::MAX).saturating_add(step);
     while let Some(rest) = bytes.get(at..).filter(|rest| !rest.is_empty()) {
+        // What was preallocated and never written, for the most part.
+        if rest.starts_with(&ZEROS) {
+            at += ZEROS.len();
+            continue;
+        }
         if looks_like_frame(rest)
             && let Ok(frame) = open_frame(&segment.cipher, at as u64, rest)
             && frame.batch > torn
@@ -264,7 +273,7 @@ fn later_batch(segment: &Segment, bytes: &[u8], offset: u64, torn: u64) -> bool 
     false
 }
 
-/// Writes the last batch again, because a sync that failed before the last stop may have left
+/// After a stop that was not clean: writes the last batch again, because a sync that failed before the last stop may have left
 /// it in the cache only; then cuts what is torn.
 fn keep(segment: &Segment, bytes: &[u8], start: u64, end: u64) -> io::Result<()> {
     let range = usize::try_from(start).unwrap_or(usize::MAX)..usize::try_from(end).unwrap_or(0);
