@@ -9,8 +9,8 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::limits::{
-    KEEPER_PERIOD, KEPT_ENTRIES, PURGE_MARGIN, SNAPSHOT_ENTRIES, SNAPSHOT_LOG_BYTES,
-    SNAPSHOT_SEGMENTS, SNAPSHOT_WAIT,
+    KEEPER_PERIOD, KEPT_ENTRIES, PURGE_MARGIN, SCRUB_LOG_BYTES, SNAPSHOT_ENTRIES,
+    SNAPSHOT_LOG_BYTES, SNAPSHOT_SEGMENTS, SNAPSHOT_WAIT,
 };
 use crate::node::Inner;
 
@@ -83,7 +83,8 @@ pub(crate) async fn snapshot(inner: &Inner, scrub: bool) -> io::Result<()> {
     let purged = wait
         .metrics(|metrics| metrics.purged.as_ref().is_some_and(|id| id.index >= purge), "purge");
     purged.await.map_err(|_| slow("purging the log"))?;
-    if scrub {
+    let stale = inner.is_sole_voter() && inner.metrics().log_bytes >= SCRUB_LOG_BYTES;
+    if scrub || stale {
         timeout(SNAPSHOT_WAIT, inner.store.scrub())
             .await
             .map_err(|_| slow("rewriting the log"))??;

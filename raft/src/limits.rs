@@ -14,6 +14,12 @@ pub const PENDING_BYTES: usize = 16 << 20;
 pub const CACHE_BYTES: usize = 4 << 20;
 /// Operations queued for the log thread.
 pub const LOG_QUEUE: usize = 4_096;
+/// Part of the last sync's time that the next one may wait for company.
+pub const LINGER_SHARE: u32 = 8;
+/// Shortest wait for company worth its wake-up.
+pub const LINGER_MIN: Duration = Duration::from_micros(100);
+/// Longest wait for company.
+pub const LINGER_MAX: Duration = Duration::from_millis(1);
 /// Plaintext bytes in one chunk of a snapshot.
 pub const CHUNK_BYTES: usize = 1 << 20;
 /// Bytes of one snapshot record, at most.
@@ -24,6 +30,9 @@ pub const SNAPSHOT_ENTRIES: u64 = 5_000;
 pub const SNAPSHOT_LOG_BYTES: u64 = 64 << 20;
 /// Segments of log that ask for a snapshot; every start opens one.
 pub const SNAPSHOT_SEGMENTS: usize = 32;
+/// Bytes of log left behind a purge that are worth writing what survives anew: they are read at
+/// every start.
+pub const SCRUB_LOG_BYTES: u64 = 4 << 20;
 /// Entries kept behind a snapshot for slow followers.
 pub const KEPT_ENTRIES: u64 = 1_000;
 /// Bytes left on the disk below which proposals are refused.

@@ -6,13 +6,14 @@
 use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
+use std::time::{Duration, Instant};
 
 use openraft::storage::{IOFlushed, RaftLogStorage};
 use openraft::{LogState, OptionalSend, RaftLogReader};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::index::Found;
-use crate::limits::{BATCH_BYTES, LOG_QUEUE};
+use crate::limits::{BATCH_BYTES, LINGER_MAX, LINGER_MIN, LINGER_SHARE, LOG_QUEUE};
 use crate::log::{Log, SharedIndex, WriteError, lock};
 use crate::record::Write;
 use crate::types::{Entry, LogId, Position, TypeConfig, Vote};
@@ -45,7 +46,7 @@ pub(crate) fn start(
 ) -> io::Result<LogStore> {
     let (queue, ops) = mpsc::channel(LOG_QUEUE);
     let index = log.index();
-    let writer = Writer { log, ops, fatal: Box::new(fatal) };
+    let writer = Writer { log, ops, fatal: Box::new(fatal), linger: None };
     std::thread::Builder::new().name("raft-log".into()).spawn(move || writer.run())?;
     Ok(LogStore { queue, index })
 }
@@ -54,6 +55,8 @@ struct Writer {
     log: Log,
     ops: mpsc::Receiver<Op>,
     fatal: Box<dyn Fn(&WriteError) + Send>,
+    /// How long the next group waits for more.
+    linger: Option<Duration>,
 }
 
 /// Writes that wait for one sync, and who waits for them.
@@ -68,6 +71,9 @@ struct Group {
 impl Writer {
     fn run(mut self) {
         while let Some(first) = self.ops.blocking_recv() {
+            if let Some(linger) = self.linger.take() {
+                std::thread::sleep(linger);
+            }
             let mut group = Group::default();
             let mut next = Some(first);
             while let Some(op) = next.take() {
@@ -134,7 +140,13 @@ impl Writer {
         if writes.is_empty() {
             return;
         }
+        let entries = writes.iter().filter(|write| matches!(write, Write::Entry(_))).count();
+        let began = Instant::now();
         let result = self.log.write(&writes);
+        // Several proposers on a slow disk: those answered now are back in a moment, and should
+        // not miss a sync that leaves just before.
+        let linger = (began.elapsed() / LINGER_SHARE).min(LINGER_MAX);
+        self.linger = (entries > 1 && linger >= LINGER_MIN).then_some(linger);
         // The latest first: openraft keeps only the highest, and each advance wakes it.
         for flushed in appends.into_iter().rev() {
             flushed.io_completed(self.answer(&result));
