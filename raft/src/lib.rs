@@ -15,10 +15,16 @@ mod log_tests;
 mod machine;
 mod network;
 pub mod node;
+#[cfg(test)]
+mod node_tests;
 mod record;
 mod recover;
+#[cfg(test)]
+mod samples;
 mod segment;
 mod snapshot;
+#[cfg(test)]
+mod snapshot_tests;
 mod store;
 #[cfg(test)]
 mod store_tests;

@@ -35,8 +35,9 @@ pub const SNAPSHOT_SEGMENTS: usize = 32;
 pub const SCRUB_LOG_BYTES: u64 = 4 << 20;
 /// Entries kept behind a snapshot for slow followers.
 pub const KEPT_ENTRIES: u64 = 1_000;
-/// Bytes left on the disk below which proposals are refused.
-pub const RESERVED_BYTES: u64 = 64 << 20;
+/// Bytes left on the disk below which proposals are refused, besides those of the snapshot: the
+/// next one is larger by the log at most. Two segments come on top.
+pub const RESERVED_BYTES: u64 = SNAPSHOT_LOG_BYTES + 2 * SEGMENT_BYTES;
 /// How often the space left is looked up, at most.
 pub const SPACE_CHECK: Duration = Duration::from_millis(100);
 /// Batches of changes a subscriber may lag behind before it has to rescan.

@@ -217,7 +217,7 @@ impl Log {
         Ok(())
     }
 
-    fn place(&self, places: Vec<(u64, Place)>) {
+    fn place(&self, places: Places) {
         let mut index = lock(&self.index);
         index.vote = self.carry.vote;
         index.committed = self.carry.committed;
@@ -297,7 +297,7 @@ fn encode<W: std::borrow::Borrow<Write>>(
     number: u64,
     synced: u64,
     batch: &[W],
-) -> Result<(Vec<u8>, Vec<(u64, Place)>), WriteError> {
+) -> Result<(Vec<u8>, Places), WriteError> {
     let fail = |_| WriteError { action: "seal a record", source: io::ErrorKind::Other.into() };
     let mut out = Vec::with_capacity(usize::try_from(batch_of(batch).1).unwrap_or_default());
     let mut places = Vec::with_capacity(batch.len());
@@ -318,13 +318,16 @@ fn encode<W: std::borrow::Borrow<Write>>(
     Ok((out, places))
 }
 
+/// Where entries were written, by their index.
+type Places = Vec<(u64, Place)>;
+
 /// A new segment, durable under its name.
 struct Made {
     segment: Arc<Segment>,
     tail: u64,
     /// Number of the last batch.
     batch: u64,
-    places: Vec<(u64, Place)>,
+    places: Places,
 }
 
 /// Makes a segment that begins with `writes`. Until it has its name it does not count.

@@ -338,7 +338,7 @@ fn run(log: &mut Log, disk: &CrashDisk, model: &Model, op: &Op) -> Result<(), Wr
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(300) })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(150) })]
 
     /// Whatever is cut short wherever: what was acknowledged is there, and nothing else.
     #[test]

@@ -120,6 +120,11 @@ impl Shared {
         current.file.as_ref().and_then(|file| file.meta.last_log_id.as_ref().map(Position::from))
     }
 
+    /// Bytes that the current snapshot takes on disk.
+    pub(crate) fn snapshot_bytes(&self) -> u64 {
+        self.current().file.as_ref().map_or(0, |file| file.bytes)
+    }
+
     /// Says that the log holds nothing any more that the current snapshot covers.
     pub(crate) fn purged(&self) {
         let now = self.read().state.purge_due();
@@ -154,7 +159,7 @@ impl Shared {
                     None
                 }
             });
-            held.last = Some(id.clone());
+            held.last = Some(*id);
         }
         let index = held.last.as_ref().map(|id| id.index);
         let after = held.state.purge_due();
@@ -177,7 +182,7 @@ impl Shared {
         {
             let mut held = self.write();
             held.state = state;
-            held.last.clone_from(&meta.last_log_id);
+            held.last = meta.last_log_id;
             held.membership = meta.last_membership.clone();
         }
         *self.current() = Current { file: Some(file), covers: due, due };
@@ -203,7 +208,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
 
     async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
         let held = self.0.read();
-        Ok((held.last.clone(), held.membership.clone()))
+        Ok((held.last, held.membership.clone()))
     }
 
     async fn apply<Strm>(&mut self, mut entries: Strm) -> Result<(), io::Error>
@@ -236,10 +241,8 @@ impl RaftStateMachine<TypeConfig> for Machine {
 
     async fn get_snapshot_builder(&mut self) -> Builder {
         let held = self.0.read();
-        let meta = SnapshotMeta {
-            last_log_id: held.last.clone(),
-            last_membership: held.membership.clone(),
-        };
+        let meta =
+            SnapshotMeta { last_log_id: held.last, last_membership: held.membership.clone() };
         Builder { shared: Arc::clone(&self.0), view: Arc::new((held.state.clone(), meta)) }
     }
 
@@ -266,7 +269,7 @@ fn decode(entry: crate::types::Entry) -> io::Result<(LogId, Work)> {
     let work = match entry.payload {
         EntryPayload::Blank => Work::Nothing,
         EntryPayload::Membership(membership) => {
-            Work::Members(StoredMembership::new(Some(entry.log_id.clone()), membership))
+            Work::Members(StoredMembership::new(Some(entry.log_id), membership))
         }
         EntryPayload::Normal(payload) => {
             let proposal = codec::decode_strict(&payload.0).map_err(|e| {

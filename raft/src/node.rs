@@ -237,7 +237,7 @@ impl Raft {
         clock: Clock,
     ) -> Result<Self, StartError> {
         let key = Arc::new(config.storage_key);
-        let space = Space::new(Arc::clone(&disks.log));
+        let log_disk = Arc::clone(&disks.log);
         let log = Log::open(disks.log, Arc::clone(&key))?;
         let shared = Arc::new(Shared::new(Snapshots::new(disks.snapshots, key))?);
         let (index, size) = (log.index(), log.size());
@@ -245,6 +245,7 @@ impl Raft {
         let store = store::start(log, move |e| hook.call(&e.to_io().to_string()))
             .map_err(|source| StartError::Dir { dir: config.dir, source })?;
 
+        let space = Space::new(log_disk, Arc::clone(&shared));
         let machine = Machine(Arc::clone(&shared));
         let settings = settings().map_err(|e| StartError::Raft(e.to_string()))?;
         let raft =
@@ -493,12 +494,13 @@ pub(crate) struct Disks {
 #[derive(Debug)]
 struct Space {
     disk: Arc<dyn Disk>,
+    shared: Arc<Shared>,
     last: Mutex<Option<(Instant, bool)>>,
 }
 
 impl Space {
-    fn new(disk: Arc<dyn Disk>) -> Self {
-        Self { disk, last: Mutex::new(None) }
+    fn new(disk: Arc<dyn Disk>, shared: Arc<Shared>) -> Self {
+        Self { disk, shared, last: Mutex::new(None) }
     }
 
     fn is_short(&self) -> bool {
@@ -506,7 +508,8 @@ impl Space {
         match *last {
             Some((at, short)) if at.elapsed() < SPACE_CHECK => short,
             _ => {
-                let short = self.disk.space_left().is_ok_and(|left| left < RESERVED_BYTES);
+                let reserved = RESERVED_BYTES + self.shared.snapshot_bytes();
+                let short = self.disk.space_left().is_ok_and(|left| left < reserved);
                 *last = Some((Instant::now(), short));
                 short
             }

@@ -82,6 +82,8 @@ pub(crate) struct SnapshotFile {
     file: Box<dyn DiskFile>,
     cipher: Cipher,
     pub(crate) meta: SnapshotMeta,
+    /// Size of the file.
+    pub(crate) bytes: u64,
 }
 
 impl fmt::Debug for SnapshotFile {
@@ -120,7 +122,9 @@ impl Snapshots {
             return Err(damaged(0));
         }
         let cipher = self.key.cipher(PURPOSE, &id);
-        let mut found = SnapshotFile { name, id, file, cipher, meta: SnapshotMeta::default() };
+        let bytes = file.size().during("measure a snapshot")?;
+        let meta = SnapshotMeta::default();
+        let mut found = SnapshotFile { name, id, file, cipher, meta, bytes };
         let covered = found.records()?.next()?.unwrap_or_default();
         let covered: Covered = codec::decode_strict(&covered).map_err(|e| found.unknown(&e))?;
         found.meta = SnapshotMeta::try_from(covered).map_err(|e| found.unknown(&e))?;
@@ -164,7 +168,8 @@ impl Snapshots {
         self.disk.rename(UNFINISHED, &name).during("name a snapshot")?;
         self.disk.sync().during("sync the directory")?;
         self.remove_all_but(Some(&name), &names)?;
-        Ok(Arc::new(SnapshotFile { name, id, file, cipher, meta: meta.clone() }))
+        let bytes = file.size().during("measure a snapshot")?;
+        Ok(Arc::new(SnapshotFile { name, id, file, cipher, meta: meta.clone(), bytes }))
     }
 
     fn remove_all_but(&self, keep: Option<&str>, names: &[String]) -> Result<(), SnapshotError> {
@@ -254,10 +259,8 @@ impl SnapshotFile {
     }
 
     fn records(&self) -> Result<Records<'_>, SnapshotError> {
-        let size = self.file.size().during("measure a snapshot")?;
         Ok(Records {
             from: self,
-            size,
             number: 0,
             offset: HEADER_BYTES,
             last: false,
@@ -278,7 +281,6 @@ impl SnapshotFile {
 /// Reads chunks as records.
 struct Records<'a> {
     from: &'a SnapshotFile,
-    size: u64,
     number: u64,
     offset: u64,
     last: bool,
@@ -290,7 +292,7 @@ impl Records<'_> {
     /// The next record, `None` behind the last.
     fn next(&mut self) -> Result<Option<Vec<u8>>, SnapshotError> {
         if !self.fill(4)? {
-            let clean = self.at == self.buffer.len() && self.offset == self.size;
+            let clean = self.at == self.buffer.len() && self.offset == self.from.bytes;
             return if clean { Ok(None) } else { Err(self.from.damaged(self.offset)) };
         }
         let head = self.buffer.get(self.at..).and_then(|rest| rest.first_chunk::<4>());
