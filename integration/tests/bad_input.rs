@@ -266,8 +266,13 @@ fn paths_and_versions() -> Result<()> {
     {
         ensure!(reply(path)?.status == 404, "{path}");
     }
-    for path in ["/plugins", "/configs/../secrets/%00", "/secrets/%ff"] {
+    for path in ["/configs/../secrets/%00", "/secrets/%ff"] {
         ensure!(reply(path)?.status >= 400, "{path}");
+    }
+    // What is not there says so, by name.
+    for path in ["/build", "/plugins/pull", "/session"] {
+        let reply = shared()?.http()?.request("POST", path, "application/json", b"{}")?;
+        ensure!(reply.status == 501 && !reply.message()?.is_empty(), "{path}: {reply:?}");
     }
     alive()
 }

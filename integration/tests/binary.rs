@@ -52,7 +52,10 @@ fn command_line_errors() -> Result<()> {
         node.run_binary(&words, Duration::from_secs(10))
     };
     let version = run(&["--version"])?;
-    ensure!(version.code == 0 && version.stdout.contains("skep"), "{version:?}");
+    ensure!(
+        version.code == 0 && version.stdout.to_lowercase().starts_with("skep version "),
+        "{version:?}"
+    );
     let flag = run(&["secret", "ls", "--nonsense"])?;
     ensure!(flag.code == 125 && flag.stderr.contains("--nonsense"), "{flag:?}");
     for words in [&["secret", "create"][..], &["secret", "nonsense"]] {

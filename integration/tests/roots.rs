@@ -6,16 +6,16 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use skep_integration::{Node, Options, Output};
 
 const BOUND: Duration = Duration::from_secs(20);
 
 /// Runs a daemon that must refuse to start, naming `place`.
 fn refuses(node: &Node, args: &[String], place: &Path) -> Result<Output> {
-    let out = node.run_binary(args, BOUND)?;
-    ensure!(out.code == 1, "exit {}: {out:?}", out.code);
     let place = place.display().to_string();
+    let out = node.run_binary(args, BOUND).with_context(|| format!("with {place}"))?;
+    ensure!(out.code == 1, "exit {}: {out:?}", out.code);
     ensure!(out.stderr.contains(&place), "does not name {place}: {out:?}");
     ensure!(!out.stderr.contains("panicked"), "{out:?}");
     Ok(out)
