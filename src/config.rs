@@ -6,6 +6,11 @@ use std::path::PathBuf;
 
 use skep_core::model::node::{Availability, NodeDescription};
 
+use crate::cli::{self, NodeArgs, Start};
+
+/// How long the runtime may take to tell its version.
+const RUNTIME_ANSWER: std::time::Duration = std::time::Duration::from_secs(2);
+
 /// Options of a node, as given.
 #[derive(Debug, Clone)]
 pub struct NodeConfig {
@@ -31,6 +36,30 @@ pub struct NodeConfig {
     pub availability: Availability,
     /// Whether a fresh data root starts a swarm of its own.
     pub init: bool,
+}
+
+impl NodeConfig {
+    /// The options of a command line.
+    #[must_use]
+    pub fn from_args(args: NodeArgs) -> Self {
+        Self {
+            node_name: args.node_name.unwrap_or_else(hostname),
+            data_root: args.data_root,
+            run_root: args.run_root,
+            listen_addr: args.listen_addr,
+            advertise_addr: args.advertise_addr,
+            runtime: args.runtime.to_string_lossy().into_owned(),
+            vault: args.vault,
+            sockets: args.sockets,
+            autolock: args.autolock,
+            availability: match args.availability {
+                cli::Availability::Active => Availability::Active,
+                cli::Availability::Pause => Availability::Pause,
+                cli::Availability::Drain => Availability::Drain,
+            },
+            init: args.start == Start::Up,
+        }
+    }
 }
 
 /// Options that contradict one another or the host.
@@ -116,6 +145,18 @@ pub fn describe(node_name: &str) -> NodeDescription {
             .map(|(kind, name)| (kind.to_owned(), name.to_owned()))
             .into(),
         generic: Default::default(),
+    }
+}
+
+/// The first line of `RUNTIME --version`; empty if the runtime does not answer.
+pub async fn runtime_version(runtime: &str) -> String {
+    let asked = tokio::process::Command::new(runtime).arg("--version").output();
+    match tokio::time::timeout(RUNTIME_ANSWER, asked).await {
+        Ok(Ok(output)) => {
+            let text = String::from_utf8_lossy(&output.stdout);
+            text.lines().next().unwrap_or_default().to_owned()
+        }
+        _ => String::new(),
     }
 }
 

@@ -4,13 +4,21 @@
 #[global_allocator]
 static ALLOCATOR: allocator::WipingAllocator = allocator::WipingAllocator;
 
+pub mod agent;
 mod allocator;
 pub mod api;
 pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod daemon;
+pub mod door;
 pub mod engine;
 pub mod files;
 pub mod gate;
+pub mod identity;
 pub mod limits;
+pub mod manager;
+pub mod node;
 pub mod protected;
 pub mod seal;
 pub mod shim;

@@ -40,3 +40,5 @@ pub const ARCHIVE_BYTES: u64 = 64 << 30;
 pub const IMAGE_DOCUMENT_BYTES: u64 = 16 << 20;
 /// Bytes of the instructions given to an import.
 pub const IMAGE_CHANGE_BYTES: usize = 1 << 20;
+/// Messages that may wait between an agent and its manager.
+pub const SESSION_QUEUE: usize = 1024;

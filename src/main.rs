@@ -1,12 +1,14 @@
-//! Chooses the role of this process.
+//! Chooses what this process is: a node, a task's supervisor, or a client.
 
-use std::path::Path;
 use std::process::ExitCode;
 
+use skep::cli::{self, Cli};
+
 fn main() -> ExitCode {
-    let args: Vec<_> = std::env::args_os().skip(1).collect();
-    match args.as_slice() {
-        [noun, task, dir] if noun == "shim" && task == "--task" => skep::shim::run(Path::new(dir)),
-        _ => ExitCode::from(125),
+    match cli::parse() {
+        Cli::Node(args) => skep::daemon::run(*args),
+        Cli::Shim(dir) => skep::shim::run(&dir),
+        Cli::Client(call) => cli::run(&call),
+        Cli::Done(code) => code,
     }
 }

@@ -60,9 +60,15 @@ impl ExecTable {
     ///
     /// # Errors
     /// If too many run at once.
-    pub fn create(&self, id: String, container: &str, config: ExecConfig) -> Result<String, Refusal> {
+    pub fn create(
+        &self,
+        id: String,
+        container: &str,
+        config: ExecConfig,
+    ) -> Result<String, Refusal> {
         let mut entries = lock(&self.entries);
-        entries.retain(|_, e| !matches!(e.phase, Phase::Ended { at, .. } if at.elapsed() > EXEC_KEPT));
+        entries
+            .retain(|_, e| !matches!(e.phase, Phase::Ended { at, .. } if at.elapsed() > EXEC_KEPT));
         if entries.len() >= EXECS {
             let oldest = entries
                 .iter()

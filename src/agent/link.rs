@@ -133,10 +133,7 @@ struct Reader {
 }
 
 impl Reader {
-    async fn next(
-        &mut self,
-        stream: &UnixStream,
-    ) -> Result<(FromShim, Vec<OwnedFd>), WireError> {
+    async fn next(&mut self, stream: &UnixStream) -> Result<(FromShim, Vec<OwnedFd>), WireError> {
         loop {
             if let Some(message) = self.take_frame()? {
                 // Only the start of an exec brings a descriptor: its terminal.

@@ -51,7 +51,9 @@ pub enum StoreError {
     #[error(transparent)]
     File(#[from] FileError),
     /// A file is not what it should be.
-    #[error("{path} is damaged or from another program: {why}; restore it from a backup, or choose another --data-root")]
+    #[error(
+        "{path} is damaged or from another program: {why}; restore it from a backup, or choose another --data-root"
+    )]
     Damaged {
         /// Which.
         path: PathBuf,
@@ -59,7 +61,9 @@ pub enum StoreError {
         why: String,
     },
     /// Another build wrote it.
-    #[error("{path} has layout {found}, this build reads layout {LAYOUT}; use the build that wrote it")]
+    #[error(
+        "{path} has layout {found}, this build reads layout {LAYOUT}; use the build that wrote it"
+    )]
     Layout {
         /// Which.
         path: PathBuf,
@@ -101,10 +105,8 @@ impl IdentityStore {
     pub fn load(&self) -> Result<Option<NodeFile>, StoreError> {
         let path = self.path("node.json");
         let Some(bytes) = read_optional(&path)? else { return Ok(None) };
-        let damaged = |e: serde_json::Error| StoreError::Damaged {
-            path: path.clone(),
-            why: e.to_string(),
-        };
+        let damaged =
+            |e: serde_json::Error| StoreError::Damaged { path: path.clone(), why: e.to_string() };
         let value: serde_json::Value = serde_json::from_slice(&bytes).map_err(damaged)?;
         let found = value.get("layout").and_then(serde_json::Value::as_u64).unwrap_or(0);
         if found != u64::from(LAYOUT) {

@@ -208,3 +208,92 @@ fn size_rule(kind: MaterialKind) -> String {
         ),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::store::IdentityStore;
+    use crate::manager::init::{Founder, found};
+    use skep_core::id::{ClusterId, NodeId};
+    use skep_core::model::node::NodeSpec;
+
+    async fn manager(dir: &std::path::Path) -> Manager {
+        let (cluster, node): (ClusterId, NodeId) = (mint().unwrap(), mint().unwrap());
+        let founding = found(Founder {
+            cluster,
+            node,
+            spec: ClusterSpec::default(),
+            node_spec: NodeSpec::default(),
+            description: Default::default(),
+            raft_id: 7,
+            addr: "127.0.0.1:2377".parse().unwrap(),
+        })
+        .unwrap();
+        let store = IdentityStore::new(dir);
+        let config = skep_raft::Config {
+            dir: store.raft_dir(),
+            storage_key: store.make_storage_key().unwrap(),
+            raft_id: 7,
+            addr: String::new(),
+            on_fatal: skep_raft::FatalHook::new(|why| panic!("{why}")),
+        };
+        let raft = skep_raft::Raft::start(config, std::sync::Arc::new(crate::clock::now)).await;
+        let raft = raft.unwrap();
+        raft.initialize().await.unwrap();
+        let manager = Manager::new(raft, cluster, node, founding.seal, String::new());
+        manager.propose(Command::ClusterInit(Box::new(founding.command))).await.unwrap();
+        manager
+    }
+
+    fn secret(name: &str, payload: &[u8]) -> Request {
+        Request::MaterialCreate {
+            kind: MaterialKind::Secret,
+            spec: MaterialSpec { name: name.into(), ..Default::default() },
+            payload: Protected::copy_of(payload).unwrap(),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_secret_is_sealed_at_the_door_and_opens_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let manager = manager(dir.path()).await;
+        let done = manager.submit(secret("a", b"hunter2")).await.unwrap();
+        let Done::Material(id) = done else { panic!("{done:?}") };
+        assert_eq!(manager.open_latest(id).unwrap().as_slice(), b"hunter2");
+        let version = manager.raft.view(|s| s.material(&id).unwrap().meta.version);
+        let update = |payload: &[u8]| Request::MaterialUpdate {
+            id,
+            version,
+            spec: MaterialSpec { name: "a".into(), ..Default::default() },
+            payload: Some(Protected::copy_of(payload).unwrap()),
+        };
+        let error = manager.submit(update(b"other")).await.unwrap_err();
+        assert_eq!(error.to_string(), "only updates to Labels are allowed");
+        assert_eq!(manager.submit(update(b"hunter2")).await.unwrap(), Done::Nothing);
+        let error = manager.submit(secret("a", b"x")).await.unwrap_err();
+        assert_eq!(error.to_string(), "secret a already exists");
+        let error = manager.submit(secret("b", b"")).await.unwrap_err();
+        assert!(error.to_string().contains("larger than 0"), "{error}");
+        manager.raft.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn tokens_share_the_digest_and_rotate() {
+        let dir = tempfile::tempdir().unwrap();
+        let manager = manager(dir.path()).await;
+        let first = manager.join_tokens().unwrap();
+        assert_eq!(first.worker.split('-').nth(2), first.manager.split('-').nth(2));
+        assert_ne!(first.worker, first.manager);
+        let (version, spec) = manager.raft.view(|state| {
+            let cluster = state.cluster().unwrap();
+            (cluster.meta.version, cluster.spec.clone())
+        });
+        let rotate =
+            Request::SwarmUpdate { version, spec, rotate_worker: true, rotate_manager: false };
+        manager.submit(rotate).await.unwrap();
+        let second = manager.join_tokens().unwrap();
+        assert_ne!(first.worker, second.worker);
+        assert_eq!(first.manager, second.manager);
+        manager.raft.shutdown().await;
+    }
+}

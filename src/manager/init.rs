@@ -7,7 +7,7 @@ use skep_core::id::{ClusterId, NodeId};
 use skep_core::model::cluster::{ClusterSpec, Ring, RingKey, Slot, Trust};
 use skep_core::model::node::{ManagerInfo, NodeDescription, NodeSpec, Role};
 
-use super::now;
+use crate::clock::now;
 use crate::gate::Refusal;
 use crate::identity::ca::{CaError, Leaf, Root};
 use crate::identity::token::JoinSecret;

@@ -6,12 +6,11 @@ pub mod leader;
 pub mod session;
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use skep_core::command::{Command, Outcome, Rejection};
 use skep_core::id::{ClusterId, ENTROPY_LEN, Id, NodeId, RequestId};
-use skep_core::time::Stamp;
 use skep_raft::{ProposeError, Raft};
+use tokio::sync::watch;
 
 use crate::gate::Refusal;
 use crate::seal::{RingSecret, SealError, SealKeyPair, random};
@@ -30,19 +29,18 @@ pub struct Manager {
     log_dir: String,
 }
 
-/// The time now, as commands carry it.
-#[must_use]
-pub fn now() -> Stamp {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Stamp(u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
-}
-
 /// A new id.
 ///
 /// # Errors
 /// If the kernel gives no randomness.
 pub fn mint<K>() -> Result<Id<K>, SealError> {
     Ok(Id::from_entropy(random::<ENTROPY_LEN>()?))
+}
+
+/// Waits until the node stops.
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    // A sender that is gone means the same.
+    let _ = stop.wait_for(|stop| *stop).await;
 }
 
 pub(crate) fn failed(

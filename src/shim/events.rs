@@ -1,7 +1,7 @@
 //! What reaches the shim's main thread from the others.
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
@@ -42,14 +42,10 @@ pub(super) struct ExecFailed {
     pub(super) reason: String,
 }
 
-/// Events on their way. Their number is bounded by that of the execs under way: each has at
-/// most one here.
-type Waiting = Arc<Mutex<VecDeque<Event>>>;
-
-/// Where events go.
+/// Where events go. Their number is bounded by that of the children and calls in flight.
 #[derive(Debug, Clone)]
 pub(super) struct Events {
-    waiting: Waiting,
+    sender: Sender<Event>,
     wake: Arc<EventFd>,
 }
 
@@ -58,14 +54,13 @@ impl Events {
     pub(super) fn new() -> nix::Result<(Self, Queue)> {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let wake = Arc::new(EventFd::from_value_and_flags(0, flags)?);
-        let waiting = Waiting::default();
-        let queue = Queue { waiting: Arc::clone(&waiting), wake: Arc::clone(&wake) };
-        Ok((Self { waiting, wake }, queue))
+        let (sender, receiver) = channel();
+        Ok((Self { sender, wake: Arc::clone(&wake) }, Queue { receiver, wake }))
     }
 
     pub(super) fn send(&self, event: Event) {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).push_back(event);
-        // It fails only when the counter is full, and then the reader is awake.
+        // The receiver lives as long as the process.
+        let _ = self.sender.send(event);
         let _ = self.wake.write(1);
     }
 }
@@ -73,15 +68,14 @@ impl Events {
 /// Where events come from.
 #[derive(Debug)]
 pub(super) struct Queue {
-    waiting: Waiting,
+    receiver: Receiver<Event>,
     pub(super) wake: Arc<EventFd>,
 }
 
 impl Queue {
     /// Everything that has happened since the last call.
-    pub(super) fn drain(&self) -> VecDeque<Event> {
-        // Before the events: one that comes in between wakes the reader once more.
+    pub(super) fn drain(&self) -> Vec<Event> {
         let _ = self.wake.read();
-        std::mem::take(&mut self.waiting.lock().unwrap_or_else(PoisonError::into_inner))
+        self.receiver.try_iter().collect()
     }
 }

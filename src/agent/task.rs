@@ -1,0 +1,513 @@
+//! One task on this node: the core's task machine decides, this carries it out.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use skep_core::assign::TaskAssignment;
+use skep_core::command::TaskReport;
+use skep_core::id::TaskId;
+use skep_core::limits::STOP_GRACE;
+use skep_core::model::task::{ContainerStatus, TaskState, TaskStatus};
+use skep_core::task_machine::{Action, End, Local, Report, step};
+use tokio::sync::{mpsc, watch};
+use tokio::time::sleep;
+
+use super::leftovers::Traces;
+use super::link::{Incoming, ShimLink};
+use super::shown::Shown;
+use super::spawn::spawn_shim;
+use super::store::{self, Found, Record};
+use super::{Context, lock};
+use crate::engine;
+use crate::files::remove_dir;
+use crate::limits::SHIM_SILENCE;
+use crate::wire::launch::{Launch, SHIM_SOCKET};
+use crate::wire::session::FromAgent;
+use crate::wire::shim::{Delivery, Exit, FromShim, Hello, ShimState, ShimStatus, ToShim};
+
+/// Time between two questions to a shim that says nothing.
+const PROBE: Duration = Duration::from_secs(10);
+
+/// What is wanted of a task.
+#[derive(Debug, Clone)]
+pub(super) enum Wanted {
+    /// It is assigned; its desired state says where to go.
+    Run(Arc<TaskAssignment>),
+    /// It is to end, if it has not, and everything it left is to go.
+    Gone,
+}
+
+/// One connection to the shim.
+#[derive(Debug)]
+struct Shim {
+    link: ShimLink,
+    incoming: Incoming,
+    hello: Hello,
+}
+
+/// The task's actor.
+#[derive(Debug)]
+pub(super) struct Actor {
+    context: Arc<Context>,
+    id: TaskId,
+    wanted: watch::Receiver<Wanted>,
+    deliveries: mpsc::Receiver<Delivery>,
+    shown: Arc<Mutex<Shown>>,
+    local: Local,
+    shim: Option<Shim>,
+    reported: Option<Report>,
+    asked: bool,
+    stopping: bool,
+    stop_signal: i32,
+    /// Sequence of the delivery that waits for its receipt.
+    delivering: Option<u64>,
+    /// What it leaves on the node, once it was planned.
+    traces: Option<Traces>,
+    /// When its shim last said something.
+    heard: Instant,
+}
+
+/// What woke the actor.
+enum News {
+    Wanted,
+    Silence,
+    Delivery(Option<Delivery>),
+    Shim(Option<(FromShim, Vec<OwnedFd>)>),
+}
+
+impl Actor {
+    pub(super) fn new(
+        context: Arc<Context>,
+        id: TaskId,
+        wanted: watch::Receiver<Wanted>,
+        deliveries: mpsc::Receiver<Delivery>,
+        shown: Arc<Mutex<Shown>>,
+    ) -> Self {
+        Self {
+            context,
+            id,
+            wanted,
+            deliveries,
+            shown,
+            local: Local::New,
+            shim: None,
+            reported: None,
+            asked: false,
+            stopping: false,
+            stop_signal: libc_sigterm(),
+            delivering: None,
+            traces: None,
+            heard: Instant::now(),
+        }
+    }
+
+    /// Runs the task until it is gone.
+    pub(super) async fn run(mut self, found: Option<Found>) {
+        if let Some(found) = found {
+            self.resume(found).await;
+        }
+        loop {
+            let wanted = self.wanted.borrow_and_update().clone();
+            let Wanted::Run(assignment) = wanted else { break };
+            lock(&self.shown).assignment = Arc::clone(&assignment);
+            let (action, report) = step(assignment.task.desired, &self.local);
+            self.report(report).await;
+            if self.act(action, &assignment).await {
+                continue;
+            }
+            self.wait().await;
+        }
+        self.destroy().await;
+    }
+
+    /// Carries out an action. True if the local state changed by it.
+    async fn act(&mut self, action: Action, assignment: &Arc<TaskAssignment>) -> bool {
+        match action {
+            Action::Wait => false,
+            Action::Prepare => {
+                self.local = Local::Preparing;
+                self.report(step(assignment.task.desired, &self.local).1).await;
+                self.local = match self.prepare(assignment).await {
+                    Ok(()) => Local::Launched,
+                    Err(why) => Local::Rejected(why),
+                };
+                true
+            }
+            Action::Load => self.load(assignment).await,
+            Action::Start => {
+                self.local = Local::Starting;
+                self.tell(ToShim::Start).await;
+                true
+            }
+            Action::Stop => {
+                self.stop(assignment).await;
+                false
+            }
+            Action::Abandon => {
+                self.abandon().await;
+                self.local = Local::Ended(End::default());
+                true
+            }
+        }
+    }
+
+    async fn wait(&mut self) {
+        let news = {
+            let shim = async {
+                match &mut self.shim {
+                    Some(shim) => shim.incoming.recv().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                message = shim => News::Shim(message),
+                changed = self.wanted.changed() => {
+                    // The agent is gone with the daemon: the task goes on without us.
+                    if changed.is_err() { std::future::pending::<()>().await }
+                    News::Wanted
+                }
+                delivery = self.deliveries.recv() => News::Delivery(delivery),
+                () = sleep(PROBE) => News::Silence,
+            }
+        };
+        match news {
+            News::Wanted => {}
+            News::Silence => self.probe().await,
+            News::Delivery(Some(delivery)) => {
+                self.delivering = Some(delivery.sequence);
+                self.tell(ToShim::Deliver(delivery)).await;
+            }
+            News::Delivery(None) => std::future::pending().await,
+            News::Shim(Some((message, fds))) => {
+                self.hear(message, fds);
+                if matches!(self.local, Local::Rejected(_)) {
+                    self.abandon().await;
+                }
+            }
+            News::Shim(None) => self.shim_gone().await,
+        }
+    }
+
+    /// Asks a shim that said nothing for a while, and kills one that says nothing at all: its
+    /// sentinel then ends the container.
+    async fn probe(&mut self) {
+        let Some(shim) = &self.shim else { return };
+        if self.heard.elapsed() < SHIM_SILENCE {
+            return self.tell(ToShim::Probe).await;
+        }
+        tracing::warn!(task = %self.id, "a supervisor is silent and is killed");
+        kill(shim.hello.pid);
+        self.heard = Instant::now();
+    }
+
+    async fn tell(&self, message: ToShim) {
+        if let Some(shim) = &self.shim {
+            shim.link.send(message).await;
+        }
+    }
+
+    /// Plans the task, writes the plan and starts the shim.
+    async fn prepare(&mut self, assignment: &Arc<TaskAssignment>) -> Result<(), String> {
+        let (context, assignment) = (Arc::clone(&self.context), Arc::clone(assignment));
+        let planned = tokio::task::spawn_blocking(move || plan(&context, &assignment)).await;
+        let (launch, record) = planned.map_err(|e| chain(&e))??;
+        self.stop_signal = record.stop_signal;
+        self.traces = Some(Traces::of(&launch));
+        lock(&self.shown).set_plan(&launch, record);
+        let dir = self.context.task_dir(&self.id);
+        spawn_shim(&dir).await.map_err(|e| chain(&e))?;
+        self.connect().await.map_err(|e| chain(&e))?;
+        Ok(())
+    }
+
+    async fn connect(&mut self) -> Result<ShimStatus, super::link::LinkError> {
+        let socket = self.context.run_dir(&self.id).join(SHIM_SOCKET);
+        let (link, hello, incoming) = ShimLink::connect(&socket).await?;
+        let status = hello.status.clone();
+        lock(&self.shown).status = Some(status.clone());
+        self.shim = Some(Shim { link, incoming, hello });
+        self.heard = Instant::now();
+        Ok(status)
+    }
+
+    /// Asks the manager for payloads, once. True if none is needed.
+    async fn load(&mut self, assignment: &TaskAssignment) -> bool {
+        if assignment.grants.is_empty() {
+            self.local = Local::Loaded;
+            return true;
+        }
+        if !std::mem::replace(&mut self.asked, true) {
+            self.announce().await;
+        }
+        false
+    }
+
+    async fn announce(&self) {
+        let Some(shim) = &self.shim else { return };
+        let hello = &shim.hello;
+        let message = FromAgent::Shim {
+            task: self.id,
+            key: hello.key,
+            held: hello.held.clone(),
+            sequence: hello.sequence,
+        };
+        // Without a session the next one asks again.
+        let _ = self.context.session.send(message).await;
+    }
+
+    fn hear(&mut self, message: FromShim, fds: Vec<OwnedFd>) {
+        drop(fds);
+        self.heard = Instant::now();
+        let execs = &self.context.execs;
+        match message {
+            FromShim::Delivered { sequence } => {
+                if self.delivering == Some(sequence) {
+                    self.delivering = None;
+                    if self.local == Local::Launched {
+                        self.local = Local::Loaded;
+                    }
+                }
+            }
+            FromShim::Refused { request, reason } => {
+                tracing::warn!(task = %self.id, request, reason, "a supervisor refused a request");
+                if matches!(self.local, Local::Launched | Local::Loaded | Local::Starting) {
+                    self.local = Local::Rejected(format!("{request} refused: {reason}"));
+                }
+            }
+            FromShim::Status(status) => self.observe(status),
+            FromShim::ExecStarted { id, pid } => execs.running(&id, pid),
+            FromShim::ExecExited { id, code, error } => execs.ended(&id, code, error.as_deref()),
+            FromShim::Hello(_) | FromShim::Audit(_) => {}
+        }
+    }
+
+    /// Takes over what the shim says of its container.
+    fn observe(&mut self, status: ShimStatus) {
+        let mut shown = lock(&self.shown);
+        match status.state {
+            ShimState::Waiting => {}
+            ShimState::Starting => self.local = Local::Starting,
+            ShimState::Running => {
+                self.local = Local::Running { pid: status.pid };
+                shown.link = self.shim.as_ref().map(|shim| shim.link.clone());
+            }
+            ShimState::Exited | ShimState::Failed => {
+                let exit = status.exit.clone().unwrap_or_else(lost);
+                drop(shown);
+                self.local = self.end(exit);
+                shown = lock(&self.shown);
+            }
+        }
+        shown.status = Some(status);
+    }
+
+    /// Records the end of the process.
+    fn end(&self, exit: Exit) -> Local {
+        let end = End { code: exit.code, oom: exit.oom, error: exit.error.clone() };
+        let mut shown = lock(&self.shown);
+        shown.link = None;
+        shown.exit = Some(exit);
+        shown.ended.send_replace(true);
+        if let Some(container) = shown.container_id() {
+            self.context.execs.container_ended(container);
+        }
+        Local::Ended(end)
+    }
+
+    /// The connection ended: the shim left after its exit record, or was killed.
+    async fn shim_gone(&mut self) {
+        self.shim = None;
+        lock(&self.shown).link = None;
+        let _ = self.context.session.send(FromAgent::ShimGone { task: self.id }).await;
+        if matches!(self.local, Local::Ended(_) | Local::Rejected(_)) {
+            return;
+        }
+        // A daemon that was replaced on the socket by nobody: the shim may still be there.
+        if self.connect().await.is_ok_and(|status| status.exit.is_none()) {
+            return;
+        }
+        self.shim = None;
+        self.bury().await;
+    }
+
+    /// The shim is gone for good: its exit record says how, or there is none.
+    async fn bury(&mut self) {
+        let dir = self.context.task_dir(&self.id);
+        let exit = store::load_exit(&dir).unwrap_or_else(|| {
+            let exit = lost();
+            let mut shown = lock(&self.shown);
+            if let Some(record) = &mut shown.record {
+                record.lost = Some(exit.clone());
+                if let Err(error) = record.save(&dir) {
+                    tracing::warn!(task = %self.id, error = chain(&error), "cannot keep a record");
+                }
+            }
+            exit
+        });
+        self.clear_run_state().await;
+        self.local = self.end(exit);
+    }
+
+    /// Ends what a killed shim may have left: the container, its cgroups, its run directory.
+    async fn clear_run_state(&self) {
+        let Some(traces) = self.traces.clone() else { return };
+        let cleared = tokio::task::spawn_blocking(move || traces.clear());
+        match cleared.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(task = %self.id, error = chain(&error), "leftovers of a task stay");
+            }
+            Err(error) => tracing::warn!(task = %self.id, %error, "leftovers of a task stay"),
+        }
+    }
+
+    async fn stop(&mut self, assignment: &TaskAssignment) {
+        if std::mem::replace(&mut self.stopping, true) {
+            return;
+        }
+        let grace = assignment.task.spec.container.stop_grace.unwrap_or(STOP_GRACE);
+        let message = ToShim::Stop { signal: self.stop_signal, grace_ms: grace.as_millis() };
+        self.tell(message).await;
+    }
+
+    /// Ends a shim whose container never ran.
+    async fn abandon(&mut self) {
+        if let Some(shim) = self.shim.take() {
+            kill(shim.hello.pid);
+        }
+        self.clear_run_state().await;
+    }
+
+    /// Finds a task of an earlier daemon again.
+    async fn resume(&mut self, found: Found) {
+        let Some((launch, record)) = found.launch.zip(found.record) else { return };
+        self.stop_signal = record.stop_signal;
+        let gone = record.lost.clone();
+        self.traces = Some(Traces::of(&launch));
+        lock(&self.shown).set_plan(&launch, record);
+        if let Some(exit) = found.exit.or(gone) {
+            self.local = self.end(exit);
+            return;
+        }
+        match self.connect().await {
+            Ok(status) => {
+                self.local = Local::Launched;
+                self.asked = false;
+                self.observe(status);
+                if self.local != Local::Launched {
+                    self.announce().await;
+                }
+            }
+            Err(_) => self.bury().await,
+        }
+    }
+
+    /// Reports to the session what changed since the last report.
+    async fn report(&mut self, report: Report) {
+        if self.reported.as_ref() == Some(&report) {
+            return;
+        }
+        let container = lock(&self.shown).container_id().map(|id| ContainerStatus {
+            id: id.to_owned(),
+            pid: report.pid,
+            exit_code: report.exit_code,
+        });
+        let status = TaskStatus {
+            at: crate::clock::now(),
+            state: report.state,
+            message: report.message.to_owned(),
+            err: report.err.clone(),
+            container: container.filter(|_| report.state >= TaskState::Starting),
+        };
+        let report_message = TaskReport { id: self.id, node: self.context.node, status };
+        let _ = self.context.session.send(FromAgent::Reports(vec![report_message])).await;
+        self.reported = Some(report);
+    }
+
+    /// Ends the task if it has not, and removes everything it left.
+    async fn destroy(mut self) {
+        let grace = {
+            let shown = lock(&self.shown);
+            shown.assignment.task.spec.container.stop_grace.unwrap_or(STOP_GRACE)
+        };
+        if matches!(self.local, Local::Running { .. } | Local::Starting) {
+            self.tell(ToShim::Stop { signal: self.stop_signal, grace_ms: grace.as_millis() }).await;
+            self.drain_until_end().await;
+        }
+        self.abandon().await;
+        let dir = self.context.task_dir(&self.id);
+        let removed = tokio::task::spawn_blocking(move || remove_dir(&dir)).await;
+        if let Ok(Err(error)) = removed {
+            tracing::warn!(task = %self.id, error = chain(&error), "a task's files stay");
+        }
+    }
+
+    /// Hears the shim out. It kills after the grace by itself, so this ends.
+    async fn drain_until_end(&mut self) {
+        while !matches!(self.local, Local::Ended(_)) {
+            let Some(shim) = &mut self.shim else { return };
+            match shim.incoming.recv().await {
+                Some((message, fds)) => self.hear(message, fds),
+                None => return,
+            }
+        }
+    }
+}
+
+/// Kills a process that may have ended by itself meanwhile.
+fn kill(pid: u32) {
+    let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
+    if let Some(pid) = pid {
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    }
+}
+
+fn libc_sigterm() -> i32 {
+    rustix::process::Signal::TERM.as_raw()
+}
+
+/// The exit of a task whose supervisor left no record.
+fn lost() -> Exit {
+    Exit {
+        code: 137,
+        oom: false,
+        at_ns: crate::clock::now().0,
+        error: Some("the task's supervisor was killed; the container was stopped with it".into()),
+        started_ns: 0,
+    }
+}
+
+/// An error with its causes on one line.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+/// Makes the complete plan of a task and its files. Blocking.
+fn plan(context: &Context, assignment: &TaskAssignment) -> Result<(Launch, Record), String> {
+    let dir: PathBuf = context.task_dir(&assignment.task.id);
+    let name = &assignment.task.spec.container.image;
+    let image = context.images.resolve(name).map_err(|e| chain(&e))?;
+    let plan =
+        engine::plan::plan(assignment, &image, &context.plan_context()).map_err(|e| chain(&e))?;
+    engine::files::prepare(&plan).map_err(|e| chain(&e))?;
+    let mut record = Record::new(assignment, crate::clock::now().0);
+    record.image_id = image.id.clone();
+    record.exposed = image.config.exposed_ports.clone();
+    record.image_labels = image.config.labels.clone();
+    record.entrypoint = plan.entrypoint;
+    record.cmd = plan.cmd;
+    record.stop_signal = plan.stop_signal;
+    record.save(&dir).map_err(|e| chain(&e))?;
+    store::save_launch(&dir, &plan.launch).map_err(|e| chain(&e))?;
+    Ok((plan.launch, record))
+}

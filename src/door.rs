@@ -1,0 +1,131 @@
+//! The node as the local API sees it.
+
+use futures_util::stream::BoxStream;
+use skep_core::command::Rejection;
+use skep_core::id::{ClusterId, MaterialId, TaskId};
+use skep_core::model::material::MaterialKind;
+use skep_core::state::State;
+
+use crate::engine::images::ImageStore;
+use crate::engine::logs;
+use crate::gate::{
+    ContainerView, Done, ExecConfig, ExecStreams, ExecView, Gate, JoinTokens, Later, LocalState,
+    LogLine, LogQuery, NodeView, Refusal, Request,
+};
+use crate::node::{Node, Swarm};
+
+impl Node {
+    fn member(&self) -> Result<std::sync::Arc<Swarm>, Refusal> {
+        self.swarm().ok_or(Refusal::NotInSwarm)
+    }
+}
+
+impl Gate for Node {
+    fn node(&self) -> NodeView {
+        let swarm = self.swarm();
+        let addr_port = swarm.as_ref().map(|s| s.file.advertise_addr.clone()).unwrap_or_default();
+        NodeView {
+            state: if swarm.is_some() { LocalState::Active } else { LocalState::Inactive },
+            node: swarm.as_ref().map(|s| s.manager.node),
+            manager: swarm.is_some(),
+            leader: swarm.as_ref().is_some_and(|s| s.manager.raft.is_leader()),
+            addr: addr_port.rsplit_once(':').map_or("", |(host, _)| host).to_owned(),
+            addr_port,
+            error: String::new(),
+            hostname: self.config.node_name.clone(),
+            data_root: self.config.data_root.to_string_lossy().into_owned(),
+            runtime: (self.config.runtime.clone(), self.runtime_version.clone()),
+            warnings: Vec::new(),
+        }
+    }
+
+    fn view<'a>(
+        &'a self,
+        look: Box<dyn FnOnce(&State) + Send + 'a>,
+    ) -> Later<'a, Result<(), Refusal>> {
+        Box::pin(async move {
+            let swarm = self.member()?;
+            swarm.manager.raft.read_index().await.map_err(|_| Refusal::NoLeader)?;
+            swarm.manager.raft.view(look);
+            Ok(())
+        })
+    }
+
+    fn submit(&self, request: Request) -> Later<'_, Result<Done, Refusal>> {
+        Box::pin(async move {
+            match request {
+                Request::SwarmInit(init) => self.init(init).await,
+                Request::SwarmLeave { force } => self.leave(force).await,
+                request => self.member()?.manager.submit(request).await,
+            }
+        })
+    }
+
+    fn join_tokens(&self) -> Later<'_, Result<JoinTokens, Refusal>> {
+        Box::pin(async move { self.member()?.manager.join_tokens() })
+    }
+
+    fn config_payload(&self, id: MaterialId) -> Later<'_, Result<Vec<u8>, Refusal>> {
+        Box::pin(async move {
+            let manager = &self.member()?.manager;
+            let kind = manager.raft.view(|state| state.material(&id).map(|m| m.kind));
+            if kind != Some(MaterialKind::Config) {
+                let (kind, what) = (skep_core::model::Kind::Config, id.to_string());
+                return Err(Rejection::NotFound { kind, what }.into());
+            }
+            Ok(manager.open_latest(id)?.as_slice().to_vec())
+        })
+    }
+
+    fn images(&self) -> &ImageStore {
+        &self.images
+    }
+
+    fn containers(&self) -> Vec<ContainerView> {
+        self.swarm().map(|swarm| swarm.agent.containers()).unwrap_or_default()
+    }
+
+    fn exec_create(&self, container: &str, config: ExecConfig) -> Result<String, Refusal> {
+        self.member()?.agent.exec_create(container, config)
+    }
+
+    fn exec_start(
+        &self,
+        id: &str,
+        detach: bool,
+        size: Option<(u16, u16)>,
+    ) -> Later<'_, Result<ExecStreams, Refusal>> {
+        let id = id.to_owned();
+        Box::pin(async move { self.member()?.agent.exec_start(&id, detach, size).await })
+    }
+
+    fn exec_inspect(&self, id: &str) -> Option<ExecView> {
+        self.swarm()?.agent.context().execs.view(id)
+    }
+
+    fn exec_resize(&self, id: &str, rows: u16, cols: u16) -> Result<(), Refusal> {
+        self.member()?.agent.exec_resize(id, rows, cols)
+    }
+
+    fn logs(
+        &self,
+        tasks: Vec<TaskId>,
+        query: LogQuery,
+    ) -> Later<'_, Result<BoxStream<'static, LogLine>, Refusal>> {
+        Box::pin(async move {
+            let agent = &self.member()?.agent;
+            let sources = tasks
+                .into_iter()
+                .filter_map(|task| {
+                    let (task_dir, ended) = agent.log_source(&task)?;
+                    Some(logs::LogSource { task, task_dir, ended })
+                })
+                .collect();
+            Ok(logs::read(sources, query))
+        })
+    }
+
+    fn cluster(&self) -> Option<ClusterId> {
+        self.swarm().map(|swarm| swarm.manager.cluster)
+    }
+}

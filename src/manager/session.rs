@@ -1,0 +1,254 @@
+//! One agent's session: what it has to run, the payloads for its shims, what it reports.
+
+use std::collections::{BTreeMap, HashMap};
+
+use skep_core::apply::Change;
+use skep_core::assign::{AssignedGrant, Assigner, grants};
+use skep_core::command::{Command, TaskReport};
+use skep_core::control::SessionEvent;
+use skep_core::id::{MaterialId, NodeId, TaskId};
+use skep_core::model::node::NodeDescription;
+use skep_raft::Event;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Duration, interval};
+
+use super::{Manager, failed, stopped};
+use crate::gate::Refusal;
+use crate::seal::{ShimSeal, seal_to_shim};
+use crate::wire::session::{FromAgent, ToAgent};
+use crate::wire::shim::{DeliveredItem, Delivery};
+
+/// Reports taken into one proposal.
+const REPORTS: usize = 512;
+/// Time between two signs of life of a local agent.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// Both ends of an agent's session as its manager holds them.
+#[derive(Debug)]
+pub struct Ends {
+    /// To the agent.
+    pub orders: mpsc::Sender<ToAgent>,
+    /// From the agent.
+    pub news: mpsc::Receiver<FromAgent>,
+    /// To the leader's control loop.
+    pub events: mpsc::Sender<SessionEvent>,
+}
+
+/// A shim that takes payloads.
+#[derive(Debug)]
+struct Shim {
+    key: [u8; 32],
+    held: BTreeMap<MaterialId, u64>,
+    sequence: u64,
+}
+
+struct Session<'a> {
+    manager: &'a Manager,
+    node: NodeId,
+    orders: mpsc::Sender<ToAgent>,
+    assigner: Assigner,
+    shims: HashMap<TaskId, Shim>,
+    /// The latest report of each task that the log has not taken yet.
+    reports: BTreeMap<TaskId, TaskReport>,
+}
+
+/// Holds the session of the agent on `node` until either side ends it.
+pub async fn serve(
+    manager: &Manager,
+    node: NodeId,
+    description: NodeDescription,
+    addr: String,
+    ends: Ends,
+    mut stop: watch::Receiver<bool>,
+) {
+    let Ends { orders, mut news, events } = ends;
+    let mut changes = manager.raft.subscribe();
+    let mut session = Session {
+        manager,
+        node,
+        orders,
+        assigner: Assigner::new(node),
+        shims: HashMap::new(),
+        reports: BTreeMap::new(),
+    };
+    let up = SessionEvent::Up { node, addr, description: Box::new(description) };
+    if events.send(up).await.is_err() {
+        return;
+    }
+    let mut heartbeat = interval(HEARTBEAT);
+    let mut batch = Vec::new();
+    session.assign().await;
+    loop {
+        let alive = tokio::select! {
+            biased;
+            () = stopped(&mut stop) => false,
+            event = changes.next() => match event {
+                Some(event) => session.changed(&event).await,
+                None => false,
+            },
+            taken = news.recv_many(&mut batch, REPORTS) => {
+                taken > 0 && session.hear(std::mem::take(&mut batch)).await
+            }
+            // A full queue means that the loop is busy, not that the node is gone.
+            _ = heartbeat.tick() => {
+                let _ = events.try_send(SessionEvent::Heard(node));
+                session.flush().await;
+                true
+            }
+        };
+        if !alive {
+            return;
+        }
+    }
+}
+
+impl Session<'_> {
+    async fn assign(&mut self) -> bool {
+        let (raft, assigner) = (&self.manager.raft, &mut self.assigner);
+        match raft.view(|state| assigner.diff(state)) {
+            Some(diff) => {
+                for id in &diff.remove {
+                    self.shims.remove(id);
+                }
+                self.orders.send(ToAgent::Assign(diff)).await.is_ok()
+            }
+            None => true,
+        }
+    }
+
+    async fn changed(&mut self, event: &Event) -> bool {
+        let (tasks, materials) = match event {
+            Event::Rescan => (true, true),
+            Event::Applied(applied) => {
+                let any = |what: fn(&Change) -> bool| applied.changes.iter().any(what);
+                (any(|c| matches!(c, Change::Task(_))), any(|c| matches!(c, Change::Material(_))))
+            }
+        };
+        if (tasks || materials) && !self.assign().await {
+            return false;
+        }
+        if !materials {
+            return true;
+        }
+        let ids: Vec<TaskId> = self.shims.keys().copied().collect();
+        for id in ids {
+            if !self.deliver(id).await {
+                return false;
+            }
+        }
+        true
+    }
+
+    async fn hear(&mut self, batch: Vec<FromAgent>) -> bool {
+        let mut shims = Vec::new();
+        for news in batch {
+            match news {
+                FromAgent::Reports(more) => {
+                    // The session's node is known by its connection; what a report says does not count.
+                    let own = more.into_iter().map(|r| TaskReport { node: self.node, ..r });
+                    self.reports.extend(own.map(|report| (report.id, report)));
+                }
+                FromAgent::Shim { task, key, held, sequence } => {
+                    let held = held.into_iter().collect();
+                    self.shims.insert(task, Shim { key, held, sequence });
+                    shims.push(task);
+                }
+                FromAgent::ShimGone { task } => {
+                    self.shims.remove(&task);
+                }
+            }
+        }
+        for task in shims {
+            if !self.deliver(task).await {
+                return false;
+            }
+        }
+        self.flush().await;
+        true
+    }
+
+    /// Proposes what was reported. What the log does not take waits for the next heartbeat.
+    async fn flush(&mut self) {
+        if self.reports.is_empty() {
+            return;
+        }
+        let reports = self.reports.values().cloned().collect();
+        match self.manager.propose(Command::TaskReport(reports)).await {
+            Ok(_) | Err(Refusal::Rejected(_)) => self.reports.clear(),
+            Err(error) => tracing::warn!(%error, "reports of an agent wait for the log"),
+        }
+    }
+
+    /// Delivers what a shim should hold and does not.
+    async fn deliver(&mut self, id: TaskId) -> bool {
+        let node = self.node;
+        let wanted = self.manager.raft.view(|state| {
+            // Only what the state says runs here is sealed, whoever asks.
+            let task = state.task(&id).filter(|task| task.node == Some(node))?;
+            Some(grants(state, task))
+        });
+        let (Some(wanted), Some(shim)) = (wanted, self.shims.get(&id)) else { return true };
+        let mut missing: BTreeMap<MaterialId, AssignedGrant> = BTreeMap::new();
+        for grant in wanted {
+            if shim.held.get(&grant.material).is_none_or(|held| *held < grant.version) {
+                missing.insert(grant.material, grant);
+            }
+        }
+        if missing.is_empty() && !shim.held.is_empty() {
+            return true;
+        }
+        let sequence = shim.sequence + 1;
+        match self.seal(id, &shim.key, sequence, missing.values()) {
+            Ok(delivery) => {
+                if let Some(shim) = self.shims.get_mut(&id) {
+                    shim.sequence = sequence;
+                    shim.held.extend(delivery.items.iter().map(|i| (i.material, i.version)));
+                }
+                self.orders.send(ToAgent::Deliver { task: id, delivery }).await.is_ok()
+            }
+            Err(error) => {
+                tracing::error!(task = %id, %error, "payloads of a task cannot be delivered");
+                true
+            }
+        }
+    }
+
+    /// Opens each payload in protected memory and seals it to the shim, one at a time.
+    fn seal<'g>(
+        &self,
+        task: TaskId,
+        key: &[u8; 32],
+        sequence: u64,
+        grants: impl Iterator<Item = &'g AssignedGrant>,
+    ) -> Result<Delivery, Refusal> {
+        let mut items = Vec::new();
+        for grant in grants {
+            let (id, version) = (grant.material, grant.version);
+            let sealed = self.manager.raft.view(|state| state.payload(&id, version).cloned());
+            // Removed meanwhile: the next change of the state says so.
+            let Some(sealed) = sealed else { continue };
+            let to = ShimSeal {
+                cluster: self.manager.cluster,
+                node: self.node,
+                task,
+                key,
+                material: id,
+                version,
+                sequence,
+            };
+            let sealed = self
+                .manager
+                .open(grant.kind, id, version, &sealed)
+                .and_then(|plain| seal_to_shim(&to, plain))
+                .map_err(|e| failed("cannot seal a payload to a supervisor", e))?;
+            items.push(DeliveredItem {
+                material: id,
+                version,
+                created: grant.created,
+                size: grant.size,
+                sealed,
+            });
+        }
+        Ok(Delivery { sequence, items })
+    }
+}
