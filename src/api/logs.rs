@@ -203,7 +203,7 @@ impl Follower {
     async fn run(mut self, to: mpsc::Sender<Bytes>) {
         let mut again = interval(LOOK_AGAIN);
         again.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
+        while self.query.follow || !self.lines.is_empty() {
             let line = tokio::select! {
                 biased;
                 () = to.closed() => return,
@@ -216,7 +216,6 @@ impl Follower {
                     }
                     continue;
                 }
-                else => return,
             };
             let Some(line) = line else { continue };
             let details = self.known.get(&line.task).map_or("", String::as_str);
