@@ -25,6 +25,8 @@ mod services;
 mod swarm;
 mod system;
 mod tasks;
+#[cfg(test)]
+mod tests;
 mod time;
 mod types;
 

@@ -114,6 +114,15 @@ fn cgroup_version() -> &'static str {
     if fs::exists("/sys/fs/cgroup/cgroup.controllers").unwrap_or(false) { "2" } else { "1" }
 }
 
+fn plugins() -> wire::Plugins {
+    wire::Plugins {
+        volume: Vec::new(),
+        network: vec!["bridge", "host", "null"],
+        authorization: None,
+        log: vec!["json-file"],
+    }
+}
+
 async fn info(gate: &dyn Gate) -> wire::Info {
     let view = gate.node();
     let containers = gate.containers();
@@ -130,12 +139,7 @@ async fn info(gate: &dyn Gate) -> wire::Info {
         images: gate.images().list().len(),
         driver: "overlay2",
         driver_status: Vec::new(),
-        plugins: wire::Plugins {
-            volume: Vec::new(),
-            network: vec!["bridge", "host", "null"],
-            authorization: None,
-            log: vec!["json-file"],
-        },
+        plugins: plugins(),
         memory_limit: true,
         swap_limit: false,
         cpu_cfs_period: true,

@@ -145,7 +145,6 @@ fn mounts(view: &ContainerView) -> Vec<Value> {
 
 /// Everything of one container, in Docker's order.
 pub(in crate::api) fn inspect(view: &ContainerView, runtime: &str) -> Value {
-    let spec = &view.task.spec.container;
     let (path, args) = view.args.split_first().map_or(("", [].as_slice()), |(p, a)| (p, a));
     json!({
         "Id": view.id,
@@ -188,25 +187,7 @@ pub(in crate::api) fn inspect(view: &ContainerView, runtime: &str) -> Value {
             "Name": "overlay2",
         },
         "Mounts": mounts(view),
-        "Config": {
-            "Hostname": view.hostname,
-            "Domainname": "",
-            "User": view.user,
-            "AttachStdin": false,
-            "AttachStdout": false,
-            "AttachStderr": false,
-            "Tty": spec.tty,
-            "OpenStdin": spec.open_stdin,
-            "StdinOnce": false,
-            "Env": view.env,
-            "Cmd": list(&view.cmd),
-            "Image": spec.image,
-            "Volumes": null,
-            "WorkingDir": view.cwd,
-            "Entrypoint": list(&view.entrypoint),
-            "OnBuild": null,
-            "Labels": view.labels,
-        },
+        "Config": config(view),
         "NetworkSettings": {
             "Bridge": "", "SandboxID": "", "HairpinMode": false,
             "LinkLocalIPv6Address": "", "LinkLocalIPv6PrefixLen": 0,
@@ -219,6 +200,29 @@ pub(in crate::api) fn inspect(view: &ContainerView, runtime: &str) -> Value {
     })
 }
 
+fn config(view: &ContainerView) -> Value {
+    let spec = &view.task.spec.container;
+    json!({
+        "Hostname": view.hostname,
+        "Domainname": "",
+        "User": view.user,
+        "AttachStdin": false,
+        "AttachStdout": false,
+        "AttachStderr": false,
+        "Tty": spec.tty,
+        "OpenStdin": spec.open_stdin,
+        "StdinOnce": false,
+        "Env": view.env,
+        "Cmd": list(&view.cmd),
+        "Image": spec.image,
+        "Volumes": null,
+        "WorkingDir": view.cwd,
+        "Entrypoint": list(&view.entrypoint),
+        "OnBuild": null,
+        "Labels": view.labels,
+    })
+}
+
 fn list(words: &[String]) -> Value {
     if words.is_empty() { Value::Null } else { json!(words) }
 }
@@ -227,17 +231,20 @@ fn ports(view: &ContainerView) -> Value {
     Value::Object(view.exposed.iter().map(|port| (port.clone(), Value::Null)).collect())
 }
 
+/// What the host does for the container, in Docker's order.
 fn host_config(view: &ContainerView, runtime: &str) -> Value {
-    let task = &view.task.spec;
-    let spec = &task.container;
-    let limits = task.resources.as_ref().and_then(|needs| needs.limits.clone()).unwrap_or_default();
-    let reserved =
-        task.resources.as_ref().and_then(|needs| needs.reservations.clone()).unwrap_or_default();
+    let (Value::Object(mut all), Value::Object(rest)) = (settings(view, runtime), resources(view))
+    else {
+        return Value::Null;
+    };
+    all.extend(rest);
+    Value::Object(all)
+}
+
+fn settings(view: &ContainerView, runtime: &str) -> Value {
+    let spec = &view.task.spec.container;
     let dns = spec.dns.clone().unwrap_or_default();
-    let ulimits = spec.ulimits.iter();
-    let ulimits: Vec<Value> =
-        ulimits.map(|u| json!({"Name": u.name, "Hard": u.hard, "Soft": u.soft})).collect();
-    let first = json!({
+    json!({
         "Binds": null,
         "ContainerIDFile": "",
         "LogConfig": {"Type": "json-file", "Config": {}},
@@ -270,8 +277,18 @@ fn host_config(view: &ContainerView, runtime: &str) -> Value {
         "Runtime": runtime,
         "ConsoleSize": [0, 0],
         "Isolation": "default",
-    });
-    let second = json!({
+    })
+}
+
+fn resources(view: &ContainerView) -> Value {
+    let spec = &view.task.spec.container;
+    let needs = view.task.spec.resources.clone().unwrap_or_default();
+    let (limits, reserved) =
+        (needs.limits.unwrap_or_default(), needs.reservations.unwrap_or_default());
+    let ulimits = spec.ulimits.iter();
+    let ulimits: Vec<Value> =
+        ulimits.map(|u| json!({"Name": u.name, "Hard": u.hard, "Soft": u.soft})).collect();
+    json!({
         "CpuShares": 0,
         "Memory": limits.memory_bytes,
         "NanoCpus": limits.nano_cpus,
@@ -306,12 +323,7 @@ fn host_config(view: &ContainerView, runtime: &str) -> Value {
         "MaskedPaths": MASKED,
         "ReadonlyPaths": READ_ONLY,
         "Init": spec.init,
-    });
-    let (Value::Object(mut all), Value::Object(second)) = (first, second) else {
-        return Value::Null;
-    };
-    all.extend(second);
-    Value::Object(all)
+    })
 }
 
 #[cfg(test)]

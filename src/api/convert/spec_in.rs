@@ -209,6 +209,11 @@ fn placement(placement: wire::Placement) -> Placement {
     }
 }
 
+/// Whether Docker would fill something in on the node.
+fn is_template(text: &str) -> bool {
+    text.contains("{{")
+}
+
 fn refuse_unsupported(spec: &wire::ContainerSpec) -> Result<(), ApiError> {
     let health = spec.healthcheck.as_ref();
     let told_off = |test: &[String]| test.first().is_some_and(|word| word == "NONE");
@@ -221,6 +226,12 @@ fn refuse_unsupported(spec: &wire::ContainerSpec) -> Result<(), ApiError> {
             "ContainerSpec.Healthcheck",
         ),
         (spec.configs.iter().any(|c| c.runtime.is_some()), "ContainerSpec.Configs.Runtime"),
+        (is_template(&spec.hostname), "ContainerSpec.Hostname with a template ({{…}})"),
+        (spec.env.iter().any(|e| is_template(e)), "ContainerSpec.Env with a template ({{…}})"),
+        (
+            spec.mounts.iter().any(|m| is_template(&m.source) || is_template(&m.target)),
+            "ContainerSpec.Mounts with a template ({{…}})",
+        ),
     ];
     match refused.into_iter().find(|(there, _)| *there) {
         Some((_, field)) => Err(ApiError::unsupported_field(field)),
