@@ -58,6 +58,13 @@ fn successor(draft: &mut Draft<'_>, service: &Service, slot: &Slot) -> Option<Ta
     {
         return None;
     }
+    // One that ended while it still waited for its start (its image is missing, say) is followed
+    // no sooner than it would have started: else each would end as soon as it is prepared.
+    let waited = old.start_after.filter(|at| *at > draft.now && has_ended_by_itself(old));
+    if let Some(at) = waited {
+        draft.wake(at, service.id, slot.number);
+        return None;
+    }
     let policy = old.spec.restart.as_ref();
     let delay = policy.and_then(|policy| policy.delay).unwrap_or(limits::RESTART_DELAY);
     let mut task = draft.task(service, slot.number);
