@@ -15,6 +15,8 @@ pub(super) enum Child {
     Init,
     /// An exec's process.
     Exec(String),
+    /// The sentinel.
+    Sentinel,
 }
 
 /// Something happened.

@@ -31,6 +31,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use nix::libc;
 use nix::sys::prctl::{set_child_subreaper, set_dumpable};
 use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::{Mode, umask};
 
 use crate::engine::cgroup::{CgroupError, Cgroups};
@@ -137,7 +139,11 @@ impl Plan {
 /// line `ready` on standard output; if it cannot begin, says why on standard error and exits
 /// with 1.
 pub fn run(dir: &Path) -> ! {
-    match boot(dir) {
+    let begun = match sentinel::called() {
+        Some(socket) => Plan::read(dir).map(|plan| sentinel::stand_in(&plan, &socket)),
+        None => boot(dir),
+    };
+    match begun {
         Ok(task) => task.run(),
         Err(error) => {
             let _ = writeln!(io::stderr(), "skep shim: {}", chain(&error));
@@ -152,6 +158,7 @@ fn boot(dir: &Path) -> Result<task::Task, BootError> {
     mounts::enter_namespace()?;
     // Before the first thread, the key and the filesystem: it can hold none of them.
     let sentinel = Sentinel::fork(&plan).map_err(system("fork the sentinel"))?;
+    let terminations = terminations().map_err(system("take signals"))?;
     let pair = SealKeyPair::generate()?;
     let (events, queue) = events::Events::new().map_err(system("make an event descriptor"))?;
     let record = record::ExitRecord::prepare(plan.task_dir())
@@ -159,12 +166,31 @@ fn boot(dir: &Path) -> Result<task::Task, BootError> {
     let listener = link::listen(plan.run_dir()).map_err(system("listen on its socket"))?;
     let reaper =
         reaper::Reaper::start(events.clone()).map_err(system("start the reaper's thread"))?;
-    let adoption = adopt(&plan, sentinel.pid)?;
+    let adoption = adopt(&plan, sentinel.pid())?;
     let told = io::stdout().write_all(READY).and_then(|()| io::stdout().flush());
     told.map_err(system("tell its readiness"))?;
     silence_standard_streams();
-    let parts = task::Parts { plan, sentinel, events, queue, record, listener, reaper, adoption };
+    let parts = task::Parts {
+        plan,
+        sentinel,
+        events,
+        queue,
+        terminations,
+        record,
+        listener,
+        reaper,
+        adoption,
+    };
     Ok(task::Task::new(parts, pair))
+}
+
+/// SIGTERM as something to read: the machine is shut down, or somebody means the task. Blocked
+/// before there are threads, so that it is in all of them; whatever is spawned starts afresh.
+fn terminations() -> nix::Result<SignalFd> {
+    let mut mask = SigSet::empty();
+    mask.add(Signal::SIGTERM);
+    mask.thread_block()?;
+    SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
 }
 
 /// A session of its own, children of children, no core files, small heap.

@@ -112,6 +112,11 @@ impl Reaper {
         }
     }
 
+    /// No event for this child any more: somebody will wait for it.
+    pub(super) fn unwatch(&self, pid: i32) {
+        self.table().watched.remove(&pid);
+    }
+
     /// Waits for this child.
     pub(super) fn wait(&self, pid: i32, at_most: Duration) -> Option<End> {
         let since = Instant::now();

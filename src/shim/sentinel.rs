@@ -9,15 +9,15 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Component, Path};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg,
-    sendmsg, socketpair,
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, getsockopt,
+    recvmsg, sendmsg, socketpair, sockopt,
 };
 use nix::unistd::{ForkResult, Pid, fork, getpid};
 use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -33,6 +33,8 @@ const CONTAINER: u8 = b'C';
 const TOUCH: u8 = b'T';
 /// A message that says the shim ends in order.
 const BYE: u8 = b'B';
+/// Successors of a sentinel: whoever kills it again and again wants the task to go unguarded.
+const SPARES: u32 = 8;
 /// How long the sentinel goes on killing what does not die.
 const KILL_FOR: Duration = Duration::from_secs(10);
 /// Pause between two rounds of killing.
@@ -43,21 +45,31 @@ const DELETE_FOR: Duration = Duration::from_secs(10);
 /// The shim's end.
 #[derive(Debug)]
 pub(super) struct Sentinel {
+    live: Mutex<Live>,
+}
+
+#[derive(Debug)]
+struct Live {
     socket: OwnedFd,
-    /// Its pid.
-    pub(super) pid: i32,
+    pid: i32,
+    /// Whom it guards, for its successor.
+    container: Option<OwnedFd>,
+    /// Successors that may still be made.
+    spares: u32,
 }
 
 impl Sentinel {
     /// Forks it. The process must have a single thread.
-    pub(super) fn fork(plan: &Arc<Plan>) -> io::Result<Self> {
-        let (ours, its) =
-            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+    pub(super) fn fork(plan: &Plan) -> io::Result<Self> {
+        let (ours, its) = pair()?;
         let own_pid = rustix::process::getpid();
         let shim = pidfd_open(own_pid, PidfdFlags::empty())?;
         // SAFETY: this process has one thread, so the child may do what it likes.
         match unsafe { fork() }? {
-            ForkResult::Parent { child } => Ok(Self { socket: ours, pid: child.as_raw() }),
+            ForkResult::Parent { child } => {
+                let (pid, container, spares) = (child.as_raw(), None, SPARES);
+                Ok(Self { live: Mutex::new(Live { socket: ours, pid, container, spares }) })
+            }
             ForkResult::Child => {
                 drop(ours);
                 watch(plan, &its, &shim)
@@ -65,9 +77,37 @@ impl Sentinel {
         }
     }
 
+    /// Puts another in the place of one that died. With threads around it cannot be forked as
+    /// the first was, so it is this program started anew, with its socket for standard input.
+    pub(super) fn replace(&self, plan: &Plan) -> io::Result<i32> {
+        let mut live = self.live();
+        live.spares = live.spares.checked_sub(1).ok_or_else(|| io::Error::other("too many"))?;
+        let (ours, its) = pair()?;
+        let child = Command::new("/proc/self/exe")
+            .args(["shim", "--task"])
+            .arg(plan.task_dir())
+            .stdin(its)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        live.socket = ours;
+        live.pid = i32::try_from(child.id()).unwrap_or(i32::MAX);
+        if let Some(container) = &live.container {
+            live.tell(&[CONTAINER], Some(container.as_fd()))?;
+        }
+        Ok(live.pid)
+    }
+
+    /// Its pid.
+    pub(super) fn pid(&self) -> i32 {
+        self.live().pid
+    }
+
     /// Tells it whom to kill.
     pub(super) fn guard(&self, pidfd: BorrowedFd<'_>) -> io::Result<()> {
-        self.tell(&[CONTAINER], Some(pidfd))
+        let mut live = self.live();
+        live.container = Some(pidfd.try_clone_to_owned()?);
+        live.tell(&[CONTAINER], Some(pidfd))
     }
 
     /// Asks it to write to a file below the secrets' mount.
@@ -75,15 +115,45 @@ impl Sentinel {
         let mut message = vec![TOUCH];
         message.extend_from_slice(path.as_os_str().as_bytes());
         // Who watches misses one event if the sentinel is not keeping up; the content is there.
-        let _ = self.tell(&message, None);
+        let _ = self.live().tell(&message, None);
     }
 
     /// Tells it that the shim ends in order.
     pub(super) fn dismiss(&self) {
         // If it cannot hear, it is gone or about to find nothing left to kill.
-        let _ = self.tell(&[BYE], None);
+        let _ = self.live().tell(&[BYE], None);
     }
 
+    fn live(&self) -> MutexGuard<'_, Live> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn pair() -> nix::Result<(OwnedFd, OwnedFd)> {
+    socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+}
+
+/// The socket of a sentinel, if this process was started to be one.
+pub(super) fn called() -> Option<OwnedFd> {
+    let stdin = std::io::stdin();
+    let kind = getsockopt(&stdin, sockopt::SockType).ok()?;
+    if kind != SockType::SeqPacket {
+        return None;
+    }
+    stdin.as_fd().try_clone_to_owned().ok()
+}
+
+/// The life of a sentinel that was started in another's place, by its shim.
+pub(super) fn stand_in(plan: &Plan, socket: &OwnedFd) -> ! {
+    // If the shim is dead already, this is somebody else, but then the socket is shut.
+    let parent = rustix::process::getppid().unwrap_or(rustix::process::Pid::INIT);
+    match pidfd_open(parent, PidfdFlags::empty()) {
+        Ok(shim) => watch(plan, socket, &shim),
+        Err(_) => leave(),
+    }
+}
+
+impl Live {
     fn tell(&self, message: &[u8], fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
         let fds: Vec<_> = fd.iter().map(AsRawFd::as_raw_fd).collect();
         let rights = [ControlMessage::ScmRights(&fds)];
@@ -95,9 +165,14 @@ impl Sentinel {
     }
 }
 
-/// The life of the sentinel.
+/// The life of the sentinel. It outlives every signal that can be ignored: it ends when its
+/// shim does.
 fn watch(plan: &Plan, socket: &OwnedFd, shim: &OwnedFd) -> ! {
     keep_only(&[socket.as_fd(), shim.as_fd()]);
+    for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+        // SAFETY: ignores a signal; no handler is involved.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
     let mut container = None;
     loop {
         let mut fds = [

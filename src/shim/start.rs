@@ -1,13 +1,16 @@
 //! Starting the container: bundle, `create`, `start`. Runs beside the main thread.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::mpsc::Receiver;
 use std::thread::JoinHandle;
 
+use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::bundle::{self, Facts};
@@ -101,9 +104,12 @@ pub(super) fn start(
     let path = plan.task_dir().join(LOG_FILE);
     let file = LogFile::open(&path, launch.log_file_bytes, launch.log_files).map_err(failed)?;
     let log_ended = log::start(file, sources).map_err(failed)?;
-    reaper
-        .call(&mut plan.runc.start(id, &runtime_log), RUNC_CALL)
-        .map_err(|e| runtime_error(&e))?;
+    match plan.runc.start_fifo(id).filter(|fifo| fifo.exists()) {
+        Some(fifo) => release(&fifo, &pidfd).map_err(failed)?,
+        None => reaper
+            .call(&mut plan.runc.start(id, &runtime_log), RUNC_CALL)
+            .map_err(|e| runtime_error(&e))?,
+    }
     Ok(Started { pid, pidfd, at_ns: now_ns(), log_ended, _stdin: streams.stdin_end })
 }
 
@@ -169,8 +175,28 @@ impl Streams {
     }
 }
 
+/// Lets the first process go: it waits until somebody reads what it writes to its fifo.
+fn release(fifo: &Path, init: &OwnedFd) -> io::Result<()> {
+    // Opened without waiting: the process may be dead.
+    let mut reader = fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(fifo)?;
+    let mut fds = [
+        PollFd::new(reader.as_fd(), PollFlags::POLLIN),
+        PollFd::new(init.as_fd(), PollFlags::POLLIN),
+    ];
+    let timeout = PollTimeout::try_from(RUNC_CALL).unwrap_or(PollTimeout::MAX);
+    if poll(&mut fds, timeout)? == 0 {
+        return Err(io::ErrorKind::TimedOut.into());
+    }
+    let mut word = [0; 1];
+    match reader.read(&mut word) {
+        // The runtime takes a container with this file for one that was not started.
+        Ok(1) => fs::remove_file(fifo),
+        _ => Err(io::Error::other("the container died before it ran")),
+    }
+}
+
 /// The pid that the runtime wrote.
-pub(super) fn read_pid(file: &std::path::Path) -> io::Result<i32> {
+pub(super) fn read_pid(file: &Path) -> io::Result<i32> {
     let text = fs::read_to_string(file)?;
     text.trim().parse().ok().filter(|pid| *pid > 0).ok_or(io::ErrorKind::InvalidData.into())
 }

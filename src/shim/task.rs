@@ -10,8 +10,10 @@ use std::time::Duration;
 
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signalfd::SignalFd;
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use skep_core::limits::STOP_GRACE;
 use skep_core::time::Stamp;
 
 use super::events::{Child, Event, Events, ExecFailed, ExecRuns, Queue};
@@ -37,6 +39,8 @@ const DRAIN_LOG: Duration = Duration::from_secs(2);
 const DELETE: Duration = Duration::from_secs(10);
 /// How long the sentinel may take to leave.
 const DISMISS: Duration = Duration::from_secs(1);
+/// Time between SIGTERM, when the shim itself is told to end, and SIGKILL.
+const TERMINATION_GRACE_MS: u64 = STOP_GRACE.as_millis();
 /// Exit code of a task that was stopped before it ran.
 const STOPPED_CODE: i32 = 128 + libc::SIGKILL;
 /// Exit code of a task whose shim could not make it ready.
@@ -52,6 +56,7 @@ pub(super) struct Parts {
     pub(super) sentinel: Sentinel,
     pub(super) events: Events,
     pub(super) queue: Queue,
+    pub(super) terminations: SignalFd,
     pub(super) record: ExitRecord,
     pub(super) listener: UnixListener,
     pub(super) reaper: Arc<Reaper>,
@@ -65,6 +70,7 @@ pub(super) struct Task {
     sentinel: Arc<Sentinel>,
     events: Events,
     queue: Queue,
+    terminations: SignalFd,
     record: ExitRecord,
     listener: UnixListener,
     reaper: Arc<Reaper>,
@@ -88,6 +94,7 @@ impl Task {
             sentinel: Arc::new(parts.sentinel),
             events: parts.events,
             queue: parts.queue,
+            terminations: parts.terminations,
             record: parts.record,
             listener: parts.listener,
             reaper: parts.reaper,
@@ -112,12 +119,16 @@ impl Task {
                 self.finish(ShimState::Failed, exit, None)
             }
         };
+        self.reaper.watch(self.sentinel.pid(), Child::Sentinel);
         loop {
             let ready = self.wait();
             if ready.events {
                 for event in self.queue.drain() {
                     self.on_event(event, &mut materials);
                 }
+            }
+            if ready.terminate && matches!(self.terminations.read_signal(), Ok(Some(_))) {
+                self.stop(libc::SIGTERM, TERMINATION_GRACE_MS, &mut materials);
             }
             if ready.grace {
                 self.grace = None;
@@ -151,6 +162,7 @@ impl Task {
         let mut fds = vec![
             PollFd::new(self.queue.wake.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.listener.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.terminations.as_fd(), PollFlags::POLLIN),
         ];
         fds.extend(self.grace.iter().map(|timer| PollFd::new(timer.as_fd(), PollFlags::POLLIN)));
         fds.extend(self.inbox.iter().map(|inbox| PollFd::new(inbox.as_fd(), PollFlags::POLLIN)));
@@ -162,6 +174,7 @@ impl Task {
         Ready {
             events: next(true),
             daemon: next(true),
+            terminate: next(true),
             grace: next(self.grace.is_some()),
             message: next(self.inbox.is_some()),
         }
@@ -342,6 +355,12 @@ impl Task {
                 self.execs.remove(&id);
                 self.say(&FromShim::ExecExited { id, code, error: None });
             }
+            Event::Ended { child: Child::Sentinel, .. } => {
+                // Without one the task goes on: it is no worse off until its shim dies too.
+                if let Ok(pid) = self.sentinel.replace(&self.plan) {
+                    self.reaper.watch(pid, Child::Sentinel);
+                }
+            }
             Event::ExecStarted { id, outcome: Ok(ExecRuns { pid, console }) } => {
                 let message = FromShim::ExecStarted { id: id.clone(), pid };
                 self.outbox.send(&message, console.as_ref().map(AsFd::as_fd));
@@ -406,8 +425,10 @@ impl Task {
             // Else it could come after the group's removal.
             let _ = adoption.join();
         }
+        let sentinel = self.sentinel.pid();
+        self.reaper.unwatch(sentinel);
         self.sentinel.dismiss();
-        self.reaper.wait(self.sentinel.pid, DISMISS);
+        self.reaper.wait(sentinel, DISMISS);
         plan.cgroups.remove(&plan.launch.cgroup);
         plan.cgroups.abandon(&plan.launch.shim_cgroup, std::process::id());
         leave(0)
@@ -463,6 +484,7 @@ impl Task {
 struct Ready {
     events: bool,
     daemon: bool,
+    terminate: bool,
     grace: bool,
     message: bool,
 }

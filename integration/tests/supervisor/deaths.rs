@@ -45,6 +45,59 @@ fn a_killed_shim_takes_secrets_and_container_along() -> Result<()> {
 }
 
 #[test]
+fn a_shim_killed_at_any_point_of_the_start_leaves_nothing() -> Result<()> {
+    for after_ms in (0..48).step_by(4) {
+        let mut shim = Rig::new(&STUBBORN)?.spawn()?;
+        let sentinel = shim.sentinel()?;
+        shim.say(&ToShim::Start)?;
+        // Not to wait for anything: to hit another point each time.
+        std::thread::sleep(Duration::from_millis(after_ms));
+        kill(Pid::from_raw(shim.pid().cast_signed()), Signal::SIGKILL)?;
+        shim.gone()?;
+        time_until(|| is_dead(sentinel))?;
+        shim.nothing_left().with_context(|| format!("killed after {after_ms} ms"))?;
+        let id = &shim.rig.launch.container_id;
+        let runtimes = fs::read_dir("/proc")?.flatten().filter(|entry| {
+            let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            String::from_utf8_lossy(&line).contains(id.as_str())
+        });
+        ensure!(runtimes.count() == 0, "killed after {after_ms} ms: a runtime lives on");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_killed_sentinel_is_replaced() -> Result<()> {
+    let mut shim = Rig::new(&STUBBORN)?.spawn()?;
+    let pid = shim.start()?.pid;
+    let first = shim.sentinel()?;
+    kill(Pid::from_raw(first.cast_signed()), Signal::SIGKILL)?;
+    let mut second = first;
+    time_until(|| {
+        second = shim.sentinel().unwrap_or(first);
+        second != first
+    })?;
+    ensure!(shim.output(&["echo", "alive"])? == "alive\n");
+    kill(Pid::from_raw(shim.pid().cast_signed()), Signal::SIGKILL)?;
+    let dead = time_until(|| is_dead(pid))?;
+    ensure!(dead < DEAD_WITHIN, "dead after {dead:?}");
+    shim.gone()?;
+    time_until(|| is_dead(second))?;
+    shim.nothing_left()
+}
+
+#[test]
+fn a_terminated_shim_stops_its_container_first() -> Result<()> {
+    let mut shim =
+        Rig::new(&["sh", "-c", "trap 'exit 3' TERM; while :; do sleep 0.05; done"])?.spawn()?;
+    shim.start()?;
+    kill(Pid::from_raw(shim.sentinel()?.cast_signed()), Signal::SIGTERM)?;
+    kill(Pid::from_raw(shim.pid().cast_signed()), Signal::SIGTERM)?;
+    ensure!(shim.gone()?.success() && shim.exit_record()?.code == 3);
+    shim.nothing_left()
+}
+
+#[test]
 fn a_shim_killed_while_it_waits_leaves_nothing() -> Result<()> {
     let mut rig = Rig::new(&STUBBORN)?;
     rig.grant(MaterialKind::Secret, "s", "s")?;
