@@ -154,9 +154,13 @@ impl Cgroups {
             }
         }
         let spare = spare.and_then(|pid| i32::try_from(pid).ok());
-        let pids = self.pids(group);
-        let doomed = pids.iter().filter(|pid| Some(**pid) != spare);
-        doomed.map(|pid| kill(Pid::from_raw(*pid), Signal::SIGKILL)).count()
+        let mut doomed = self.pids(group);
+        doomed.retain(|pid| Some(*pid) != spare);
+        for pid in &doomed {
+            // One that is gone already needs no signal.
+            let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
+        }
+        doomed.len()
     }
 
     /// Kills until the group is empty.

@@ -1,7 +1,7 @@
 //! What reaches the shim's main thread from the others.
 
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
@@ -44,10 +44,14 @@ pub(super) struct ExecFailed {
     pub(super) reason: String,
 }
 
-/// Where events go. Their number is bounded by that of the children and calls in flight.
+/// Events on their way. Their number is bounded by that of the execs under way: each has at
+/// most one here.
+type Waiting = Arc<Mutex<VecDeque<Event>>>;
+
+/// Where events go.
 #[derive(Debug, Clone)]
 pub(super) struct Events {
-    sender: Sender<Event>,
+    waiting: Waiting,
     wake: Arc<EventFd>,
 }
 
@@ -56,13 +60,14 @@ impl Events {
     pub(super) fn new() -> nix::Result<(Self, Queue)> {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let wake = Arc::new(EventFd::from_value_and_flags(0, flags)?);
-        let (sender, receiver) = channel();
-        Ok((Self { sender, wake: Arc::clone(&wake) }, Queue { receiver, wake }))
+        let waiting = Waiting::default();
+        let queue = Queue { waiting: Arc::clone(&waiting), wake: Arc::clone(&wake) };
+        Ok((Self { waiting, wake }, queue))
     }
 
     pub(super) fn send(&self, event: Event) {
-        // The receiver lives as long as the process.
-        let _ = self.sender.send(event);
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).push_back(event);
+        // It fails only when the counter is full, and then the reader is awake.
         let _ = self.wake.write(1);
     }
 }
@@ -70,14 +75,15 @@ impl Events {
 /// Where events come from.
 #[derive(Debug)]
 pub(super) struct Queue {
-    receiver: Receiver<Event>,
+    waiting: Waiting,
     pub(super) wake: Arc<EventFd>,
 }
 
 impl Queue {
     /// Everything that has happened since the last call.
-    pub(super) fn drain(&self) -> Vec<Event> {
+    pub(super) fn drain(&self) -> VecDeque<Event> {
+        // Before the events: one that comes in between wakes the reader once more.
         let _ = self.wake.read();
-        self.receiver.try_iter().collect()
+        std::mem::take(&mut self.waiting.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }

@@ -223,6 +223,8 @@ impl Task {
                 Ok(replaced) => {
                     self.say(&FromShim::Delivered { sequence: delivery.sequence });
                     replaced.iter().for_each(|path| self.sentinel.touch(path));
+                    drop(delivery);
+                    super::trim_heap();
                 }
                 Err(error) => self.refuse("deliver", chain(&error)),
             },
@@ -375,6 +377,7 @@ impl Task {
     }
 
     fn on_started(&mut self, started: Started) {
+        super::trim_heap();
         self.state = ShimState::Running;
         self.reaper.watch(started.pid, Child::Init);
         self.running = Some(started);

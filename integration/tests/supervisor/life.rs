@@ -1,5 +1,6 @@
 //! From launch to exit.
 
+use std::io::{Read, Write};
 use std::os::fd::AsFd;
 
 use anyhow::{Context, Result, ensure};
@@ -153,4 +154,33 @@ fn execs_that_cannot_run_say_so_in_dockers_words() -> Result<()> {
     let left: Vec<_> = left.map(|e| e.file_name().into_string().unwrap_or_default()).collect();
     ensure!(!left.iter().any(|name| name.starts_with("exec-")), "{left:?}");
     Ok(())
+}
+
+#[test]
+fn terminals_of_execs_and_of_the_container() -> Result<()> {
+    let script = "test -t 1 && echo a terminal; trap 'exit 3' TERM; while :; do sleep 0.05; done";
+    let mut rig = Rig::new(&["sh", "-c", script])?;
+    rig.edit_bundle(|bundle| {
+        bundle["process"]["terminal"] = true.into();
+        let pts = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"];
+        let pts = serde_json::json!({
+            "destination": "/dev/pts", "type": "devpts", "source": "devpts", "options": pts
+        });
+        bundle["mounts"].as_array_mut().expect("a list").push(pts);
+    })?;
+    let mut shim = rig.spawn()?;
+    shim.start()?;
+    let mut terminal = shim.exec_terminal(&["sh", "-c", "read x; stty size; echo $x"], (24, 80))?;
+    terminal.write_all(b"typed\n")?;
+    let mut text = Vec::new();
+    // The end of a terminal is an error.
+    let _ = terminal.read_to_end(&mut text);
+    let text = String::from_utf8(text)?;
+    ensure!(text.contains("24 80\r\n") && text.ends_with("typed\r\n"), "{text:?}");
+    ensure!(matches!(shim.hear()?, FromShim::ExecExited { code: 0, error: None, .. }));
+    shim.say(&ToShim::Stop { signal: 15, grace_ms: 20_000 })?;
+    shim.status(|state| state == ShimState::Exited)?;
+    shim.gone()?;
+    ensure!(shim.log()? == "a terminal\r\n", "{:?}", shim.log()?);
+    shim.nothing_left()
 }

@@ -1,9 +1,9 @@
 //! Plays the daemon to one shim: writes its launch, spawns it, seals payloads to its key, and
 //! speaks its protocol over the socket.
 
-use std::fs;
-use std::io::{BufRead, BufReader, IoSlice, PipeReader, Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, IoSlice, IoSliceMut, PipeReader, Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use serde_json::json;
 use skep::protected::Protected;
 use skep::seal::{ShimSeal, random, seal_to_shim};
@@ -19,7 +19,7 @@ use skep::wire::launch::{EXIT_FILE, LAUNCH_FILE, Launch, LaunchFile, SHIM_SOCKET
 use skep::wire::shim::{
     DeliveredItem, Delivery, ExecStart, Exit, FromShim, Hello, ShimState, ShimStatus, ToShim,
 };
-use skep::wire::{frame, read_message, write_message};
+use skep::wire::{frame, frame_len, parse, read_message, write_message};
 use skep_core::id::{ClusterId, MaterialId, NodeId, TaskId, hex};
 use skep_core::model::material::MaterialKind;
 use skep_core::time::Stamp;
@@ -28,8 +28,9 @@ use tempfile::TempDir;
 /// Bound of every wait for the shim.
 pub(crate) const BOUND: Duration = Duration::from_secs(30);
 const BUSYBOX: &str = "/bin/busybox";
-const APPLETS: [&str; 13] = [
-    "sh", "sleep", "cat", "id", "ls", "echo", "env", "true", "stat", "tail", "touch", "pwd", "kill",
+const APPLETS: [&str; 15] = [
+    "sh", "sleep", "stty", "test", "cat", "id", "ls", "echo", "env", "true", "stat", "tail",
+    "touch", "pwd", "kill",
 ];
 const CAPABILITIES: [&str; 6] =
     ["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_SETGID", "CAP_SETUID", "CAP_KILL"];
@@ -232,7 +233,7 @@ impl Shim {
     pub(crate) fn exec_start(&mut self, exec: &ExecStart) -> Result<(PipeReader, PipeReader)> {
         let (out, stdout) = std::io::pipe()?;
         let (err, stderr) = std::io::pipe()?;
-        let null: OwnedFd = fs::File::open("/dev/null")?.into();
+        let null: OwnedFd = File::open("/dev/null")?.into();
         let fds = [null.as_raw_fd(), stdout.as_raw_fd(), stderr.as_raw_fd()];
         let bytes = frame(&ToShim::Exec(exec.clone()));
         let sent = sendmsg::<()>(
@@ -244,6 +245,26 @@ impl Shim {
         )?;
         self.stream.write_all(bytes.get(sent..).unwrap_or_default())?;
         Ok((out, err))
+    }
+
+    /// An exec with a terminal; its controlling end comes with the answer.
+    pub(crate) fn exec_terminal(&mut self, args: &[&str], size: (u16, u16)) -> Result<File> {
+        let exec = ExecStart { tty: true, size: Some(size), ..exec(args)? };
+        self.say(&ToShim::Exec(exec))?;
+        let mut rights = nix::cmsg_space!([RawFd; 1]);
+        let mut header = [0; 4];
+        let mut into = [IoSliceMut::new(&mut header)];
+        let fd = self.stream.as_raw_fd();
+        let flags = MsgFlags::MSG_WAITALL;
+        let message = recvmsg::<()>(fd, &mut into, Some(&mut rights), flags)?;
+        let Some(ControlMessageOwned::ScmRights(fds)) = message.cmsgs()?.next() else {
+            bail!("no descriptor");
+        };
+        let mut body = vec![0; frame_len(header)?];
+        self.stream.read_exact(&mut body)?;
+        ensure!(matches!(parse(&body)?, FromShim::ExecStarted { .. }));
+        // SAFETY: the kernel has just made it for this test.
+        Ok(unsafe { File::from_raw_fd(*fds.first().context("empty")?) })
     }
 
     /// Runs an exec to its end.
