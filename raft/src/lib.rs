@@ -4,6 +4,10 @@
 //! `machine` applies what is committed with the core's `apply`; `node` is what the daemon uses.
 //! No other crate knows openraft.
 
+mod answer;
+mod api;
+#[cfg(test)]
+mod cluster_tests;
 pub mod disk;
 mod index;
 mod keeper;
@@ -13,8 +17,9 @@ mod log;
 #[cfg(test)]
 mod log_tests;
 mod machine;
-mod network;
-pub mod node;
+mod message;
+pub mod network;
+mod node;
 #[cfg(test)]
 mod node_tests;
 mod record;
@@ -32,9 +37,10 @@ mod store_tests;
 mod testing;
 mod types;
 
+pub use answer::AnswerError;
+pub use api::{Clock, Config, FatalHook, Leadership, Metrics, ProposeError, ReadError, StartError};
 pub use key::StorageKey;
 pub use log::OpenError;
 pub use machine::{Applied, Event, Subscription};
-pub use node::{
-    Clock, Config, FatalHook, Leadership, Metrics, ProposeError, Raft, ReadError, StartError,
-};
+pub use node::Raft;
+pub use snapshot::SnapshotError;

@@ -24,6 +24,12 @@ pub const LINGER_MAX: Duration = Duration::from_millis(1);
 pub const CHUNK_BYTES: usize = 1 << 20;
 /// Bytes of one snapshot record, at most.
 pub const SNAPSHOT_RECORD_BYTES: usize = 64 << 20;
+/// Bytes of records in one part of a snapshot on its way to a peer, and one record more.
+pub const SNAPSHOT_PART_BYTES: usize = 1 << 20;
+/// How long a peer may take to answer one part; the last one it writes to disk.
+pub const SNAPSHOT_PART_WAIT: Duration = Duration::from_secs(60);
+/// Entries in one answer to a reader of the log.
+pub const READ_ENTRIES: u64 = 4_096;
 /// Applied entries since the last snapshot that ask for the next one.
 pub const SNAPSHOT_ENTRIES: u64 = 5_000;
 /// Bytes of log that ask for a snapshot.

@@ -71,6 +71,8 @@ pub(crate) struct Shared {
     events: broadcast::Sender<Event>,
     applied: watch::Sender<Option<u64>>,
     snapshots: Snapshots,
+    /// Held while a snapshot is written: from here or from a peer, one at a time.
+    writing: Mutex<()>,
 }
 
 /// The current snapshot, and which deletions are not purged yet.
@@ -92,6 +94,7 @@ impl Shared {
             events: broadcast::Sender::new(CHANGE_QUEUE),
             applied: watch::Sender::new(None),
             snapshots,
+            writing: Mutex::new(()),
         })
     }
 
@@ -118,6 +121,20 @@ impl Shared {
     pub(crate) fn covered(&self) -> Option<Position> {
         let current = self.current();
         current.file.as_ref().and_then(|file| file.meta.last_log_id.as_ref().map(Position::from))
+    }
+
+    /// Writes a snapshot and makes it the current one, unless that covers as much.
+    fn keep(&self, state: &State, meta: &SnapshotMeta) -> Result<Arc<SnapshotFile>, SnapshotError> {
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let newer = |file: &&Arc<SnapshotFile>| file.meta.last_log_id >= meta.last_log_id;
+        if let Some(file) = self.current().file.as_ref().filter(newer) {
+            return Ok(Arc::clone(file));
+        }
+        let file = self.snapshots.write(state, meta)?;
+        let mut current = self.current();
+        current.file = Some(Arc::clone(&file));
+        current.covers = state.purge_due();
+        Ok(file)
     }
 
     /// Bytes that the current snapshot takes on disk.
@@ -298,17 +315,19 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
 
     async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
         let (shared, view) = (Arc::clone(&self.shared), Arc::clone(&self.view));
-        let file = blocking(move || {
-            let (state, meta) = &*view;
-            let file = shared.snapshots.write(state, meta)?;
-            let mut current = shared.current();
-            current.file = Some(Arc::clone(&file));
-            current.covers = state.purge_due();
-            Ok(file)
-        })
-        .await?;
+        let file = blocking(move || shared.keep(&view.0, &view.1)).await?;
         Ok(Snapshot { meta: file.meta.clone(), snapshot: file })
     }
+}
+
+/// Writes a state that came from a peer as the current snapshot.
+pub(crate) async fn keep(
+    shared: &Arc<Shared>,
+    state: State,
+    meta: SnapshotMeta,
+) -> io::Result<Arc<SnapshotFile>> {
+    let shared = Arc::clone(shared);
+    blocking(move || shared.keep(&state, &meta)).await
 }
 
 /// Runs what waits for the disk where it holds up nobody.

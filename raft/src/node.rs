@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -19,170 +18,22 @@ use skep_core::time::Stamp;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 
-use crate::StorageKey;
+use crate::answer::{self, AnswerError, Incoming};
+use crate::api::{
+    Clock, Config, FatalHook, Leadership, Metrics, ProposeError, ReadError, StartError,
+};
 use crate::disk::{Disk, RealDisk};
 use crate::keeper;
 use crate::limits::{
     ELECT_WAIT, ELECTION_MAX, ELECTION_MIN, HEARTBEAT, KEPT_ENTRIES, PENDING_BYTES, PROPOSAL_BYTES,
     PROPOSE_WAIT, READ_WAIT, RESERVED_BYTES, SHUTDOWN_WAIT, SPACE_CHECK,
 };
-use crate::log::{Log, LogSize, OpenError, lock};
+use crate::log::{Log, LogSize, lock};
 use crate::machine::{Machine, Shared, Subscription};
-use crate::network::Network;
-use crate::snapshot::{SnapshotError, Snapshots};
+use crate::network::{Alone, Network, Transport};
+use crate::snapshot::Snapshots;
 use crate::store::{self, LogStore};
 use crate::types::{OpenRaft, Payload};
-
-/// Tells the time on the wall.
-pub type Clock = Arc<dyn Fn() -> Stamp + Send + Sync>;
-
-/// Called once when this node can no longer take part: the disk refused a write, or openraft
-/// stopped. It gets the reason and must end the process; nothing else may be written.
-#[derive(Clone)]
-pub struct FatalHook(Arc<dyn Fn(&str) + Send + Sync>);
-
-impl FatalHook {
-    /// Calls `hook` with the reason.
-    pub fn new(hook: impl Fn(&str) + Send + Sync + 'static) -> Self {
-        Self(Arc::new(hook))
-    }
-
-    /// Logs the reason and exits at once with status 1.
-    #[must_use]
-    pub fn exit() -> Self {
-        Self::new(|reason| {
-            tracing::error!("{reason}");
-            std::process::exit(1);
-        })
-    }
-
-    pub(crate) fn call(&self, reason: &str) {
-        (self.0)(reason);
-    }
-}
-
-impl fmt::Debug for FatalHook {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("FatalHook(..)")
-    }
-}
-
-/// What `Raft::start` needs to know.
-#[derive(Debug)]
-pub struct Config {
-    /// The directory with `log/` and `snapshots/`; made if it is not there.
-    pub dir: PathBuf,
-    /// Seals the log and the snapshots.
-    pub storage_key: StorageKey,
-    /// This node's Raft id: minted at each promotion, never reused.
-    pub raft_id: u64,
-    /// Where other managers reach this node, with port.
-    pub addr: String,
-    /// Ends the process.
-    pub on_fatal: FatalHook,
-}
-
-/// Why a node does not start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// The directory cannot be used.
-    #[error("raft: cannot use {dir}")]
-    Dir {
-        /// Which.
-        dir: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// The log cannot be read.
-    #[error("the raft log cannot be read")]
-    Log(#[from] OpenError),
-    /// The snapshot cannot be read.
-    #[error("the raft snapshot cannot be read")]
-    Snapshot(#[from] SnapshotError),
-    /// openraft refused to start; the text says why.
-    #[error("raft does not start: {0}")]
-    Raft(String),
-    /// The sole voter does not lead after some seconds: its disk is too slow, or stuck.
-    #[error("raft: this node, the only manager, does not become leader within {0:?}")]
-    NoLeader(Duration),
-    /// There is a swarm in this directory already.
-    #[error("raft: this node has a swarm already")]
-    Initialized,
-}
-
-/// Why a proposal has no outcome.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ProposeError {
-    /// Not proposed: another node leads, or none.
-    #[error("this node does not lead the swarm")]
-    NotLeader {
-        /// Raft id of the leader, if it is known.
-        leader: Option<u64>,
-    },
-    /// Proposed, but what became of it is not known. The same request may be proposed again.
-    #[error("the outcome is not known")]
-    Unknown,
-    /// Not proposed: the disk is nearly full.
-    #[error("no space left on the disk that holds the raft log")]
-    NoSpace,
-    /// Not proposed: too many bytes of proposals wait for their outcome.
-    #[error("too many proposals wait for their outcome; try again")]
-    Busy,
-    /// Not proposed: the command is too large.
-    #[error("the command takes {bytes} bytes; at most {limit} are allowed", limit = PROPOSAL_BYTES)]
-    TooLarge {
-        /// Its size when encoded.
-        bytes: usize,
-    },
-    /// Not proposed: this node is stopping.
-    #[error("this node is stopping")]
-    Shutdown,
-}
-
-/// Why a read cannot be confirmed.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ReadError {
-    /// Another node leads, or none.
-    #[error("this node does not lead the swarm")]
-    NotLeader {
-        /// Raft id of the leader, if it is known.
-        leader: Option<u64>,
-    },
-    /// No quorum confirmed in time that this node leads.
-    #[error("no quorum of managers answers")]
-    Timeout,
-    /// This node is stopping.
-    #[error("this node is stopping")]
-    Shutdown,
-}
-
-/// Who leads, as this node knows.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct Leadership {
-    /// Raft's term. A term has one leader at most.
-    pub term: u64,
-    /// Raft id of the leader, if there is one.
-    pub leader: Option<u64>,
-    /// Whether that is this node. What it applied may lag: read with `read_index` first.
-    pub here: bool,
-}
-
-/// Figures of this node's log.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct Metrics {
-    /// Bytes in the log's segments.
-    pub log_bytes: u64,
-    /// The log's segments.
-    pub log_segments: usize,
-    /// Last entry in the log.
-    pub last_index: Option<u64>,
-    /// Last entry applied.
-    pub applied_index: Option<u64>,
-    /// Last entry in the snapshot.
-    pub snapshot_index: Option<u64>,
-    /// Last entry that the log holds no more.
-    pub purged_index: Option<u64>,
-}
 
 /// The running node. Clones are handles to the same node.
 #[derive(Clone)]
@@ -194,6 +45,7 @@ pub(crate) struct Inner {
     pub(crate) store: LogStore,
     pub(crate) size: Arc<LogSize>,
     pub(crate) clock: Clock,
+    incoming: Incoming,
     raft_id: u64,
     addr: String,
     leadership: watch::Receiver<Leadership>,
@@ -220,6 +72,18 @@ impl Raft {
     /// # Errors
     /// If log or snapshot cannot be read, or the disk refuses.
     pub async fn start(config: Config, clock: Clock) -> Result<Self, StartError> {
+        Self::start_among(config, clock, Arc::new(Alone)).await
+    }
+
+    /// The same for one manager of many, which reaches the others through `transport`.
+    ///
+    /// # Errors
+    /// If log or snapshot cannot be read, or the disk refuses.
+    pub async fn start_among(
+        config: Config,
+        clock: Clock,
+        transport: Arc<dyn Transport>,
+    ) -> Result<Self, StartError> {
         let open = |name: &str| {
             let dir = config.dir.join(name);
             match RealDisk::open(&dir) {
@@ -228,13 +92,14 @@ impl Raft {
             }
         };
         let disks = Disks { log: open("log")?, snapshots: open("snapshots")? };
-        Self::start_on(disks, config, clock).await
+        Self::start_on(disks, config, clock, transport).await
     }
 
     pub(crate) async fn start_on(
         disks: Disks,
         config: Config,
         clock: Clock,
+        transport: Arc<dyn Transport>,
     ) -> Result<Self, StartError> {
         let key = Arc::new(config.storage_key);
         let log_disk = Arc::clone(&disks.log);
@@ -248,10 +113,10 @@ impl Raft {
         let space = Space::new(log_disk, Arc::clone(&shared));
         let machine = Machine(Arc::clone(&shared));
         let settings = settings().map_err(|e| StartError::Raft(e.to_string()))?;
-        let raft =
-            OpenRaft::new(config.raft_id, Arc::new(settings), Network, store.clone(), machine)
-                .await
-                .map_err(|e| StartError::Raft(e.to_string()))?;
+        let (settings, network) = (Arc::new(settings), Network(transport));
+        let raft = OpenRaft::new(config.raft_id, settings, network, store.clone(), machine)
+            .await
+            .map_err(|e| StartError::Raft(e.to_string()))?;
         if lock(&index).purged() == shared.covered() {
             shared.purged();
         }
@@ -269,6 +134,7 @@ impl Raft {
             store,
             size,
             clock,
+            incoming: Incoming::default(),
             raft_id: config.raft_id,
             addr: config.addr,
             leadership,
@@ -421,6 +287,15 @@ impl Raft {
     /// If this node is stopping.
     pub async fn is_initialized(&self) -> Result<bool, ReadError> {
         self.0.raft.is_initialized().await.map_err(|_| ReadError::Shutdown)
+    }
+
+    /// Answers a request that the manager with Raft id `from` sent through its transport.
+    ///
+    /// # Errors
+    /// See [`AnswerError`]; the transport then breaks the stream.
+    pub async fn answer(&self, from: u64, request: &[u8]) -> Result<Vec<u8>, AnswerError> {
+        let Inner { raft, shared, incoming, .. } = &*self.0;
+        answer::answer(raft, shared, incoming, from, request).await
     }
 
     /// Figures of the log.

@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use crate::disk::{Disk, DiskFile};
+use crate::network::Alone;
 use crate::node::Disks;
 use crate::samples::{create, id, init, records};
 use crate::testing::CrashDisk;
@@ -35,7 +36,8 @@ async fn start(dir: &Path) -> Raft {
 
 async fn start_on(log: Arc<dyn Disk>, hook: FatalHook) -> Result<Raft, StartError> {
     let disks = Disks { log, snapshots: Arc::new(CrashDisk::default()) };
-    Raft::start_on(disks, config("unused".as_ref(), hook), Arc::new(|| Stamp(1))).await
+    Raft::start_on(disks, config("unused".as_ref(), hook), Arc::new(|| Stamp(1)), Arc::new(Alone))
+        .await
 }
 
 async fn started(dir: &Path) -> Raft {

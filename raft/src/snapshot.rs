@@ -7,6 +7,7 @@
 //! first says what the snapshot covers, the others are the core's. The seal binds the id, the
 //! number of the chunk and whether it is the last, so none can be left out, moved or added.
 
+use std::borrow::Borrow;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
@@ -125,7 +126,7 @@ impl Snapshots {
         let bytes = file.size().during("measure a snapshot")?;
         let meta = SnapshotMeta::default();
         let mut found = SnapshotFile { name, id, file, cipher, meta, bytes };
-        let covered = found.records()?.next()?.unwrap_or_default();
+        let covered = Records::all(&found).next()?.unwrap_or_default();
         let covered: Covered = codec::decode_strict(&covered).map_err(|e| found.unknown(&e))?;
         found.meta = SnapshotMeta::try_from(covered).map_err(|e| found.unknown(&e))?;
         Ok(Some(Arc::new(found)))
@@ -249,24 +250,12 @@ impl Chunks<'_> {
 impl SnapshotFile {
     /// Reads the state.
     pub(crate) fn state(&self) -> Result<State, SnapshotError> {
-        let mut records = self.records()?;
-        let _covered = records.next()?;
+        let mut records = Records::of(self)?;
         let mut reader = skep_core::snapshot::Reader::default();
         while let Some(record) = records.next()? {
             reader.push(&record).map_err(|e| self.unknown(&e))?;
         }
         reader.finish().map_err(|e| self.unknown(&e))
-    }
-
-    fn records(&self) -> Result<Records<'_>, SnapshotError> {
-        Ok(Records {
-            from: self,
-            number: 0,
-            offset: HEADER_BYTES,
-            last: false,
-            buffer: Vec::new(),
-            at: 0,
-        })
     }
 
     fn damaged(&self, offset: u64) -> SnapshotError {
@@ -279,8 +268,9 @@ impl SnapshotFile {
 }
 
 /// Reads chunks as records.
-struct Records<'a> {
-    from: &'a SnapshotFile,
+#[derive(Debug)]
+pub(crate) struct Records<F> {
+    from: F,
     number: u64,
     offset: u64,
     last: bool,
@@ -288,18 +278,29 @@ struct Records<'a> {
     at: usize,
 }
 
-impl Records<'_> {
+impl<F: Borrow<SnapshotFile>> Records<F> {
+    /// The core's records.
+    pub(crate) fn of(from: F) -> Result<Self, SnapshotError> {
+        let mut records = Self::all(from);
+        let _covered = records.next()?;
+        Ok(records)
+    }
+
+    fn all(from: F) -> Self {
+        Self { from, number: 0, offset: HEADER_BYTES, last: false, buffer: Vec::new(), at: 0 }
+    }
+
     /// The next record, `None` behind the last.
-    fn next(&mut self) -> Result<Option<Vec<u8>>, SnapshotError> {
+    pub(crate) fn next(&mut self) -> Result<Option<Vec<u8>>, SnapshotError> {
         if !self.fill(4)? {
-            let clean = self.at == self.buffer.len() && self.offset == self.from.bytes;
-            return if clean { Ok(None) } else { Err(self.from.damaged(self.offset)) };
+            let clean = self.at == self.buffer.len() && self.offset == self.from.borrow().bytes;
+            return if clean { Ok(None) } else { Err(self.damaged()) };
         }
         let head = self.buffer.get(self.at..).and_then(|rest| rest.first_chunk::<4>());
         let len = head.map_or(0, |head| u32::from_le_bytes(*head)) as usize;
         self.at += 4;
         if len > SNAPSHOT_RECORD_BYTES || !self.fill(len)? {
-            return Err(self.from.damaged(self.offset));
+            return Err(self.damaged());
         }
         let record = self.buffer.get(self.at..self.at + len).unwrap_or_default().to_vec();
         self.at += len;
@@ -320,10 +321,15 @@ impl Records<'_> {
         Ok(true)
     }
 
+    fn damaged(&self) -> SnapshotError {
+        self.from.borrow().damaged(self.offset)
+    }
+
     fn chunk(&mut self) -> Result<Vec<u8>, SnapshotError> {
-        let damaged = || self.from.damaged(self.offset);
+        let damaged = || self.damaged();
+        let from = self.from.borrow();
         let mut head = [0; CHUNK_HEAD];
-        let read = self.from.file.read_at(self.offset, &mut head).during("read a snapshot")?;
+        let read = from.file.read_at(self.offset, &mut head).during("read a snapshot")?;
         let (len, last) = head.split_first_chunk::<4>().ok_or_else(damaged)?;
         let len = u32::from_le_bytes(*len) as usize;
         if read != CHUNK_HEAD || len > CHUNK_BYTES + TAG_BYTES {
@@ -332,10 +338,10 @@ impl Records<'_> {
         let last = last.first() == Some(&1);
         let mut sealed = vec![0; len];
         let at = self.offset + CHUNK_HEAD as u64;
-        let read = self.from.file.read_at(at, &mut sealed).during("read a snapshot")?;
+        let read = from.file.read_at(at, &mut sealed).during("read a snapshot")?;
         let sealed = sealed.get(..read).unwrap_or_default();
-        let aad = aad(&self.from.id, self.number, last);
-        let plain = self.from.cipher.open(self.number, &aad, sealed).map_err(|_| damaged())?;
+        let aad = aad(&from.id, self.number, last);
+        let plain = from.cipher.open(self.number, &aad, sealed).map_err(|_| damaged())?;
         self.offset = at + len as u64;
         self.number += 1;
         self.last = last;

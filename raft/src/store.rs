@@ -13,7 +13,7 @@ use openraft::{LogState, OptionalSend, RaftLogReader};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::index::Found;
-use crate::limits::{BATCH_BYTES, LINGER_MAX, LINGER_MIN, LINGER_SHARE, LOG_QUEUE};
+use crate::limits::{BATCH_BYTES, LINGER_MAX, LINGER_MIN, LINGER_SHARE, LOG_QUEUE, READ_ENTRIES};
 use crate::log::{Log, SharedIndex, WriteError, lock};
 use crate::record::Write;
 use crate::types::{Entry, LogId, Position, TypeConfig, Vote};
@@ -237,6 +237,7 @@ impl RaftLogReader<TypeConfig> for LogStore {
         start: u64,
         end: u64,
     ) -> Result<Vec<Entry>, io::Error> {
+        let end = end.min(start.saturating_add(READ_ENTRIES));
         let found = lock(&self.index).get(start, end);
         let mut bytes = 0;
         let mut entries = Vec::new();
