@@ -41,6 +41,8 @@ const DELETE: Duration = Duration::from_secs(10);
 const DISMISS: Duration = Duration::from_secs(1);
 /// Time between SIGTERM, when the shim itself is told to end, and SIGKILL.
 const TERMINATION_GRACE_MS: u64 = STOP_GRACE.as_millis();
+/// How long the daemon that made a broken shim is waited for.
+const AWAIT_DAEMON: Duration = Duration::from_secs(2);
 /// Exit code of a task that was stopped before it ran.
 const STOPPED_CODE: i32 = 128 + libc::SIGKILL;
 /// Exit code of a task whose shim could not make it ready.
@@ -115,6 +117,7 @@ impl Task {
         let mut materials = match self.prepare() {
             Ok(materials) => materials,
             Err(reason) => {
+                self.await_daemon();
                 let exit = self.exit(BROKEN_CODE, now_ns(), Some(reason));
                 self.finish(ShimState::Failed, exit, None)
             }
@@ -138,7 +141,7 @@ impl Task {
                 self.receive(&mut materials);
             }
             if ready.daemon {
-                self.accept(&materials);
+                self.accept(Some(&materials));
             }
         }
     }
@@ -180,7 +183,17 @@ impl Task {
         }
     }
 
-    fn accept(&mut self, materials: &Materials) {
+    /// The daemon that made the shim is about to connect: it shall hear why nothing comes of it.
+    fn await_daemon(&mut self) {
+        let mut fds = [PollFd::new(self.listener.as_fd(), PollFlags::POLLIN)];
+        let timeout = PollTimeout::try_from(AWAIT_DAEMON).unwrap_or(PollTimeout::MAX);
+        if matches!(poll(&mut fds, timeout), Ok(1..)) {
+            self.accept(None);
+        }
+    }
+
+    /// Takes a daemon on, in the place of the one before.
+    fn accept(&mut self, materials: Option<&Materials>) {
         // Who may not connect, or is gone again, changes nothing.
         let Ok(stream) = link::accept(&self.listener) else { return };
         let Ok(reading) = stream.try_clone() else { return };
@@ -189,10 +202,10 @@ impl Task {
         let hello = Hello {
             protocol: PROTOCOL,
             task: self.plan.launch.task,
-            key: materials.key(),
+            key: materials.map(Materials::key).unwrap_or_default(),
             pid: std::process::id(),
-            held: materials.held(),
-            sequence: materials.sequence(),
+            held: materials.map(Materials::held).unwrap_or_default(),
+            sequence: materials.map(Materials::sequence).unwrap_or_default(),
             status: self.status(None),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         };

@@ -5,7 +5,8 @@
 //! time: a new one replaces the old one. File descriptors of an exec travel by `SCM_RIGHTS` with
 //! the first byte of the frame of [`ToShim::Exec`]: stdin, stdout, stderr in this order (for a
 //! terminal: one descriptor, the console's other end is passed back likewise with
-//! [`FromShim::ExecStarted`]).
+//! [`FromShim::ExecStarted`]). They are pipes that block. What the runtime itself has to say of
+//! an exec that never runs is in [`FromShim::ExecExited`] alone, not on its streams.
 
 use minicbor::{Decode, Encode};
 use skep_core::id::{MaterialId, TaskId};

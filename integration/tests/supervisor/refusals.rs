@@ -94,6 +94,10 @@ fn containers_that_cannot_start_say_why() -> Result<()> {
     rig.launch.bundle = "{}".into();
     let (_, error) = fails(rig)?;
     ensure!(error.contains("the bundle has no process"), "{error}");
+    let mut rig = Rig::new(&["true"])?;
+    rig.launch.layers.push("/nonexistent/layer".into());
+    let (_, error) = fails(rig)?;
+    ensure!(error.contains("cannot mount the container's root"), "{error}");
     Ok(())
 }
 
