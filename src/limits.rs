@@ -16,6 +16,8 @@ pub const SHIM_MESSAGE_BYTES: usize = 20 << 20;
 pub const SHIM_START: Duration = Duration::from_secs(10);
 /// How long a shim may stay silent before it is killed.
 pub const SHIM_SILENCE: Duration = Duration::from_secs(30);
+/// How long a shim may take to clear up after it has told the end of its task.
+pub const SHIM_END: Duration = Duration::from_secs(15);
 /// How long one runc call may take.
 pub const RUNC_CALL: Duration = Duration::from_secs(60);
 /// Bytes of one task log file before it is rotated.

@@ -12,7 +12,7 @@ use skep_core::limits::STOP_GRACE;
 use skep_core::model::task::{ContainerStatus, TaskState, TaskStatus};
 use skep_core::task_machine::{Action, End, Local, Report, step};
 use tokio::sync::{mpsc, watch};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::leftovers::Traces;
 use super::link::{Incoming, ShimLink};
@@ -22,7 +22,7 @@ use super::store::{self, Found, Record};
 use super::{Context, lock};
 use crate::engine;
 use crate::files::remove_dir;
-use crate::limits::SHIM_SILENCE;
+use crate::limits::{SHIM_END, SHIM_SILENCE};
 use crate::wire::launch::{Launch, SHIM_SOCKET};
 use crate::wire::session::FromAgent;
 use crate::wire::shim::{Delivery, Exit, FromShim, Hello, ShimState, ShimStatus, ToShim};
@@ -373,10 +373,15 @@ impl Actor {
         self.tell(message).await;
     }
 
-    /// Ends a shim whose container never ran.
+    /// Ends a shim whose container never ran. One that has told the end of its task is busy
+    /// clearing up, and leaves by itself.
     async fn abandon(&mut self) {
-        if let Some(shim) = self.shim.take() {
-            kill(shim.hello.pid);
+        if let Some(mut shim) = self.shim.take() {
+            let left = async { while shim.incoming.recv().await.is_some() {} };
+            let ended = matches!(self.local, Local::Ended(_));
+            if !ended || timeout(SHIM_END, left).await.is_err() {
+                kill(shim.hello.pid);
+            }
         }
         self.clear_run_state().await;
     }
