@@ -41,6 +41,8 @@ async fn rates() {
     let began = Instant::now();
     let node = start(dir.path()).await;
     println!("start: {:?}", began.elapsed());
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    println!("{}", status.lines().find(|line| line.starts_with("VmRSS")).unwrap());
     let began = Instant::now();
     node.initialize().await.unwrap();
     println!("initialize: {:?}", began.elapsed());
