@@ -121,7 +121,7 @@ impl Incoming {
             _ => return Ok(Step::Answer(Reply::Begin)),
         };
         for record in &part.records {
-            partial.reader.push(record).map_err(|e| AnswerError::Malformed(e.to_string()))?;
+            partial.reader.push(&record.0).map_err(|e| AnswerError::Malformed(e.to_string()))?;
         }
         if part.last {
             return Ok(Step::Whole(Box::new(partial.reader)));

@@ -5,7 +5,6 @@
 
 use std::sync::Arc;
 
-use minicbor::bytes::ByteVec;
 use minicbor::{Decode, Encode};
 use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, TransferLeaderError, TransferLeaderRequest,
@@ -13,8 +12,8 @@ use openraft::raft::{
 };
 
 use crate::types::{
-    Covered, Entry, EntryPayload, LogId, Members, MembersError, Membership, Payload, Position,
-    TypeConfig, Vote, VoteRecord,
+    Covered, Entry, EntryPayload, LogId, Members, MembersError, Membership, Opaque, Payload,
+    Position, TypeConfig, Vote, VoteRecord,
 };
 
 /// A request. All but the parts of a snapshot fit in one message and its reply.
@@ -74,7 +73,7 @@ pub(crate) enum Content {
     #[n(0)]
     Blank,
     #[n(1)]
-    Normal(#[n(0)] ByteVec),
+    Normal(#[n(0)] Opaque),
     #[n(2)]
     Members(#[n(0)] Members),
 }
@@ -116,7 +115,7 @@ pub(crate) struct SnapshotPart {
     #[n(2)]
     pub(crate) number: u64,
     #[n(3)]
-    pub(crate) records: Vec<ByteVec>,
+    pub(crate) records: Vec<Opaque>,
     #[n(4)]
     pub(crate) last: bool,
 }
@@ -176,7 +175,7 @@ impl From<&Entry> for Line {
     fn from(entry: &Entry) -> Self {
         let content = match &entry.payload {
             EntryPayload::Blank => Content::Blank,
-            EntryPayload::Normal(payload) => Content::Normal(ByteVec::from(payload.0.to_vec())),
+            EntryPayload::Normal(payload) => Content::Normal(Opaque(payload.0.to_vec())),
             EntryPayload::Membership(membership) => Content::Members(Members::from(membership)),
         };
         Self { at: Position::from(&entry.log_id), content }
@@ -187,7 +186,7 @@ impl Line {
     fn entry(self) -> Result<Entry, MembersError> {
         let payload = match self.content {
             Content::Blank => EntryPayload::Blank,
-            Content::Normal(bytes) => EntryPayload::Normal(Payload(Arc::from(Vec::from(bytes)))),
+            Content::Normal(bytes) => EntryPayload::Normal(Payload(Arc::from(bytes.0))),
             Content::Members(members) => EntryPayload::Membership(Membership::try_from(members)?),
         };
         Ok(Entry { log_id: LogId::from(self.at), payload })
@@ -325,5 +324,57 @@ impl From<TransferLeaderResponse<TypeConfig>> for Reply {
                 actual: position(actual.as_ref()),
             },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use skep_core::codec;
+
+    use super::*;
+    use crate::record::Write;
+
+    fn append() -> Append {
+        let payload = Payload(Arc::from(&b"canary-payload"[..]));
+        let nodes = [(1, openraft::BasicNode::new("a:1")), (2, openraft::BasicNode::new("b:2"))];
+        let membership =
+            Membership::new(vec![[1].into()], std::collections::BTreeMap::from(nodes)).unwrap();
+        let contents = [
+            EntryPayload::Blank,
+            EntryPayload::Normal(payload),
+            EntryPayload::Membership(membership),
+        ];
+        let entries = contents.into_iter().zip(5..);
+        let entries = entries.map(|(payload, index)| {
+            Line::from(&Entry { log_id: LogId::from(Position { term: 2, index }), payload })
+        });
+        Append {
+            vote: VoteRecord { term: 2, node: 1, committed: true },
+            previous: Some(Position { term: 1, index: 4 }),
+            entries: entries.collect(),
+            committed: None,
+        }
+    }
+
+    #[test]
+    fn entries_come_through_unchanged() {
+        let append = append();
+        let bytes = codec::encode(&Request::Append(append.clone()));
+        let Request::Append(read) = codec::decode(&bytes).unwrap() else { panic!() };
+        assert_eq!(read, append);
+        assert_eq!(Append::from(&read.request().unwrap()), append);
+    }
+
+    #[test]
+    fn nothing_prints_a_payload() {
+        let append = append();
+        let mut printed = format!("{append:?}");
+        let request = append.request().unwrap();
+        printed += &format!("{request:?} {request}");
+        for entry in request.entries {
+            printed += &format!("{entry:?} {entry} {:?}", Write::Entry(entry.clone()));
+        }
+        assert!(!printed.contains("canary"), "{printed}");
+        assert!(!printed.contains("99, 97, 110"), "{printed}");
     }
 }

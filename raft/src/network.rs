@@ -7,7 +7,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use minicbor::bytes::ByteVec;
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::{RPCOption, RaftNetworkFactory, RaftNetworkV2};
 use openraft::raft::{
@@ -21,7 +20,7 @@ use tokio::time::timeout;
 use crate::limits::{SNAPSHOT_PART_BYTES, SNAPSHOT_PART_WAIT};
 use crate::message::{Append, Campaign, Reply, Request, SnapshotPart, Transfer};
 use crate::snapshot::{Image, Records, SnapshotError, SnapshotFile};
-use crate::types::{Covered, Snapshot, TypeConfig, Vote};
+use crate::types::{Covered, Opaque, Snapshot, TypeConfig, Vote};
 
 /// Another manager.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -235,7 +234,7 @@ enum Reader {
 }
 
 /// The reader again, some records, and whether they are the last.
-type Part = (Records<Arc<SnapshotFile>>, Vec<ByteVec>, bool);
+type Part = (Records<Arc<SnapshotFile>>, Vec<Opaque>, bool);
 
 impl Reader {
     fn part(self) -> Result<Part, SnapshotError> {
@@ -248,7 +247,7 @@ impl Reader {
         while bytes < SNAPSHOT_PART_BYTES {
             let Some(record) = records.next()? else { return Ok((records, part, true)) };
             bytes += record.len();
-            part.push(ByteVec::from(record));
+            part.push(Opaque(record));
         }
         Ok((records, part, false))
     }

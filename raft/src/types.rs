@@ -26,6 +26,17 @@ impl fmt::Display for Payload {
     }
 }
 
+/// Bytes in a message, of which no more is ever printed than their number.
+#[derive(Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(transparent)]
+pub(crate) struct Opaque(#[cbor(n(0), with = "minicbor::bytes")] pub(crate) Vec<u8>);
+
+impl fmt::Debug for Opaque {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Opaque({} bytes)", self.0.len())
+    }
+}
+
 openraft::declare_raft_types!(
     pub(crate) TypeConfig:
         D = Payload,
