@@ -95,13 +95,14 @@ impl Node {
     /// [`StartError`].
     pub async fn start(config: NodeConfig) -> Result<Arc<Self>, StartError> {
         make_dir(&config.data_root, 0o700)?;
+        let store = IdentityStore::new(&config.data_root);
+        store.check_own()?;
         make_dir(&config.run_root, 0o711)?;
         let locks = [
             lock("data root", &config.data_root, "--data-root")?,
             lock("run root", &config.run_root, "--run-root")?,
         ];
         let images = Arc::new(ImageStore::open(&config.data_root)?);
-        let store = IdentityStore::new(&config.data_root);
         let file = store.load()?;
         let runtime_version = config::runtime_version(&config.runtime).await;
         let node = Arc::new(Self {
@@ -142,8 +143,10 @@ impl Node {
         let id = |text: &str| StartError::BadId(text.to_owned());
         let cluster: ClusterId = file.cluster.parse().map_err(|_| id(&file.cluster))?;
         let node: NodeId = file.node.parse().map_err(|_| id(&file.node))?;
-        let raft = self.open_raft(&file).await?;
+        // Whatever can be wrong with a file is found before anything runs.
+        self.store.check_leaf()?;
         let seal = self.store.load_seal_key()?;
+        let raft = self.open_raft(&file).await?;
         let manager = Manager::new(raft, cluster, node, seal, self.raft_dir());
         self.take_up(manager, file)?;
         Ok(())

@@ -15,6 +15,20 @@ use crate::seal::{SealError, SealKeyPair, random};
 /// Layout of the data root that this build reads and writes.
 pub const LAYOUT: u32 = 1;
 
+/// What may stand in a data root; the last is made by the filesystem.
+const OWN: [&str; 10] = [
+    "node.json",
+    "cert.pem",
+    "key.pem",
+    "storage.key",
+    "raft",
+    "images",
+    "layers",
+    "tasks",
+    "lock",
+    "lost+found",
+];
+
 /// What `node.json` says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeFile {
@@ -59,6 +73,16 @@ pub enum StoreError {
         path: PathBuf,
         /// What is wrong.
         why: String,
+    },
+    /// The directory is somebody else's.
+    #[error(
+        "{path} holds {name:?} and no node: choose an empty --data-root, or one that skep made"
+    )]
+    Foreign {
+        /// The directory.
+        path: PathBuf,
+        /// What it holds.
+        name: String,
     },
     /// Another build wrote it.
     #[error(
@@ -115,6 +139,26 @@ impl IdentityStore {
         serde_json::from_value(value).map(Some).map_err(damaged)
     }
 
+    /// Checks that a data root without a node holds nothing but what an unfinished start or the
+    /// filesystem itself may have left.
+    ///
+    /// # Errors
+    /// [`StoreError::Foreign`] names what else there is; the directory is not touched.
+    pub fn check_own(&self) -> Result<(), StoreError> {
+        if self.path("node.json").exists() {
+            return Ok(());
+        }
+        let read = |e| FileError::on("read", &self.root)(e);
+        for entry in std::fs::read_dir(&self.root).map_err(read)? {
+            let name = entry.map_err(read)?.file_name().to_string_lossy().into_owned();
+            let made = name.strip_prefix('.').and_then(|name| name.strip_suffix(".new"));
+            if !OWN.contains(&made.unwrap_or(&name)) {
+                return Err(StoreError::Foreign { path: self.root.clone(), name });
+            }
+        }
+        Ok(())
+    }
+
     /// Writes `node.json`.
     ///
     /// # Errors
@@ -161,6 +205,34 @@ impl IdentityStore {
             .ok_or_else(damaged)?;
         let key = base64::engine::general_purpose::STANDARD.decode(body).map_err(|_| damaged())?;
         SealKeyPair::from_private(&Zeroizing::new(key)).map_err(|_| damaged())
+    }
+
+    /// Checks that certificate and node key can be read and belong together.
+    ///
+    /// # Errors
+    /// [`StoreError`] names the file.
+    pub fn check_leaf(&self) -> Result<(), StoreError> {
+        use rcgen::PublicKeyData as _;
+        let read = |path: &Path| std::fs::read(path).map_err(FileError::on("read", path));
+        let damaged = |path: &Path, why: &str| StoreError::Damaged {
+            path: path.to_owned(),
+            why: why.to_owned(),
+        };
+        let key = self.path("key.pem");
+        let text = Zeroizing::new(read(&key)?);
+        let pair = std::str::from_utf8(&text)
+            .ok()
+            .and_then(|text| rcgen::KeyPair::from_pem(text).ok())
+            .ok_or_else(|| damaged(&key, "it holds no node key"))?;
+        let cert = self.path("cert.pem");
+        let text = read(&cert)?;
+        let none = || damaged(&cert, "it holds no certificate");
+        let (_, pem) = x509_parser::pem::parse_x509_pem(&text).map_err(|_| none())?;
+        let leaf = pem.parse_x509().map_err(|_| none())?;
+        if leaf.public_key().raw != pair.subject_public_key_info() {
+            return Err(damaged(&cert, "its key is not the one in key.pem"));
+        }
+        Ok(())
     }
 
     /// Makes and writes the storage key.
@@ -220,7 +292,11 @@ fn read_optional(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
 
 #[cfg(test)]
 mod tests {
+    use skep_core::id::{ClusterId, ENTROPY_LEN, NodeId};
+    use skep_core::model::node::Role;
+
     use super::*;
+    use crate::identity::ca::Root;
 
     #[test]
     fn identity_files_are_read_back_and_damage_is_named() {
@@ -247,5 +323,45 @@ mod tests {
         assert!(matches!(store.load(), Err(StoreError::Layout { found: 9, .. })));
         std::fs::write(dir.path().join("node.json"), "{").unwrap();
         assert!(matches!(store.load(), Err(StoreError::Damaged { .. })));
+    }
+
+    #[test]
+    fn a_directory_of_somebody_else_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = IdentityStore::new(dir.path());
+        store.check_own().unwrap();
+        for name in ["lock", ".key.pem.new", "lost+found", "storage.key"] {
+            std::fs::write(dir.path().join(name), "").unwrap();
+        }
+        store.check_own().unwrap();
+        std::fs::write(dir.path().join("photos.txt"), "").unwrap();
+        let error = store.check_own().unwrap_err().to_string();
+        assert!(error.contains("photos.txt"), "{error}");
+        // A node's own directory may hold what its owner puts beside.
+        std::fs::write(dir.path().join("node.json"), "{}").unwrap();
+        store.check_own().unwrap();
+    }
+
+    #[test]
+    fn certificate_and_key_belong_together() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = IdentityStore::new(dir.path());
+        let ca = Root::generate().unwrap();
+        let leaf = || {
+            let id = [7; ENTROPY_LEN];
+            ca.issue(ClusterId::from_entropy(id), NodeId::from_entropy(id), Role::Manager).unwrap()
+        };
+        let seal = SealKeyPair::generate().unwrap();
+        store.save_leaf(&leaf(), &seal).unwrap();
+        store.check_leaf().unwrap();
+        let other = leaf();
+        for bad in [other.cert_pem.as_str(), "", "garbage"] {
+            std::fs::write(dir.path().join("cert.pem"), bad).unwrap();
+            let error = store.check_leaf().unwrap_err().to_string();
+            assert!(error.contains("cert.pem"), "{error}");
+        }
+        std::fs::write(dir.path().join("key.pem"), "garbage").unwrap();
+        let error = store.check_leaf().unwrap_err().to_string();
+        assert!(error.contains("key.pem"), "{error}");
     }
 }
