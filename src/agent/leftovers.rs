@@ -20,7 +20,7 @@ pub(super) struct Traces {
     runtime: String,
     runc_root: String,
     container_id: String,
-    run_dir: PathBuf,
+    pub(super) run_dir: PathBuf,
 }
 
 /// Something stays behind.

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
 use rustix::net::{
@@ -13,7 +13,10 @@ use rustix::net::{
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 
+use crate::limits::SHIM_SILENCE;
+use crate::wire::launch::SHIM_SOCKET;
 use crate::wire::shim::{FromShim, Hello, ToShim};
 use crate::wire::{WireError, frame, frame_len, parse};
 
@@ -31,6 +34,9 @@ pub enum LinkError {
     /// It broke the protocol or went away.
     #[error("the connection to the task's supervisor failed")]
     Wire(#[from] WireError),
+    /// It took the connection and said nothing.
+    #[error("the task's supervisor said nothing for {} s", SHIM_SILENCE.as_secs())]
+    Silent,
     /// It said something else than hello.
     #[error("the task's supervisor did not introduce itself")]
     NoHello,
@@ -56,11 +62,19 @@ pub struct ShimLink {
 pub type Incoming = mpsc::Receiver<(FromShim, Vec<OwnedFd>)>;
 
 impl ShimLink {
-    /// Connects and waits for the hello.
+    /// Connects to the shim that listens in this run directory and waits for the hello.
     ///
     /// # Errors
     /// [`LinkError`].
-    pub async fn connect(socket: &Path) -> Result<(Self, Hello, Incoming), LinkError> {
+    pub async fn connect(run_dir: &Path) -> Result<(Self, Hello, Incoming), LinkError> {
+        let greeted = timeout(SHIM_SILENCE, Self::greet(run_dir)).await;
+        greeted.unwrap_or(Err(LinkError::Silent))
+    }
+
+    async fn greet(run_dir: &Path) -> Result<(Self, Hello, Incoming), LinkError> {
+        // By way of the directory's descriptor no path is too long for a socket's address.
+        let dir = std::fs::File::open(run_dir).map_err(LinkError::Connect)?;
+        let socket = format!("/proc/self/fd/{}/{SHIM_SOCKET}", dir.as_raw_fd());
         let stream = UnixStream::connect(socket).await.map_err(LinkError::Connect)?;
         let mut reader = Reader::default();
         let (first, _) = reader.next(&stream).await?;
@@ -71,18 +85,24 @@ impl ShimLink {
         let (outgoing, mut queue) = mpsc::channel::<Outgoing>(OUTGOING);
         let (incoming, received) = mpsc::channel(OUTGOING);
         tokio::spawn(async move {
-            loop {
-                tokio::select! {
-                    biased;
-                    message = queue.recv() => {
-                        let Some(message) = message else { break };
-                        if send(&stream, &message).await.is_err() { break }
-                    }
-                    message = reader.next(&stream) => {
-                        let Ok(message) = message else { break };
-                        if incoming.send(message).await.is_err() { break }
+            // Neither direction waits for the other: both ends could be full.
+            let write = async {
+                while let Some(message) = queue.recv().await {
+                    if send(&stream, &message).await.is_err() {
+                        break;
                     }
                 }
+            };
+            let read = async {
+                while let Ok(message) = reader.next(&stream).await {
+                    if incoming.send(message).await.is_err() {
+                        break;
+                    }
+                }
+            };
+            tokio::select! {
+                () = write => {}
+                () = read => {}
             }
         });
         Ok((Self { outgoing }, hello, received))

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use skep_core::assign::TaskAssignment;
 use skep_core::id::TaskId;
 
-use crate::files::{FileError, write_atomic};
+use crate::files::{FileError, remove_dir, remove_file, write_atomic};
 use crate::wire::launch::{EXIT_FILE, LAUNCH_FILE, Launch};
 use crate::wire::shim::Exit;
 
@@ -105,6 +105,16 @@ fn encode(assignment: &TaskAssignment) -> String {
 pub fn save_launch(dir: &Path, launch: &Launch) -> Result<(), FileError> {
     let bytes = minicbor::to_vec(launch).unwrap_or_default();
     write_atomic(&dir.join(LAUNCH_FILE), &bytes, 0o600)
+}
+
+/// Removes a task's directory. Its record goes first: what a crash leaves of the rest is then
+/// never taken for a task that is to run.
+///
+/// # Errors
+/// Names what cannot be removed.
+pub fn remove(dir: &Path) -> Result<(), FileError> {
+    remove_file(&dir.join(RECORD_FILE))?;
+    remove_dir(dir)
 }
 
 /// The exit record of a task, if it has one.

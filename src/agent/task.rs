@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use skep_core::assign::TaskAssignment;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use skep_core::assign::{AssignedGrant, TaskAssignment};
 use skep_core::command::TaskReport;
 use skep_core::id::TaskId;
 use skep_core::limits::STOP_GRACE;
@@ -21,9 +22,8 @@ use super::spawn::spawn_shim;
 use super::store::{self, Found, Record};
 use super::{Context, lock};
 use crate::engine;
-use crate::files::remove_dir;
 use crate::limits::{SHIM_END, SHIM_SILENCE};
-use crate::wire::launch::{Launch, SHIM_SOCKET};
+use crate::wire::launch::Launch;
 use crate::wire::session::FromAgent;
 use crate::wire::shim::{Delivery, Exit, FromShim, Hello, ShimState, ShimStatus, ToShim};
 
@@ -45,6 +45,17 @@ struct Shim {
     link: ShimLink,
     incoming: Incoming,
     hello: Hello,
+    /// The process itself, whoever has its number later; none if it is gone already.
+    process: Option<OwnedFd>,
+}
+
+impl Shim {
+    fn kill(&self) {
+        if let Some(process) = &self.process {
+            // It may have ended by itself meanwhile.
+            let _ = pidfd_send_signal(process, Signal::KILL);
+        }
+    }
 }
 
 /// The task's actor.
@@ -58,6 +69,8 @@ pub(super) struct Actor {
     local: Local,
     shim: Option<Shim>,
     reported: Option<Report>,
+    /// Whether a session of this daemon has named the task.
+    confirmed: bool,
     asked: bool,
     stopping: bool,
     stop_signal: i32,
@@ -94,6 +107,7 @@ impl Actor {
             local: Local::New,
             shim: None,
             reported: None,
+            confirmed: true,
             asked: false,
             stopping: false,
             stop_signal: libc_sigterm(),
@@ -106,15 +120,19 @@ impl Actor {
     /// Runs the task until it is gone.
     pub(super) async fn run(mut self, found: Option<Found>) {
         if let Some(found) = found {
+            self.confirmed = false;
             self.resume(found).await;
         }
         loop {
+            self.confirmed |= self.wanted.has_changed().unwrap_or(false);
             let wanted = self.wanted.borrow_and_update().clone();
             let Wanted::Run(assignment) = wanted else { break };
             lock(&self.shown).assignment = Arc::clone(&assignment);
             let (action, report) = step(assignment.task.desired, &self.local);
             self.report(report).await;
-            if self.act(action, &assignment).await {
+            // What an earlier daemon was told may be over: nothing is begun on its word.
+            let begins = matches!(action, Action::Prepare | Action::Load | Action::Start);
+            if (self.confirmed || !begins) && self.act(action, &assignment).await {
                 continue;
             }
             self.wait().await;
@@ -131,7 +149,10 @@ impl Actor {
                 self.report(step(assignment.task.desired, &self.local).1).await;
                 self.local = match self.prepare(assignment).await {
                     Ok(()) => Local::Launched,
-                    Err(why) => Local::Rejected(why),
+                    Err(why) => {
+                        self.abandon().await;
+                        Local::Rejected(why)
+                    }
                 };
                 true
             }
@@ -199,7 +220,7 @@ impl Actor {
             return self.tell(ToShim::Probe).await;
         }
         tracing::warn!(task = %self.id, "a supervisor is silent and is killed");
-        kill(shim.hello.pid);
+        shim.kill();
         self.heard = Instant::now();
     }
 
@@ -219,23 +240,33 @@ impl Actor {
         lock(&self.shown).set_plan(&launch, record);
         let dir = self.context.task_dir(&self.id);
         spawn_shim(&dir).await.map_err(|e| chain(&e))?;
-        self.connect().await.map_err(|e| chain(&e))?;
-        Ok(())
+        let Err(error) = self.connect().await else { return Ok(()) };
+        // One that broke off while it made itself ready says why in its exit record.
+        let said = store::load_exit(&dir).and_then(|exit| exit.error);
+        Err(said.unwrap_or_else(|| chain(&error)))
     }
 
     async fn connect(&mut self) -> Result<ShimStatus, super::link::LinkError> {
-        let socket = self.context.run_dir(&self.id).join(SHIM_SOCKET);
-        let (link, hello, incoming) = ShimLink::connect(&socket).await?;
+        // Where the plan says: this daemon may have been started with another run root.
+        let run_dir = self.traces.as_ref().map(|traces| traces.run_dir.clone());
+        let run_dir = run_dir.unwrap_or_else(|| self.context.run_dir(&self.id));
+        let (link, hello, incoming) = ShimLink::connect(&run_dir).await?;
         let status = hello.status.clone();
         lock(&self.shown).status = Some(status.clone());
-        self.shim = Some(Shim { link, incoming, hello });
+        let process = open_process(hello.pid);
+        self.shim = Some(Shim { link, incoming, hello, process });
         self.heard = Instant::now();
         Ok(status)
     }
 
-    /// Asks the manager for payloads, once. True if none is needed.
+    /// Asks the manager for payloads, once. True if none is needed: the shim of an earlier
+    /// daemon may hold them all.
     async fn load(&mut self, assignment: &TaskAssignment) -> bool {
-        if assignment.grants.is_empty() {
+        let held = self.shim.as_ref().map(|shim| shim.hello.held.as_slice()).unwrap_or_default();
+        let is_held = |grant: &AssignedGrant| {
+            held.iter().any(|(id, version)| *id == grant.material && *version >= grant.version)
+        };
+        if assignment.grants.iter().all(is_held) {
             self.local = Local::Loaded;
             return true;
         }
@@ -326,16 +357,27 @@ impl Actor {
             return;
         }
         // A daemon that was replaced on the socket by nobody: the shim may still be there.
-        if self.connect().await.is_ok_and(|status| status.exit.is_none()) {
-            return;
+        match self.connect().await {
+            Ok(status) => self.take_up(status).await,
+            Err(_) => self.bury().await,
         }
-        self.shim = None;
-        self.bury().await;
+    }
+
+    /// Goes on with a shim that was there before this connection: what was said on an earlier
+    /// one may not have reached it, nor its manager.
+    async fn take_up(&mut self, status: ShimStatus) {
+        (self.asked, self.stopping, self.delivering) = (false, false, None);
+        self.local = Local::Launched;
+        self.observe(status);
+        if self.local != Local::Launched {
+            self.announce().await;
+        }
     }
 
     /// The shim is gone for good: its exit record says how, or there is none.
     async fn bury(&mut self) {
         let dir = self.context.task_dir(&self.id);
+        self.clear_run_state().await;
         let exit = store::load_exit(&dir).unwrap_or_else(|| {
             let exit = lost();
             let mut shown = lock(&self.shown);
@@ -347,7 +389,6 @@ impl Actor {
             }
             exit
         });
-        self.clear_run_state().await;
         self.local = self.end(exit);
     }
 
@@ -377,13 +418,15 @@ impl Actor {
     /// clearing up, and leaves by itself.
     async fn abandon(&mut self) {
         if let Some(mut shim) = self.shim.take() {
-            let left = async { while shim.incoming.recv().await.is_some() {} };
-            let ended = matches!(self.local, Local::Ended(_));
-            if !ended || timeout(SHIM_END, left).await.is_err() {
-                kill(shim.hello.pid);
+            if matches!(self.local, Local::Ended(_)) {
+                let left = async { while shim.incoming.recv().await.is_some() {} };
+                // What it does not get done is done below.
+                let _ = timeout(SHIM_END, left).await;
             }
+            shim.kill();
         }
         self.clear_run_state().await;
+        lock(&self.shown).ended.send_replace(true);
     }
 
     /// Finds a task of an earlier daemon again.
@@ -398,14 +441,7 @@ impl Actor {
             return;
         }
         match self.connect().await {
-            Ok(status) => {
-                self.local = Local::Launched;
-                self.asked = false;
-                self.observe(status);
-                if self.local != Local::Launched {
-                    self.announce().await;
-                }
-            }
+            Ok(status) => self.take_up(status).await,
             Err(_) => self.bury().await,
         }
     }
@@ -434,44 +470,41 @@ impl Actor {
 
     /// Ends the task if it has not, and removes everything it left.
     async fn destroy(mut self) {
-        let grace = {
-            let shown = lock(&self.shown);
-            shown.assignment.task.spec.container.stop_grace.unwrap_or(STOP_GRACE)
-        };
         if matches!(self.local, Local::Running { .. } | Local::Starting) {
-            self.tell(ToShim::Stop { signal: self.stop_signal, grace_ms: grace.as_millis() }).await;
+            let assignment = Arc::clone(&lock(&self.shown).assignment);
+            self.stop(&assignment).await;
             self.drain_until_end().await;
         }
         self.abandon().await;
         let dir = self.context.task_dir(&self.id);
-        let removed = tokio::task::spawn_blocking(move || remove_dir(&dir)).await;
+        let removed = tokio::task::spawn_blocking(move || store::remove(&dir)).await;
         if let Ok(Err(error)) = removed {
             tracing::warn!(task = %self.id, error = chain(&error), "a task's files stay");
         }
     }
 
-    /// Hears the shim out. It kills after the grace by itself, so this ends.
+    /// Hears the shim out. It kills after the grace by itself, and one that is silent is killed:
+    /// so this ends.
     async fn drain_until_end(&mut self) {
-        while !matches!(self.local, Local::Ended(_)) {
+        while matches!(self.local, Local::Running { .. } | Local::Starting) {
             let Some(shim) = &mut self.shim else { return };
-            match shim.incoming.recv().await {
-                Some((message, fds)) => self.hear(message, fds),
-                None => return,
+            match timeout(PROBE, shim.incoming.recv()).await {
+                Ok(Some((message, fds))) => self.hear(message, fds),
+                Ok(None) => return,
+                Err(_) => self.probe().await,
             }
         }
     }
 }
 
-/// Kills a process that may have ended by itself meanwhile.
-fn kill(pid: u32) {
-    let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
-    if let Some(pid) = pid {
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-    }
+/// A hold on the process that has this number now.
+fn open_process(pid: u32) -> Option<OwnedFd> {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw)?;
+    pidfd_open(pid, PidfdFlags::empty()).ok()
 }
 
 fn libc_sigterm() -> i32 {
-    rustix::process::Signal::TERM.as_raw()
+    Signal::TERM.as_raw()
 }
 
 /// The exit of a task whose supervisor left no record.
