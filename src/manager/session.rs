@@ -1,6 +1,6 @@
 //! One agent's session: what it has to run, the payloads for its shims, what it reports.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use skep_core::apply::Change;
 use skep_core::assign::{AssignedGrant, Assigner, grants};
@@ -48,6 +48,8 @@ struct Session<'a> {
     orders: mpsc::Sender<ToAgent>,
     assigner: Assigner,
     shims: HashMap<TaskId, Shim>,
+    /// Shims whose payloads could not be sealed: tried again with the next heartbeat.
+    unsealed: BTreeSet<TaskId>,
     /// The latest report of each task that the log has not taken yet.
     reports: BTreeMap<TaskId, TaskReport>,
 }
@@ -69,6 +71,7 @@ pub async fn serve(
         orders,
         assigner: Assigner::new(node),
         shims: HashMap::new(),
+        unsealed: BTreeSet::new(),
         reports: BTreeMap::new(),
     };
     let up = SessionEvent::Up { node, addr, description: Box::new(description) };
@@ -93,7 +96,7 @@ pub async fn serve(
             _ = heartbeat.tick() => {
                 let _ = events.try_send(SessionEvent::Heard(node));
                 session.flush().await;
-                true
+                session.seal_again().await
             }
         };
         if !alive {
@@ -179,6 +182,15 @@ impl Session<'_> {
         }
     }
 
+    async fn seal_again(&mut self) -> bool {
+        for id in std::mem::take(&mut self.unsealed) {
+            if !self.deliver(id).await {
+                return false;
+            }
+        }
+        true
+    }
+
     /// Delivers what a shim should hold and does not.
     async fn deliver(&mut self, id: TaskId) -> bool {
         let node = self.node;
@@ -208,6 +220,7 @@ impl Session<'_> {
             }
             Err(error) => {
                 tracing::error!(task = %id, %error, "payloads of a task cannot be delivered");
+                self.unsealed.insert(id);
                 true
             }
         }
