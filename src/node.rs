@@ -220,10 +220,18 @@ impl Node {
         self.store.make_storage_key().map_err(disk)?;
         self.store.save_leaf(&founding.leaf, &founding.seal).map_err(disk)?;
         let raft = self.open_raft(&file).await.map_err(|e| failed("cannot open the log", e))?;
-        raft.initialize().await.map_err(|e| failed("cannot start the log", e))?;
         let manager = Manager::new(raft, cluster, node, founding.seal, self.raft_dir());
-        manager.propose(Command::ClusterInit(Box::new(founding.command))).await?;
-        self.store.save(&file).map_err(disk)?;
+        let begin = async {
+            let started = manager.raft.initialize().await;
+            started.map_err(|e| failed("cannot start the log", e))?;
+            manager.propose(Command::ClusterInit(Box::new(founding.command))).await?;
+            self.store.save(&file).map_err(disk)
+        };
+        if let Err(refusal) = begin.await {
+            // Else it would go on writing where the next attempt begins.
+            manager.raft.shutdown().await;
+            return Err(refusal);
+        }
         self.take_up(manager, file).map_err(|e| failed("cannot start the agent", e))?;
         Ok(Done::Swarm(node))
     }
