@@ -25,6 +25,7 @@ enum Phase {
 struct Entry {
     container: String,
     config: ExecConfig,
+    created: Instant,
     phase: Phase,
     started: bool,
     ended: watch::Sender<bool>,
@@ -70,14 +71,15 @@ impl ExecTable {
         entries
             .retain(|_, e| !matches!(e.phase, Phase::Ended { at, .. } if at.elapsed() > EXEC_KEPT));
         if entries.len() >= EXECS {
+            // Ended ones go first, then those that nobody came to start.
             let oldest = entries
                 .iter()
                 .filter_map(|(id, e)| match e.phase {
-                    Phase::Ended { at, .. } => Some((at, id.clone())),
-                    _ => None,
+                    Phase::Ended { at, .. } => Some((false, at, id.clone())),
+                    _ => (!e.started).then(|| (true, e.created, id.clone())),
                 })
                 .min();
-            let Some((_, oldest)) = oldest else {
+            let Some((_, _, oldest)) = oldest else {
                 return Err(Refusal::Conflict(format!(
                     "{EXECS} execs run on this node already: wait for one to end"
                 )));
@@ -87,6 +89,7 @@ impl ExecTable {
         let entry = Entry {
             container: container.to_owned(),
             config,
+            created: Instant::now(),
             phase: Phase::Created,
             started: false,
             ended: watch::Sender::new(false),
