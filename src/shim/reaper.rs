@@ -17,6 +17,8 @@ use super::events::{Child, Event, Events};
 
 /// Ends kept of children that nobody has asked for yet.
 const UNCLAIMED: usize = 512;
+/// How long: longer than any start takes, and too short for its number to be given again.
+const UNCLAIMED_FOR: Duration = Duration::from_secs(180);
 /// Stack of the reaper's thread.
 const STACK_BYTES: usize = 64 << 10;
 /// Pause while there is no child at all: only once the sentinel is gone.
@@ -44,7 +46,7 @@ pub(super) enum CallError {
 
 #[derive(Debug, Default)]
 struct Table {
-    ended: BTreeMap<i32, End>,
+    ended: BTreeMap<i32, (End, Instant)>,
     order: VecDeque<i32>,
     watched: BTreeMap<i32, Child>,
 }
@@ -90,8 +92,9 @@ impl Reaper {
             self.events.send(Event::Ended { child, end });
             return;
         }
-        table.ended.insert(pid, end);
-        table.order.push_back(pid);
+        if table.ended.insert(pid, (end, Instant::now())).is_none() {
+            table.order.push_back(pid);
+        }
         if table.order.len() > UNCLAIMED
             && let Some(oldest) = table.order.pop_front()
         {
@@ -156,8 +159,9 @@ impl Reaper {
 
 impl Table {
     fn claim(&mut self, pid: i32) -> Option<End> {
-        let end = self.ended.remove(&pid)?;
+        let (end, at) = self.ended.remove(&pid)?;
         self.order.retain(|p| *p != pid);
-        Some(end)
+        // An older one is of another process that had the number before.
+        (at.elapsed() < UNCLAIMED_FOR).then_some(end)
     }
 }
