@@ -2,7 +2,8 @@
 //! directory. Its mounts went with its namespace.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::process::Command;
+use std::time::{Duration, Instant};
 
 use crate::engine::cgroup::{CgroupError, Cgroups};
 use crate::engine::runc::Runc;
@@ -11,6 +12,10 @@ use crate::wire::launch::Launch;
 
 /// How long killed processes may take to go.
 const KILL_WAIT: Duration = Duration::from_secs(5);
+/// How long the runtime may take to forget a container.
+const RUNC_WAIT: Duration = Duration::from_secs(10);
+/// Pause between two looks at it.
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
 /// Where a task leaves traces on its node, beside its directory.
 #[derive(Debug, Clone)]
@@ -55,17 +60,31 @@ impl Traces {
     /// [`ClearError`].
     pub(super) fn clear(&self) -> Result<(), ClearError> {
         let cgroups = Cgroups::detect()?;
-        for group in [&self.shim_cgroup, &self.cgroup] {
-            cgroups.kill_all(group, KILL_WAIT)?;
-        }
+        // A shim that does not die must not save its container.
+        let shim = cgroups.kill_all(&self.shim_cgroup, KILL_WAIT);
+        cgroups.kill_all(&self.cgroup, KILL_WAIT).and(shim)?;
         let runc = Runc::new(&self.runtime, &self.runc_root);
         if runc.knows(&self.container_id) {
             // Its processes are dead; what runc says of that is of no use to anyone.
-            let _ = runc.delete(&self.container_id).output();
+            run(&mut runc.delete(&self.container_id));
         }
         for group in [&self.shim_cgroup, &self.cgroup] {
             cgroups.remove(group);
         }
         Ok(remove_dir(&self.run_dir)?)
+    }
+}
+
+/// Runs a command to its end; kills it if that takes too long.
+fn run(command: &mut Command) {
+    let Ok(mut child) = command.spawn() else { return };
+    let since = Instant::now();
+    while matches!(child.try_wait(), Ok(None)) {
+        if since.elapsed() > RUNC_WAIT {
+            let _ = child.kill();
+            let _ = child.wait();
+            return;
+        }
+        std::thread::sleep(LOOK_AGAIN);
     }
 }

@@ -12,9 +12,11 @@ mod task;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use skep_core::assign::{AssignmentDiff, TaskAssignment};
 use skep_core::id::{ClusterId, NodeId, TaskId};
+use tokio::sync::mpsc::error::SendTimeoutError;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
@@ -31,6 +33,8 @@ use task::{Actor, Wanted};
 
 /// Deliveries that may wait for one task.
 const DELIVERIES: usize = 16;
+/// How long the next one waits for its turn.
+const DELIVERY_WAIT: Duration = Duration::from_secs(5);
 
 /// What every task's actor shares.
 #[derive(Debug)]
@@ -133,8 +137,16 @@ impl Agent {
             let assignment = found.record.as_ref().and_then(store::Record::assignment);
             match assignment {
                 Some(assignment) => self.adopt(assignment, Some(found)),
-                // Never planned: nothing of it runs, and the manager assigns it again.
-                None => crate::files::remove_dir(&found.dir)?,
+                // Never planned, or half removed: the manager assigns it again if it is to run.
+                None => {
+                    if let Some(launch) = &found.launch
+                        && let Err(error) = leftovers::Traces::of(launch).clear()
+                    {
+                        let error = task::chain(&error);
+                        tracing::warn!(task = %found.id, error, "leftovers of a task stay");
+                    }
+                    crate::files::remove_dir(&found.dir)?;
+                }
             }
         }
         Ok(())
@@ -147,9 +159,13 @@ impl Agent {
                 ToAgent::Assign(diff) => self.assign(diff),
                 ToAgent::Deliver { task, delivery } => {
                     let sender = lock(&self.tasks).get(&task).map(|h| h.deliveries.clone());
-                    // A task that is gone needs no payload.
-                    if let Some(sender) = sender {
-                        let _ = sender.send(delivery).await;
+                    // A task that is gone needs no payload. One that takes none must not hold
+                    // up the orders of the others.
+                    if let Some(sender) = sender
+                        && let Err(SendTimeoutError::Timeout(_)) =
+                            sender.send_timeout(delivery, DELIVERY_WAIT).await
+                    {
+                        tracing::error!(%task, "a task takes no payloads");
                     }
                 }
             }
