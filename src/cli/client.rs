@@ -322,7 +322,7 @@ impl Client {
         let told = serde_json::from_slice::<Value>(&bytes).ok();
         let told = told.as_ref().and_then(|json| json.get("message")?.as_str());
         let message = match told {
-            Some(message) => message.to_owned(),
+            Some(message) => message.trim_end().to_owned(),
             None if bytes.is_empty() => status.to_string(),
             None => String::from_utf8_lossy(&bytes).trim().to_owned(),
         };

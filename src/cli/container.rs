@@ -128,7 +128,7 @@ fn container_row(container: &Value, cut: bool) -> Row {
     let networks = json::at(container, &["NetworkSettings", "Networks"]).and_then(Value::as_object);
     let networks: Vec<&str> =
         networks.map(|map| map.keys().map(String::as_str).collect()).unwrap_or_default();
-    row([
+    let mut row = row([
         ("ID", if cut { human::short_id(&id).to_owned() } else { id }),
         ("Image", image_name(container, cut)),
         ("Command", format!("{command:?}")),
@@ -143,7 +143,9 @@ fn container_row(container: &Value, cut: bool) -> Row {
         ("Networks", networks.join(",")),
         ("LocalVolumes", "0".to_owned()),
         ("Size", size(container)),
-    ])
+    ]);
+    row.insert("Platform".to_owned(), Value::Null);
+    row
 }
 
 fn image_name(container: &Value, cut: bool) -> String {

@@ -60,6 +60,9 @@ fn write(stream: Stream, bytes: &[u8]) -> Result<(), CliError> {
     done.map_err(CliError::Output)
 }
 
+/// Takes a piece of payload.
+pub(super) type Give<'a> = dyn FnMut(Stream, &[u8]) -> Result<(), CliError> + 'a;
+
 /// Cuts a byte stream into frames, passing payload on as it comes.
 #[derive(Debug, Default)]
 pub(super) struct Parser {
@@ -69,11 +72,7 @@ pub(super) struct Parser {
 
 impl Parser {
     /// Hands every piece of payload to `give`.
-    pub(super) fn take(
-        &mut self,
-        piece: &[u8],
-        give: &mut dyn FnMut(Stream, &[u8]) -> Result<(), CliError>,
-    ) -> Result<(), CliError> {
+    pub(super) fn take(&mut self, piece: &[u8], give: &mut Give<'_>) -> Result<(), CliError> {
         let mut rest = piece;
         while !rest.is_empty() {
             if self.left == 0 {
@@ -81,7 +80,7 @@ impl Parser {
                 self.head.extend_from_slice(head);
                 rest = after;
                 self.left = match self.head.as_slice() {
-                    [1 | 2 | 3, 0, 0, 0, a, b, c, d] => {
+                    [1..=3, 0, 0, 0, a, b, c, d] => {
                         usize::try_from(u32::from_be_bytes([*a, *b, *c, *d])).unwrap_or(usize::MAX)
                     }
                     head if head.len() < HEAD_BYTES => return Ok(()),

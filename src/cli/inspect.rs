@@ -95,20 +95,18 @@ fn parse(bytes: &[u8]) -> Result<Value, CliError> {
 
 /// Labels as `--pretty` shows them, each line behind `margin`.
 pub(super) fn pretty_labels(labels: Option<&Value>, margin: &str) -> String {
-    let Some(Value::Object(labels)) =
-        labels.filter(|map| map.as_object().is_some_and(|m| !m.is_empty()))
-    else {
+    let Some(labels) = labels.and_then(Value::as_object).filter(|labels| !labels.is_empty()) else {
         return String::new();
     };
     let mut lines: Vec<String> = labels
         .iter()
         .map(|(key, value)| match value.as_str().unwrap_or_default() {
-            "" => format!("{margin} - {key}\n"),
-            value => format!("{margin} - {key}={value}\n"),
+            "" => format!("{margin}{key}\n"),
+            value => format!("{margin}{key}={value}\n"),
         })
         .collect();
     lines.sort();
-    format!("{margin}Labels:\n{}", lines.concat())
+    format!("Labels:\n{}", lines.concat())
 }
 
 /// An RFC 3339 time as Go prints one.
@@ -159,6 +157,6 @@ fn inspect_any(call: &Call) -> Result<u8, CliError> {
                 other => return other,
             }
         }
-        Err(CliError::plain(format!("error: no such object: {name}")))
+        Err(CliError::plain(format!("Error: No such object: {name}")))
     })
 }

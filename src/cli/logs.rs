@@ -122,7 +122,8 @@ fn container_logs(call: &Call) -> Result<u8, CliError> {
 fn service_logs(call: &Call) -> Result<u8, CliError> {
     let mut client = call.client()?;
     let name = call.arg(0);
-    let (kind, tty, digits) = match client.get_json(&Target::new(&["services", name])) {
+    let service = Target::new(&["services", name]).with("insertDefaults", "false");
+    let (kind, tty, digits) = match client.get_json(&service) {
         Ok(service) => {
             let spec = &["Spec", "TaskTemplate", "ContainerSpec", "TTY"];
             let replicas = json::number(&service, &["Spec", "Mode", "Replicated", "Replicas"]);

@@ -237,23 +237,28 @@ fn inspect_all(call: &Call, kind: Kind) -> Result<u8, CliError> {
 
 fn pretty(kind: Kind, value: &Value) -> String {
     let field = |path: &[&str]| json::text(value, path).to_owned();
-    let mut text =
-        format!("ID:\t\t\t{}\nName:\t\t\t{}\n", field(&["ID"]), field(&["Spec", "Name"]));
-    text.push_str(&inspect::pretty_labels(json::at(value, &["Spec", "Labels"]), ""));
-    if kind == Kind::Secret {
-        text.push_str(&format!("Driver:\t\t\t{}\n", field(&["Spec", "Driver", "Name"])));
+    let times = [("Created at", "CreatedAt"), ("Updated at", "UpdatedAt")];
+    let times = times.map(|(name, key)| (name, inspect::go_time(&field(&[key]))));
+    let labels = inspect::pretty_labels(json::at(value, &["Spec", "Labels"]), " - ");
+    let (id, name) = (field(&["ID"]), field(&["Spec", "Name"]));
+    // The two kinds differ in their gaps, as Docker's do.
+    let mut text = match kind {
+        Kind::Secret => {
+            let driver = field(&["Spec", "Driver", "Name"]);
+            let driver = format!("{:19}{driver}\n", "Driver:");
+            format!("{:17}{id}\n{:19}{name}\n{labels}{driver}", "ID:", "Name:")
+        }
+        Kind::Config => format!("ID:\t\t\t{id}\nName:\t\t\t{name}\n{labels}"),
+    };
+    for (name, time) in times {
+        match kind {
+            Kind::Secret => text += &format!("{:19}{time}\n", format!("{name}:")),
+            Kind::Config => text += &format!("{:23}\t{time}\n", format!("{name}:")),
+        }
     }
-    text.push_str(&format!(
-        "Created at:            \t{}\n",
-        inspect::go_time(&field(&["CreatedAt"]))
-    ));
-    text.push_str(&format!(
-        "Updated at:            \t{}\n",
-        inspect::go_time(&field(&["UpdatedAt"]))
-    ));
     if kind == Kind::Config {
         let data = STANDARD.decode(field(&["Spec", "Data"])).unwrap_or_default();
-        text.push_str(&format!("Data:\n{}\n", String::from_utf8_lossy(&data)));
+        text += &format!("Data:\n{}\n", String::from_utf8_lossy(&data));
     }
     text
 }

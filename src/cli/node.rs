@@ -1,5 +1,7 @@
 //! `skep node`.
 
+use std::collections::BTreeMap;
+
 use serde_json::Value;
 
 use super::call::{Call, outln, warn};
@@ -146,7 +148,7 @@ fn pretty(node: &Value) -> String {
     if !field(&["Spec", "Name"]).is_empty() {
         text += &format!("Name:\t\t\t{}\n", field(&["Spec", "Name"]));
     }
-    text += &inspect::pretty_labels(json::at(node, &["Spec", "Labels"]), "");
+    text += &inspect::pretty_labels(json::at(node, &["Spec", "Labels"]), " - ");
     text += &format!("Hostname:              \t{}\n", field(&["Description", "Hostname"]));
     text += &format!("Joined at:             \t{}\n", inspect::go_time(&field(&["CreatedAt"])));
     text += "Status:\n";
@@ -179,8 +181,32 @@ fn pretty(node: &Value) -> String {
     text += &format!("Resources:\n CPUs:\t\t\t{}\n", nanos / 1_000_000_000);
     text += &format!(" Memory:\t\t{}\n", human::binary_size(memory as f64));
     let version = field(&["Description", "Engine", "EngineVersion"]);
+    text += &plugins(json::list(node, &["Description", "Engine", "Plugins"]));
     text += &format!("Engine Version:\t\t{version}\n");
+    if json::at(node, &["Description", "TLSInfo"]).is_some() {
+        let tls = |key: &str| field(&["Description", "TLSInfo", key]);
+        text += &format!("TLS Info:\n TrustRoot:\n{}\n", tls("TrustRoot"));
+        text += &format!(" Issuer Subject:\t{}\n", tls("CertIssuerSubject"));
+        text += &format!(" Issuer Public Key:\t{}\n", tls("CertIssuerPublicKey"));
+    }
     text
+}
+
+/// Plugins by type, as `--pretty` shows them.
+fn plugins(plugins: &[Value]) -> String {
+    let mut by_type: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for plugin in plugins {
+        let names = by_type.entry(json::text(plugin, &["Type"])).or_default();
+        names.push(json::text(plugin, &["Name"]));
+    }
+    let lines = by_type
+        .iter()
+        .filter(|(kind, _)| matches!(**kind, "Log" | "Network" | "Volume"))
+        .map(|(kind, names)| format!(" {kind}:\t\t{}\n", names.join(", ")));
+    match by_type.is_empty() {
+        true => String::new(),
+        false => format!("Plugins:\n{}", lines.collect::<String>()),
+    }
 }
 
 fn tasks(call: &Call) -> Result<u8, CliError> {

@@ -61,7 +61,8 @@ fn line(text: &mut String, depth: usize, name: &str, value: &str) {
 
 fn server_version(text: &mut String, server: &Value) {
     let field = |key: &str| json::text(server, &[key]);
-    let _ = writeln!(text, "\nServer: {}", json::text(server, &["Platform", "Name"]));
+    let platform = json::text(server, &["Platform", "Name"]);
+    let _ = writeln!(text, "\n{}", format!("Server: {platform}").trim_end());
     for component in json::list(server, &["Components"]) {
         let name = json::text(component, &["Name"]);
         let detail = |key: &str| json::text(component, &["Details", key]).to_owned();
@@ -72,8 +73,9 @@ fn server_version(text: &mut String, server: &Value) {
             let spoken = format!("{} (minimum version {least})", detail("ApiVersion"));
             line(text, 2, "API version", &spoken);
         }
+        let commit = if detail("ApiVersion").is_empty() { "GitCommit" } else { "Git commit" };
         for (label, key) in
-            [("Go version", "GoVersion"), ("Git commit", "GitCommit"), ("Built", "BuildTime")]
+            [("Go version", "GoVersion"), (commit, "GitCommit"), ("Built", "BuildTime")]
         {
             if !detail(key).is_empty() {
                 line(text, 2, label, &detail(key));
@@ -130,33 +132,65 @@ fn info_text(info: &Value) -> String {
     say(1, "Logging Driver", text(&["LoggingDriver"]));
     say(1, "Cgroup Driver", text(&["CgroupDriver"]));
     say(1, "Cgroup Version", text(&["CgroupVersion"]));
-    say(1, "Swarm", text(&["Swarm", "LocalNodeState"]));
-    if !text(&["Swarm", "NodeID"]).is_empty() {
-        say(2, "NodeID", text(&["Swarm", "NodeID"]));
-        if !text(&["Swarm", "Error"]).is_empty() {
-            say(2, "Error", text(&["Swarm", "Error"]));
+    for kind in ["Volume", "Network", "Log"] {
+        let names = json::list(info, &["Plugins", kind]).iter().filter_map(Value::as_str);
+        let names: Vec<&str> = names.collect();
+        if kind == "Volume" {
+            say(1, "Plugins", "");
         }
-        let manager = json::flag(info, &["Swarm", "ControlAvailable"]);
-        say(2, "Is Manager", &manager.to_string());
-        if manager {
-            say(2, "ClusterID", text(&["Swarm", "Cluster", "ID"]));
-            say(2, "Managers", &number(&["Swarm", "Managers"]).to_string());
-            say(2, "Nodes", &number(&["Swarm", "Nodes"]).to_string());
-            let spec = &["Swarm", "Cluster", "Spec"];
-            let autolock = [&spec[..], &["EncryptionConfig", "AutoLockManagers"]].concat();
-            say(2, "Autolock Managers", &json::flag(info, &autolock).to_string());
-        }
-        say(2, "Node Address", text(&["Swarm", "NodeAddr"]));
-        let managers = json::list(info, &["Swarm", "RemoteManagers"]);
-        if !managers.is_empty() {
-            say(2, "Manager Addresses", "");
-            for manager in managers {
-                let _ = writeln!(out, "   {}", json::text(manager, &["Addr"]));
-            }
-        }
+        say(2, kind, &names.join(" "));
     }
+    swarm_text(&mut out, json::at(info, &["Swarm"]).unwrap_or(&Value::Null));
     host_text(&mut out, info);
     out
+}
+
+fn swarm_text(out: &mut String, swarm: &Value) {
+    let text = |path: &[&str]| json::text(swarm, path);
+    let mut say = |depth: usize, name: &str, value: &str| {
+        let gap = if value.is_empty() { "" } else { " " };
+        let _ = writeln!(out, "{:depth$}{name}:{gap}{value}", "");
+    };
+    say(1, "Swarm", text(&["LocalNodeState"]));
+    if text(&["NodeID"]).is_empty() {
+        return;
+    }
+    say(2, "NodeID", text(&["NodeID"]));
+    if !text(&["Error"]).is_empty() {
+        say(2, "Error", text(&["Error"]));
+    }
+    let manager = json::flag(swarm, &["ControlAvailable"]);
+    say(2, "Is Manager", &manager.to_string());
+    if let (true, Some(cluster)) = (manager, json::at(swarm, &["Cluster"])) {
+        let number = |path: &[&str]| json::number(cluster, path).to_string();
+        let span = |path: &[&str]| human::duration(json::number(cluster, path) as f64 / 1e9);
+        say(2, "ClusterID", json::text(cluster, &["ID"]));
+        say(2, "Managers", &json::number(swarm, &["Managers"]).to_string());
+        say(2, "Nodes", &json::number(swarm, &["Nodes"]).to_string());
+        say(2, "Orchestration", "");
+        let history = &["Spec", "Orchestration", "TaskHistoryRetentionLimit"];
+        say(3, "Task History Retention Limit", &number(history));
+        say(2, "Raft", "");
+        say(3, "Snapshot Interval", &number(&["Spec", "Raft", "SnapshotInterval"]));
+        say(3, "Heartbeat Tick", &number(&["Spec", "Raft", "HeartbeatTick"]));
+        say(3, "Election Tick", &number(&["Spec", "Raft", "ElectionTick"]));
+        say(2, "Dispatcher", "");
+        say(3, "Heartbeat Period", &span(&["Spec", "Dispatcher", "HeartbeatPeriod"]));
+        say(2, "CA Configuration", "");
+        say(3, "Expiry Duration", &span(&["Spec", "CAConfig", "NodeCertExpiry"]));
+        let autolock = &["Spec", "EncryptionConfig", "AutoLockManagers"];
+        say(2, "Autolock Managers", &json::flag(cluster, autolock).to_string());
+        let rotating = json::flag(cluster, &["RootRotationInProgress"]);
+        say(2, "Root Rotation In Progress", &rotating.to_string());
+    }
+    say(2, "Node Address", text(&["NodeAddr"]));
+    let managers = json::list(swarm, &["RemoteManagers"]);
+    if !managers.is_empty() {
+        say(2, "Manager Addresses", "");
+    }
+    for manager in managers {
+        let _ = writeln!(out, "   {}", json::text(manager, &["Addr"]));
+    }
 }
 
 fn host_text(out: &mut String, info: &Value) {

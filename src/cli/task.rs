@@ -86,7 +86,12 @@ impl Names {
         if let Some(name) = self.known.get(&key) {
             return name.clone();
         }
-        let object = client.get_json(&Target::new(&[kind, id])).ok();
+        let target = Target::new(&[kind, id]);
+        let target = match kind {
+            "services" => target.with("insertDefaults", "false"),
+            _ => target,
+        };
+        let object = client.get_json(&target).ok();
         let name = object.as_ref().map(name_of).filter(|name| !name.is_empty());
         let name = name.unwrap_or_else(|| id.to_owned());
         self.known.insert(key, name.clone());
@@ -129,7 +134,7 @@ pub(super) fn print_tasks(
             false => name.clone(),
         };
         before = name;
-        rows.push(task_row(task, shown, node, !call.on("no-trunc")));
+        rows.push(task_row(task, shown, node, !call.on("no-trunc") && !call.on("quiet")));
     }
     print_list(call, &LAYOUT, &rows)
 }

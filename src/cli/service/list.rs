@@ -24,7 +24,8 @@ const LAYOUT: Layout = Layout {
 
 /// `service ls`
 pub(super) fn list(call: &Call) -> Result<u8, CliError> {
-    let target = Target::new(&["services"]).filtered(&call.filters()).with("status", "true");
+    let target = Target::new(&["services"]).filtered(&call.filters());
+    let target = if call.on("quiet") { target } else { target.with("status", "true") };
     let answer = call.client()?.get_json(&target)?;
     let mut services: Vec<&Value> = json::list(&answer, &[]).iter().collect();
     services.sort_by(|a, b| {

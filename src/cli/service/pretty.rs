@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::super::inspect::{go_time, pretty_labels};
+use super::super::inspect::pretty_labels;
 use super::super::{human, json};
 use super::list::mode;
 
@@ -10,40 +10,60 @@ use super::list::mode;
 pub(super) fn service(service: &Value) -> String {
     let text = |path: &[&str]| json::text(service, path).to_owned();
     let mut out = format!("\nID:\t\t{}\nName:\t\t{}\n", text(&["ID"]), text(&["Spec", "Name"]));
-    out += &pretty_labels(json::at(service, &["Spec", "Labels"]), "");
+    out += &pretty_labels(json::at(service, &["Spec", "Labels"]), " ");
     out += &format!("Service Mode:\t{}\n", human::capital(mode(service)));
     if let Some(replicas) = json::at(service, &["Spec", "Mode", "Replicated", "Replicas"]) {
         out += &format!(" Replicas:\t{replicas}\n");
     }
-    if json::at(service, &["UpdateStatus", "State"]).is_some() {
-        out += "UpdateStatus:\n";
-        for (name, key) in [
-            ("State", "State"),
-            ("Started", "StartedAt"),
-            ("Completed", "CompletedAt"),
-            ("Message", "Message"),
-        ] {
-            let value = text(&["UpdateStatus", key]);
-            if !value.is_empty() {
-                let value = if key.ends_with("At") { human::ago(&value) } else { value };
-                out += &format!(" {name}:\t{value}\n");
-            }
-        }
-    }
-    let constraints = json::list(service, &["Spec", "TaskTemplate", "Placement", "Constraints"]);
+    out += &update_status(service);
     out += "Placement:\n";
+    let placement = &["Spec", "TaskTemplate", "Placement"];
+    let constraints = json::list(service, &[&placement[..], &["Constraints"]].concat());
     if !constraints.is_empty() {
-        let words: Vec<&str> = constraints.iter().filter_map(Value::as_str).collect();
-        out += &format!(" Constraints:\t[{}]\n", words.join(" "));
+        out += &format!(" Constraints:\t[{}]\n", words(constraints).join(" "));
     }
     out += &config("UpdateConfig", json::at(service, &["Spec", "UpdateConfig"]));
     out += &config("RollbackConfig", json::at(service, &["Spec", "RollbackConfig"]));
-    out += "ContainerSpec:\n";
     out += &container(json::at(service, &["Spec", "TaskTemplate", "ContainerSpec"]));
     out += &resources(json::at(service, &["Spec", "TaskTemplate", "Resources"]));
-    out += &format!("Endpoint Mode:\t{}\n", text(&["Endpoint", "Spec", "Mode"]));
-    out += &format!("Created:\t{}\n", go_time(&text(&["CreatedAt"])));
-    out
+    out += &format!("Endpoint Mode:\t{}\n", text(&["Spec", "EndpointSpec", "Mode"]));
+    out += &ports(json::list(service, &["Endpoint", "Ports"]));
+    out + "\n"
+}
+
+fn update_status(service: &Value) -> String {
+    if json::at(service, &["UpdateStatus", "State"]).is_none() {
+        return String::new();
+    }
+    let text = |key: &str| json::text(service, &["UpdateStatus", key]).to_owned();
+    let mut out = format!("UpdateStatus:\n State:\t\t{}\n", text("State"));
+    if !text("StartedAt").is_empty() {
+        out += &format!(" Started:\t{}\n", human::ago(&text("StartedAt")).to_lowercase());
+    }
+    if text("State") == "completed" {
+        out += &format!(" Completed:\t{}\n", human::ago(&text("CompletedAt")).to_lowercase());
+    }
+    out + &format!(" Message:\t{}\n", text("Message"))
+}
+
+fn words(list: &[Value]) -> Vec<&str> {
+    list.iter().filter_map(Value::as_str).collect()
+}
+
+fn ports(ports: &[Value]) -> String {
+    let lines = ports.iter().map(|port| {
+        format!(
+            " PublishedPort = {}\n  Protocol = {}\n  TargetPort = {}\n  PublishMode = {}\n",
+            json::number(port, &["PublishedPort"]),
+            json::text(port, &["Protocol"]),
+            json::number(port, &["TargetPort"]),
+            json::text(port, &["PublishMode"])
+        )
+    });
+    match ports.is_empty() {
+        true => String::new(),
+        false => format!("Ports:\n{}", lines.collect::<String>()),
+    }
 }
 
 fn config(name: &str, config: Option<&Value>) -> String {
@@ -53,47 +73,60 @@ fn config(name: &str, config: Option<&Value>) -> String {
     if seconds("Delay") > 0.0 {
         out += &format!(" Delay:\t\t{}s\n", seconds("Delay"));
     }
-    let order = match name {
-        "UpdateConfig" => "Update order",
-        _ => "Rollback order",
-    };
     out += &format!(" On failure:\t{}\n", json::text(config, &["FailureAction"]));
     out += &format!(" Monitoring Period: {}s\n", seconds("Monitor"));
     let ratio = json::at(config, &["MaxFailureRatio"]).and_then(Value::as_f64).unwrap_or_default();
     out += &format!(" Max failure ratio: {ratio}\n");
-    out + &format!(" {order}:      {}\n", json::text(config, &["Order"]))
+    let order = if name == "UpdateConfig" { " Update order:" } else { " Rollback order:" };
+    out + &format!("{order:20}{}\n", json::text(config, &["Order"]))
 }
 
 fn container(spec: Option<&Value>) -> String {
-    let Some(spec) = spec else { return String::new() };
-    let words = |key: &str| {
-        let words: Vec<&str> = json::list(spec, &[key]).iter().filter_map(Value::as_str).collect();
-        words.join(" ")
-    };
-    let mut out = format!(" Image:\t\t{}\n", json::text(spec, &["Image"]));
-    for (name, value) in [
-        ("Command", words("Command")),
-        ("Args", words("Args")),
-        ("Env", words("Env")),
-        ("Dir", json::text(spec, &["Dir"]).to_owned()),
-        ("User", json::text(spec, &["User"]).to_owned()),
-    ] {
-        if !value.is_empty() {
-            out += &format!(" {name}:\t\t{value}\n");
+    let Some(spec) = spec else { return "ContainerSpec:\n".to_owned() };
+    let mut out = format!("ContainerSpec:\n Image:\t\t{}\n", json::text(spec, &["Image"]));
+    for key in ["Command", "Args", "Env"] {
+        let words = words(json::list(spec, &[key]));
+        if !words.is_empty() {
+            out += &format!(" {key}:\t\t{} \n", words.join(" "));
         }
     }
-    for (name, key, source) in
-        [("Secrets", "Secrets", "SecretName"), ("Configs", "Configs", "ConfigName")]
-    {
-        if !json::list(spec, &[key]).is_empty() {
-            out += &format!("{name}:\n");
+    for key in ["Dir", "User"] {
+        let value = json::text(spec, &[key]);
+        if !value.is_empty() {
+            out += &format!(" {key}:\t\t{value}\n");
         }
-        for one in json::list(spec, &[key]) {
+    }
+    if let Some(init) = json::at(spec, &["Init"]) {
+        out += &format!(" Init:\t\t{init}\n");
+    }
+    out += &mounts(json::list(spec, &["Mounts"]));
+    for (title, source) in [("Configs", "ConfigName"), ("Secrets", "SecretName")] {
+        let references = json::list(spec, &[title]);
+        if !references.is_empty() {
+            out += &format!("{title}:\n");
+        }
+        for one in references {
             let (target, name) = (json::text(one, &["File", "Name"]), json::text(one, &[source]));
             out += &format!(" Target:\t{target}\n  Source:\t{name}\n");
         }
     }
     out
+}
+
+fn mounts(mounts: &[Value]) -> String {
+    let lines = mounts.iter().map(|mount| {
+        format!(
+            " Target:\t{}\n  Source:\t{}\n  ReadOnly:\t{}\n  Type:\t\t{}\n",
+            json::text(mount, &["Target"]),
+            json::text(mount, &["Source"]),
+            json::flag(mount, &["ReadOnly"]),
+            json::text(mount, &["Type"])
+        )
+    });
+    match mounts.is_empty() {
+        true => String::new(),
+        false => format!("Mounts:\n{}", lines.collect::<String>()),
+    }
 }
 
 fn resources(resources: Option<&Value>) -> String {

@@ -160,7 +160,7 @@ impl Scope<'_> {
 }
 
 fn present(found: Found) -> Result<Value, TemplateError> {
-    found.map_err(|name| TemplateError(format!("no entry for {name:?}")))
+    found.map_err(|name| TemplateError(format!("map has no entry for key {name:?}")))
 }
 
 fn walk(value: &Value, names: &[String]) -> Found {

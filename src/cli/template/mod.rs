@@ -80,7 +80,7 @@ mod tests {
         assert!(Template::parse("{{nosuch .A}}").is_err());
         assert!(Template::parse("{{end}}").is_err());
         let missing = Template::parse("{{.Foo}}").unwrap().render(&value).unwrap_err();
-        assert_eq!(missing.to_string(), "template parsing error: no entry for \"Foo\"");
+        assert_eq!(missing.to_string(), "template parsing error: map has no entry for key \"Foo\"");
         assert!(Template::parse(&"{{if .A}}".repeat(200)).is_err());
     }
 }

@@ -61,7 +61,7 @@ impl Template {
         match parser.nodes()? {
             (nodes, End::Source) => Ok(Self(nodes)),
             (_, End::Else(_)) => Err(TemplateError("unexpected {{else}}".to_owned())),
-            (_, End::End) => Err(TemplateError("unexpected {{end}}".to_owned())),
+            (_, End::Closed) => Err(TemplateError("unexpected {{end}}".to_owned())),
         }
     }
 }
@@ -74,7 +74,7 @@ struct Parser {
 /// What ended a list of nodes.
 enum End {
     Source,
-    End,
+    Closed,
     /// With the tokens behind `else`.
     Else(Vec<Token>),
 }
@@ -91,7 +91,7 @@ impl Parser {
                 None => break End::Source,
                 Some(Piece::Text(text)) => nodes.push(Node::Text(text)),
                 Some(Piece::Action(tokens)) => match tokens.first() {
-                    Some(Token::Word(word)) if word == "end" => break End::End,
+                    Some(Token::Word(word)) if word == "end" => break End::Closed,
                     Some(Token::Word(word)) if word == "else" => {
                         break End::Else(tokens.get(1..).unwrap_or_default().to_vec());
                     }
@@ -127,10 +127,10 @@ impl Parser {
     fn branches(&mut self) -> Result<(Vec<Node>, Vec<Node>), TemplateError> {
         let unclosed = || TemplateError("unexpected EOF".to_owned());
         match self.nodes()? {
-            (then, End::End) => Ok((then, Vec::new())),
+            (then, End::Closed) => Ok((then, Vec::new())),
             (_, End::Source) => Err(unclosed()),
             (then, End::Else(tokens)) if tokens.is_empty() => match self.nodes()? {
-                (otherwise, End::End) => Ok((then, otherwise)),
+                (otherwise, End::Closed) => Ok((then, otherwise)),
                 _ => Err(unclosed()),
             },
             (then, End::Else(tokens)) => {
