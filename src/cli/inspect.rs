@@ -47,6 +47,9 @@ pub(super) fn print(
             for bytes in &raw {
                 outln(&inspect_text(format, &parse(bytes)?)?)?;
             }
+            if raw.is_empty() {
+                outln("")?;
+            }
         }
     }
     CliError::all(errors)
@@ -147,8 +150,10 @@ fn inspect_any(call: &Call) -> Result<u8, CliError> {
                 .chain((!suffix.is_empty()).then_some(*suffix))
                 .collect();
             let mut target = Target::new(&parts);
-            if *known == "container" && size {
-                target = target.with("size", "1");
+            match *known {
+                "container" if size => target = target.with("size", "1"),
+                "service" => target = target.with("insertDefaults", "true"),
+                _ => {}
             }
             match client.get(&target) {
                 // Kinds that the daemon does not have, or not while it is outside a swarm,

@@ -279,4 +279,6 @@ fn columns() -> usize {
 }
 
 #[cfg(test)]
+mod exchange_tests;
+#[cfg(test)]
 mod tests;

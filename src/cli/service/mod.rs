@@ -113,7 +113,11 @@ fn print_warnings(answer: &Value) {
 fn inspect_services(call: &Call) -> Result<u8, CliError> {
     let mut client = call.client()?;
     let get = |client: &mut Client, name: &str| {
-        client.get(&Target::new(&["services", name]).with("insertDefaults", "true"))
+        let target = Target::new(&["services", name]).with("insertDefaults", "true");
+        client.get(&target).map_err(|why| match why.is_not_found() {
+            true => CliError::plain(format!("Error: no such service: {name}")),
+            false => why,
+        })
     };
     match call.on("pretty") {
         true => inspect::pretty(call, &mut client, get, |_, service| Ok(pretty::service(service))),

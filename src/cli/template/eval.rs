@@ -154,7 +154,9 @@ impl Scope<'_> {
             Operand::Number(number) => Ok(of_number(*number)),
             Operand::Bool(truth) => Ok(Value::from(*truth)),
             Operand::Nil => Ok(Value::Null),
-            Operand::Nested(pipeline) => self.pipeline(pipeline, dot)?,
+            Operand::Nested(pipeline, fields) => {
+                self.pipeline(pipeline, dot)?.and_then(|value| walk(&value, fields))
+            }
         })
     }
 }

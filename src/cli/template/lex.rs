@@ -16,6 +16,8 @@ pub(super) enum Piece {
 pub(super) enum Token {
     /// `.A.B`; empty for `.` alone.
     Field(Vec<String>),
+    /// `.A.B` right behind a parenthesis.
+    Suffix(Vec<String>),
     /// `$x.A.B`; the name is without `$`.
     Variable(String, Vec<String>),
     /// A keyword or function.
@@ -89,8 +91,13 @@ fn end_of_action(text: &str) -> Result<(&str, &str), TemplateError> {
 fn tokens(action: &str) -> Result<Vec<Token>, TemplateError> {
     let mut tokens = Vec::new();
     let mut rest = action.trim_start();
+    let mut spaced = true;
     while let Some(first) = rest.chars().next() {
         let (token, after) = match first {
+            '.' if !spaced && tokens.last() == Some(&Token::Sign(')')) => {
+                let (fields, after) = fields(rest)?;
+                (Token::Suffix(fields), after)
+            }
             '.' => {
                 let (fields, after) = fields(rest)?;
                 (Token::Field(fields), after)
@@ -118,6 +125,7 @@ fn tokens(action: &str) -> Result<Vec<Token>, TemplateError> {
         };
         tokens.push(token);
         rest = after.trim_start();
+        spaced = rest.len() < after.len();
     }
     Ok(tokens)
 }

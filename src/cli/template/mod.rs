@@ -54,6 +54,8 @@ mod tests {
             "abc-292 \"abc\" 0.5"
         );
         assert_eq!(fill("{{(index .List 0)}}{{/* nothing */}}", &value), "p");
+        let nested = json!({"L": [{"A": {"B": 5}}]});
+        assert_eq!(fill("{{(index .L 0).A.B}}{{len (index .L 0).A}}", &nested), "51");
         assert_eq!(fill("{{truncate .ID 2}}{{pad \"x\" 1 2}}|", &value), "ab x  |");
     }
 

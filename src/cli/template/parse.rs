@@ -46,8 +46,8 @@ pub(super) enum Operand {
     Bool(bool),
     /// Nothing.
     Nil,
-    /// A pipeline in parentheses.
-    Nested(Pipeline),
+    /// A pipeline in parentheses, and a field of what it gives.
+    Nested(Pipeline, Vec<String>),
 }
 
 impl Template {
@@ -185,7 +185,15 @@ fn nested(
                 closed = true;
                 break;
             }
-            Token::Sign('(') => Operand::Nested(nested(tokens, depth + 1)?),
+            Token::Sign('(') => Operand::Nested(nested(tokens, depth + 1)?, Vec::new()),
+            Token::Suffix(names) => {
+                if let Some(Operand::Nested(_, fields)) =
+                    commands.last_mut().and_then(|c: &mut Vec<Operand>| c.last_mut())
+                {
+                    fields.clone_from(names);
+                }
+                continue;
+            }
             Token::Field(names) => Operand::Field(names.clone()),
             Token::Variable(name, fields) => Operand::Variable(name.clone(), fields.clone()),
             Token::Text(text) => Operand::Text(text.clone()),

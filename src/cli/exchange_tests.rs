@@ -1,0 +1,266 @@
+//! Commands against a daemon that answers from a script, on a real socket.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::{Arc, Mutex};
+
+use super::*;
+
+/// A request as it came: method and target, and the body.
+type Seen = Arc<Mutex<Vec<(String, String)>>>;
+
+/// What the daemon answers to a request line that begins so.
+type Script = &'static [(&'static str, u16, &'static str)];
+
+struct Daemon {
+    _directory: tempfile::TempDir,
+    socket: PathBuf,
+    seen: Seen,
+}
+
+impl Daemon {
+    fn start(script: Script) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("d.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let seen = Seen::default();
+        let kept = Arc::clone(&seen);
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (Ok(stream), seen) = (stream, Arc::clone(&kept)) else { break };
+                std::thread::spawn(move || serve(stream, script, &seen));
+            }
+        });
+        Self { _directory: directory, socket, seen }
+    }
+
+    fn run(&self, line: &[&str]) -> Result<u8, CliError> {
+        let host = self.socket.to_str().unwrap().to_owned();
+        let line = line.iter().map(|word| (*word).to_owned());
+        let words: Vec<String> = ["-H".to_owned(), host].into_iter().chain(line).collect();
+        match read(&words) {
+            Ok(Cli::Client(call)) => match call.command.action {
+                Action::Client(act) => act(&call),
+                other => panic!("{other:?}"),
+            },
+            other => panic!("{words:?}: {other:?}"),
+        }
+    }
+
+    fn seen(&self) -> Vec<String> {
+        self.seen.lock().unwrap().iter().map(|(line, _)| line.clone()).collect()
+    }
+
+    fn body(&self, start: &str) -> serde_json::Value {
+        let seen = self.seen.lock().unwrap();
+        let (_, body) = seen.iter().find(|(line, _)| line.starts_with(start)).unwrap();
+        serde_json::from_str(body).unwrap()
+    }
+}
+
+fn serve(stream: UnixStream, script: Script, seen: &Seen) -> Option<()> {
+    let mut reader = BufReader::new(stream.try_clone().ok()?);
+    let mut writer = stream;
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line).ok().filter(|count| *count > 0)?;
+        let mut words = line.split(' ');
+        let (method, target) = (words.next()?, words.next()?);
+        let mut length = 0;
+        loop {
+            let mut header = String::new();
+            reader.read_line(&mut header).ok()?;
+            match header.trim_end().to_lowercase().split_once(": ") {
+                Some(("content-length", text)) => length = text.parse().ok()?,
+                Some(_) => {}
+                None => break,
+            }
+        }
+        let mut body = vec![0; length];
+        reader.read_exact(&mut body).ok()?;
+        if target == "/_ping" {
+            writer
+                .write_all(b"HTTP/1.1 200 OK\r\nApi-Version: 1.41\r\nContent-Length: 0\r\n\r\n")
+                .ok()?;
+            continue;
+        }
+        let asked = format!("{method} {}", target.strip_prefix("/v1.41").unwrap_or(target));
+        seen.lock().ok()?.push((asked.clone(), String::from_utf8(body).ok()?));
+        let (_, status, text) = script.iter().find(|(start, ..)| asked.starts_with(start))?;
+        if *status == 101 {
+            let head = "HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n";
+            writer.write_all(head.as_bytes()).ok()?;
+            // The command's output comes once its input has ended.
+            let mut input = Vec::new();
+            reader.read_to_end(&mut input).ok()?;
+            writer.write_all(&[1, 0, 0, 0, 0, 0, 0, 4]).ok()?;
+            return writer.write_all(text.as_bytes()).ok();
+        }
+        // Answers to requests with secrets close their connection.
+        let close = if method == "POST" { "Connection: close\r\n" } else { "" };
+        let head = format!("HTTP/1.1 {status} X\r\n{close}Content-Length: {}\r\n\r\n", text.len());
+        writer.write_all((head + text).as_bytes()).ok()?;
+        if !close.is_empty() {
+            return None;
+        }
+    }
+}
+
+#[test]
+fn a_secret_goes_out_in_one_request() {
+    let daemon = Daemon::start(&[("POST /secrets/create", 201, r#"{"ID":"abc"}"#)]);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), b"a\0b\n").unwrap();
+    let path = file.path().to_str().unwrap();
+    assert_eq!(daemon.run(&["secret", "create", "-l", "env=prod", "x", path]).unwrap(), 0);
+    assert_eq!(
+        daemon.body("POST /secrets/create").to_string(),
+        r#"{"Name":"x","Labels":{"env":"prod"},"Data":"YQBiCg=="}"#
+    );
+    let empty = tempfile::NamedTempFile::new().unwrap();
+    let path = empty.path().to_str().unwrap();
+    let why = daemon.run(&["secret", "create", "x", path]).unwrap_err();
+    assert_eq!(why.to_string(), format!("error reading from {path}: data is empty"));
+    let why = daemon.run(&["secret", "create", "x"]).unwrap_err();
+    assert_eq!(why.to_string(), "secret file is required");
+    assert_eq!(daemon.seen().len(), 1);
+}
+
+#[test]
+fn refusals_are_told_in_the_daemons_words() {
+    let daemon = Daemon::start(&[
+        ("DELETE /secrets/used", 400, r#"{"message":"in use by the following service: redis\n"}"#),
+        ("DELETE /secrets/gone", 404, r#"{"message":"secret gone not found"}"#),
+        ("DELETE /secrets/fine", 204, ""),
+    ]);
+    let why = daemon.run(&["secret", "rm", "used", "fine", "gone"]).unwrap_err();
+    assert_eq!(
+        why.to_string(),
+        "Error response from daemon: in use by the following service: redis\n\
+         Error response from daemon: secret gone not found"
+    );
+    assert_eq!(daemon.seen().len(), 3);
+}
+
+const SECRETS: &str = r#"[{"ID":"s2","Spec":{"Name":"db_pass_2"}},
+    {"ID":"s1","Spec":{"Name":"db_pass"}}]"#;
+
+#[test]
+fn a_service_is_created_as_docker_creates_it() {
+    let daemon = Daemon::start(&[
+        ("GET /secrets", 200, SECRETS),
+        (
+            "GET /distribution/busybox/json",
+            200,
+            r#"{"Descriptor":{"digest":"sha256:d"},
+            "Platforms":[{"architecture":"amd64","os":"linux"}]}"#,
+        ),
+        ("POST /services/create", 201, r#"{"ID":"abc","Warnings":null}"#),
+    ]);
+    let line = &[
+        "service",
+        "create",
+        "-d",
+        "--name",
+        "app",
+        "--secret",
+        "source=db_pass,target=password,uid=2000,mode=0400",
+        "--limit-memory",
+        "64M",
+        "--restart-delay",
+        "1s",
+        "-e",
+        "A=b",
+        "busybox",
+        "sleep",
+        "--help",
+    ];
+    assert_eq!(daemon.run(line).unwrap(), 0);
+    let seen = daemon.seen();
+    let filters = "GET /secrets?filters=%7B%22name%22%3A%7B%22db_pass%22%3Atrue%7D%7D";
+    assert_eq!(seen, [filters, "GET /distribution/busybox/json", "POST /services/create"]);
+    let spec = daemon.body("POST /services/create");
+    let container = &spec["TaskTemplate"]["ContainerSpec"];
+    assert_eq!(container["Image"], "busybox:latest@sha256:d");
+    assert_eq!(container["Args"], serde_json::json!(["sleep", "--help"]));
+    assert_eq!(
+        container["Secrets"].to_string(),
+        r#"[{"File":{"Name":"password","UID":"2000","GID":"0","Mode":256},"SecretID":"s1","SecretName":"db_pass"}]"#
+    );
+    assert_eq!(
+        spec["TaskTemplate"]["RestartPolicy"],
+        serde_json::json!({"Condition": "any", "Delay": 1_000_000_000, "MaxAttempts": 0})
+    );
+    assert_eq!(spec["TaskTemplate"]["Resources"]["Limits"]["MemoryBytes"], 67_108_864);
+    let why = daemon.run(&["service", "create", "--secret", "db", "x"]).unwrap_err();
+    assert_eq!(why.to_string(), "secret not found: db");
+    let why = daemon.run(&["service", "create", "--secret", "a", "--secret", "a", "x"]);
+    assert_eq!(why.unwrap_err().to_string(), "duplicate secret target for a not allowed");
+}
+
+#[test]
+fn an_update_sends_the_whole_spec_back() {
+    let daemon = Daemon::start(&[
+        ("GET /secrets", 200, SECRETS),
+        (
+            "GET /services/app",
+            200,
+            r#"{"ID":"abc","Version":{"Index":7},"Spec":{"Name":"app",
+            "TaskTemplate":{"ContainerSpec":{"Image":"busybox","Unknown":1,"Secrets":[{"File":
+            {"Name":"password"},"SecretID":"s1","SecretName":"db_pass"}]},"ForceUpdate":2},
+            "Mode":{"Replicated":{"Replicas":3}}}}"#,
+        ),
+        ("POST /services/abc/update", 200, r#"{"Warnings":null}"#),
+    ]);
+    let line = &[
+        "service",
+        "update",
+        "-d",
+        "--secret-rm",
+        "db_pass",
+        "--secret-add",
+        "source=db_pass_2,target=password",
+        "--force",
+        "app",
+    ];
+    assert_eq!(daemon.run(line).unwrap(), 0);
+    assert_eq!(
+        daemon.seen().last().unwrap(),
+        "POST /services/abc/update?registryAuthFrom=spec&version=7"
+    );
+    let spec = daemon.body("POST /services/abc/update");
+    let container = &spec["TaskTemplate"]["ContainerSpec"];
+    assert_eq!(container["Unknown"], 1);
+    assert_eq!(container["Secrets"].as_array().unwrap().len(), 1);
+    assert_eq!(container["Secrets"][0]["SecretID"], "s2");
+    assert_eq!(container["Secrets"][0]["File"]["Name"], "password");
+    assert_eq!(spec["TaskTemplate"]["ForceUpdate"], 3);
+    assert_eq!(spec["Mode"]["Replicated"]["Replicas"], 3);
+}
+
+#[test]
+fn exec_ends_with_the_commands_exit_code() {
+    let daemon = Daemon::start(&[
+        ("GET /containers/c/json", 200, "{}"),
+        ("POST /containers/c/exec", 201, r#"{"Id":"e"}"#),
+        ("POST /exec/e/start", 101, "out\n"),
+        ("GET /exec/e/json", 200, r#"{"Running":false,"ExitCode":7}"#),
+        ("GET /containers/nosuch", 404, r#"{"message":"No such container: nosuch"}"#),
+    ]);
+    assert_eq!(daemon.run(&["exec", "-u", "5", "c", "sh", "-c", "exit 7"]).unwrap(), 7);
+    let body = daemon.body("POST /containers/c/exec");
+    assert_eq!((body["User"].as_str(), &body["Cmd"][2]), (Some("5"), &"exit 7".into()));
+    assert!(daemon.run(&["exec", "nosuch", "true"]).unwrap_err().is_not_found());
+}
+
+#[test]
+fn a_missing_daemon_is_told_with_its_socket_and_a_remedy() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("none.sock");
+    let words = ["-H", socket.to_str().unwrap(), "ps"].map(str::to_owned);
+    let Ok(Cli::Client(call)) = read(&words) else { panic!("not a call") };
+    let Action::Client(act) = call.command.action else { panic!("not a client") };
+    let text = act(&call).unwrap_err().to_string();
+    assert!(text.contains(socket.to_str().unwrap()), "{text}");
+    assert!(text.contains("Is the skep daemon running?") && text.contains("skep up"), "{text}");
+}
