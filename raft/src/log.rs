@@ -164,11 +164,13 @@ impl Log {
         if self.carry.last.is_none_or(|last| last.index < upto.index) {
             self.carry.last = Some(upto);
         }
-        let nexts = self.sealed.iter().skip(1).map(|(segment, _)| segment).chain([&self.active]);
-        let covered = |next: &&Arc<Segment>| {
+        // Of what a segment found before it, only the entries up to its `carry.last` count.
+        let covered = |next: &Arc<Segment>| {
             next.header.carry.last.is_none_or(|last| last.index <= upto.index)
         };
-        let count = nexts.take_while(covered).count().min(self.sealed.len());
+        let nexts = self.sealed.iter().skip(1).map(|(next, _)| next).chain([&self.active]);
+        let droppable = nexts.zip(1..).filter(|(next, _)| covered(next)).map(|(_, count)| count);
+        let count = droppable.last().unwrap_or(0).min(self.sealed.len());
         let gone: Vec<_> = self.sealed.drain(..count).map(|(segment, _)| segment).collect();
         self.guard(|log| log.remove(&gone))
     }

@@ -90,6 +90,9 @@ pub(crate) struct Recovered {
     pub(crate) carry: Carry,
     pub(crate) index: Index,
     pub(crate) next_seq: u64,
+    /// The last entry before the first segment. It must turn out to be purged, be it by a record
+    /// further on; until then nothing is known of the entries up to it.
+    base: Option<u64>,
 }
 
 /// Reads all segments; cuts a torn tail; makes what counts durable.
@@ -104,16 +107,15 @@ pub(crate) fn recover(disk: &dyn Disk, key: &StorageKey) -> Result<Recovered, Op
         let end = found.read(&segment, next.map(|next| next.end))?;
         found.segments.push_back((segment, end));
     }
-    let Recovered { segments, carry, index, .. } = &mut found;
+    let Recovered { segments, carry, index, base, .. } = &mut found;
     index.vote = carry.vote;
     index.committed = carry.committed;
-    if let Some((first, _)) = segments.front() {
-        let before = first.header.carry.last.map(|last| last.index);
-        if before > carry.purged.map(|at| at.index) {
-            return Err(OpenError::Missing { file: first.name.clone() });
+    match segments.front() {
+        Some((first, _)) if *base > carry.purged.map(|at| at.index) => {
+            Err(OpenError::Missing { file: first.name.clone() })
         }
+        _ => Ok(found),
     }
-    Ok(found)
 }
 
 /// Opens the segments that count, oldest first, and removes what is left over.
@@ -166,10 +168,11 @@ impl Recovered {
         let damaged = |offset| OpenError::Damaged { file: segment.name.clone(), offset };
         self.carry = segment.header.carry;
         self.index.truncate(self.carry.last.map_or(0, |at| at.index + 1));
-        // What came before the first segment must turn out to be purged, be it further on.
-        let before = self.carry.last.filter(|_| self.segments.is_empty());
-        if let Some(gone) = before.or(self.carry.purged) {
-            self.index.purge(gone);
+        if self.segments.is_empty() {
+            self.base = self.carry.last.map(|at| at.index);
+        }
+        if let Some(purged) = self.carry.purged {
+            self.purge(purged);
         }
         let mut offset = HEADER_BYTES;
         let mut batch = Batch { start: offset, left: 0 };
@@ -195,6 +198,12 @@ impl Recovered {
         match end {
             Some(end) if end != offset => Err(damaged(offset)),
             _ => Ok(offset),
+        }
+    }
+
+    fn purge(&mut self, upto: Position) {
+        if Some(upto.index) >= self.base {
+            self.index.purge(upto);
         }
     }
 
@@ -224,13 +233,18 @@ impl Recovered {
             Record::Committed(at) => self.carry.committed = Some(at),
             Record::Purged(at) => {
                 self.carry.purged = Some(at);
-                self.index.purge(at);
-                self.carry.last = self.index.last();
+                self.purge(at);
+                if self.carry.last.is_none_or(|last| last.index < at.index) {
+                    self.carry.last = Some(at);
+                }
             }
             Record::Blank { .. } | Record::Normal { .. } | Record::Members { .. } => {
                 let Some(entry) = entry_of(frame) else {
                     return Err(OpenError::Damaged { file: file(), offset });
                 };
+                if self.carry.last.is_some_and(|last| frame.index != last.index + 1) {
+                    return Err(OpenError::OutOfOrder { file: file(), offset });
+                }
                 let bytes = usize::try_from(frame.end - offset).unwrap_or(usize::MAX);
                 let place = Place { segment: Arc::clone(segment), offset, bytes };
                 self.carry.last = Some(Position::from(&entry.log_id));
