@@ -220,14 +220,14 @@ enum Op {
 
 fn ops() -> impl Strategy<Value = Vec<Op>> {
     let op = prop_oneof![
-        8 => (1u64..6, 0usize..4_000).prop_map(|(count, bytes)| Op::Append { count, bytes }),
-        2 => Just(Op::Vote),
-        3 => Just(Op::Commit),
-        1 => (0u64..5).prop_map(|back| Op::Truncate { back }),
-        1 => (0u64..8).prop_map(|ahead| Op::Purge { ahead }),
+        6 => (1u64..6, prop_oneof![0usize..100, 2_000usize..4_000]).prop_map(|(count, bytes)| Op::Append { count, bytes }),
+        1 => Just(Op::Vote),
+        1 => Just(Op::Commit),
+        3 => (0u64..5).prop_map(|back| Op::Truncate { back }),
+        3 => (0u64..8).prop_map(|ahead| Op::Purge { ahead }),
         1 => Just(Op::Scrub),
         1 => Just(Op::Prepare),
-        1 => Just(Op::Reopen),
+        2 => Just(Op::Reopen),
     ];
     prop::collection::vec(op, 1..40)
 }

@@ -90,8 +90,8 @@ pub(crate) struct Recovered {
     pub(crate) carry: Carry,
     pub(crate) index: Index,
     pub(crate) next_seq: u64,
-    /// The last entry before the first segment. It must turn out to be purged, be it by a record
-    /// further on; until then nothing is known of the entries up to it.
+    /// The last entry before the first segment. It must turn out to be purged or truncated, be
+    /// it further on; until then nothing is known of the entries up to it.
     base: Option<u64>,
 }
 
@@ -168,9 +168,8 @@ impl Recovered {
         let damaged = |offset| OpenError::Damaged { file: segment.name.clone(), offset };
         self.carry = segment.header.carry;
         self.index.truncate(self.carry.last.map_or(0, |at| at.index + 1));
-        if self.segments.is_empty() {
-            self.base = self.carry.last.map(|at| at.index);
-        }
+        let last = self.carry.last.map(|at| at.index);
+        self.base = if self.segments.is_empty() { last } else { self.base.min(last) };
         if let Some(purged) = self.carry.purged {
             self.purge(purged);
         }
