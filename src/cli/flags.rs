@@ -1,10 +1,13 @@
-//! Tables of commands and flags, and the parser that reads a command line by them.
+//! Tables of commands and flags, and the reader of a command line by them.
 //!
 //! The rules are those of the docker CLI, so that its transcripts work unchanged: `--flag=value`
 //! and `--flag value`, `-abc` and `-n5`, booleans that take their value only behind `=`, flags
 //! after arguments unless the command forwards its own.
 
 use std::collections::BTreeMap;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Arg, ArgAction};
 
 use super::call::Call;
 use super::error::CliError;
@@ -238,102 +241,115 @@ pub(super) enum Stop {
     Bad(String),
 }
 
+/// Id of the arguments among a command's flags.
+const ARGS: &str = "<args>";
+/// Id of `--help`.
+const HELP: &str = "<help>";
+/// Id of the old `-h`.
+const OLD_HELP: &str = "<old-help>";
+
 /// Reads `words` by `flags`. With `forwards`, everything from the first argument on is taken
 /// as it stands.
 pub(super) fn parse(flags: &[Flag], words: &[String], forwards: bool) -> Result<Matches, Stop> {
-    let mut matches = Matches::default();
-    let mut words = words.iter();
-    while let Some(word) = words.next() {
-        if word == "--" {
-            matches.args.extend(words.cloned());
-            break;
-        } else if let Some(long) = word.strip_prefix("--") {
-            parse_long(flags, &mut matches, word, long, &mut words)?;
-        } else if let Some(letters) = word.strip_prefix('-').filter(|rest| !rest.is_empty()) {
-            parse_letters(flags, &mut matches, word, letters, &mut words)?;
-        } else if forwards {
-            matches.args.push(word.clone());
-            matches.args.extend(words.cloned());
-            break;
-        } else {
-            matches.args.push(word.clone());
+    let parsed = match reader(flags, forwards).try_get_matches_from(words) {
+        Ok(parsed) => parsed,
+        Err(error) => return Err(Stop::Bad(in_dockers_words(&error, words))),
+    };
+    if parsed.get_count(HELP) > 0 {
+        return Err(Stop::Help(false));
+    }
+    if parsed.try_get_one::<u8>(OLD_HELP).ok().flatten().is_some_and(|count| *count > 0) {
+        return Err(Stop::Help(true));
+    }
+    let strings = |id: &str| -> Vec<String> {
+        parsed.get_many::<String>(id).into_iter().flatten().cloned().collect()
+    };
+    let mut matches = Matches { args: strings(ARGS), ..Matches::default() };
+    for flag in flags {
+        for value in strings(flag.name) {
+            (flag.check)(&value).map_err(|why| {
+                Stop::Bad(format!("invalid argument {value:?} for {:?} flag: {why}", flag.label()))
+            })?;
+            matches.flags.entry(flag.name).or_default().push(value);
         }
     }
     Ok(matches)
 }
 
-fn parse_long<'a>(
-    flags: &[Flag],
-    matches: &mut Matches,
-    word: &str,
-    long: &str,
-    rest: &mut impl Iterator<Item = &'a String>,
-) -> Result<(), Stop> {
-    let (name, value) = match long.split_once('=') {
-        Some((name, value)) => (name, Some(value.to_owned())),
-        None => (long, None),
-    };
-    if name.is_empty() || name.starts_with('-') {
-        return Err(Stop::Bad(format!("bad flag syntax: {word}")));
+/// The reader for one command's words.
+fn reader(flags: &[Flag], forwards: bool) -> clap::Command {
+    let help = Arg::new(HELP).long("help").action(ArgAction::Count);
+    let args = Arg::new(ARGS).num_args(0..).action(ArgAction::Append);
+    // What a forwarding command's first argument begins belongs to another program.
+    let args = args.trailing_var_arg(forwards);
+    let mut reader = clap::Command::new("skep")
+        .no_binary_name(true)
+        .disable_help_flag(true)
+        .disable_version_flag(true)
+        .args(flags.iter().map(arg))
+        .arg(help)
+        .arg(args);
+    if flags.iter().all(|flag| flag.short != Some('h')) {
+        reader = reader.arg(Arg::new(OLD_HELP).short('h').action(ArgAction::Count));
     }
-    if name == "help" {
-        return Err(Stop::Help(false));
-    }
-    let Some(flag) = flags.iter().find(|flag| flag.name == name) else {
-        return Err(Stop::Bad(format!("unknown flag: --{name}")));
-    };
-    let value = match value {
-        Some(value) => value,
-        None if flag.is_switch() => "true".to_owned(),
-        None => rest
-            .next()
-            .cloned()
-            .ok_or_else(|| Stop::Bad(format!("flag needs an argument: --{name}")))?,
-    };
-    keep(matches, flag, value)
+    reader
 }
 
-fn parse_letters<'a>(
-    flags: &[Flag],
-    matches: &mut Matches,
-    word: &str,
-    letters: &str,
-    rest: &mut impl Iterator<Item = &'a String>,
-) -> Result<(), Stop> {
-    let mut remaining = letters;
-    while let Some(letter) = remaining.chars().next() {
-        let after = remaining.get(letter.len_utf8()..).unwrap_or_default();
-        let Some(flag) = flags.iter().find(|flag| flag.short == Some(letter)) else {
-            return Err(match letter {
-                'h' => Stop::Help(true),
-                _ => Stop::Bad(format!("unknown shorthand flag: '{letter}' in -{remaining}")),
-            });
-        };
-        if let Some(value) = after.strip_prefix('=') {
-            return keep(matches, flag, value.to_owned());
-        }
-        if flag.is_switch() {
-            keep(matches, flag, "true".to_owned())?;
-            remaining = after;
-            continue;
-        }
-        let value = match after {
-            "" => rest.next().cloned().ok_or_else(|| {
-                Stop::Bad(format!("flag needs an argument: '{letter}' in {word}"))
-            })?,
-            attached => attached.to_owned(),
-        };
-        return keep(matches, flag, value);
+/// A flag as the reader knows it: a switch takes a value only behind `=`, another flag takes
+/// whatever follows it.
+fn arg(flag: &Flag) -> Arg {
+    let arg = Arg::new(flag.name).long(flag.name).action(ArgAction::Append);
+    let arg = match flag.short {
+        Some(letter) => arg.short(letter),
+        None => arg,
+    };
+    if flag.is_switch() {
+        arg.num_args(0..=1).require_equals(true).default_missing_value("true")
+    } else {
+        arg.num_args(1).allow_hyphen_values(true)
     }
-    Ok(())
 }
 
-fn keep(matches: &mut Matches, flag: &Flag, value: String) -> Result<(), Stop> {
-    (flag.check)(&value).map_err(|why| {
-        Stop::Bad(format!("invalid argument {value:?} for {:?} flag: {why}", flag.label()))
-    })?;
-    matches.flags.entry(flag.name).or_default().push(value);
-    Ok(())
+/// What the docker CLI says of the same mistake.
+fn in_dockers_words(error: &clap::Error, words: &[String]) -> String {
+    let named = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(named)) => named.as_str(),
+        _ => "",
+    };
+    match error.kind() {
+        ErrorKind::InvalidValue | ErrorKind::WrongNumberOfValues | ErrorKind::TooFewValues => {
+            needs_an_argument(words)
+        }
+        _ => unknown(named, words),
+    }
+}
+
+/// The flag that misses its value is the last word.
+fn needs_an_argument(words: &[String]) -> String {
+    let word = words.last().map(String::as_str).unwrap_or_default();
+    match word.strip_prefix("--") {
+        Some(_) => format!("flag needs an argument: {word}"),
+        None => {
+            let letter = word.chars().last().unwrap_or_default();
+            format!("flag needs an argument: '{letter}' in {word}")
+        }
+    }
+}
+
+fn unknown(named: &str, words: &[String]) -> String {
+    let odd = |word: &&String| word.starts_with("--=") || word.starts_with("---");
+    if let Some(word) = words.iter().find(odd) {
+        return format!("bad flag syntax: {word}");
+    }
+    if let Some(name) = named.strip_prefix("--") {
+        let name = name.split('=').next().unwrap_or_default();
+        return format!("unknown flag: --{name}");
+    }
+    let letter = named.trim_start_matches('-').chars().next().unwrap_or_default();
+    let clusters = words.iter().filter(|word| word.starts_with('-') && !word.starts_with("--"));
+    let rest = clusters.filter_map(|word| word.find(letter).and_then(|at| word.get(at..))).next();
+    let rest = rest.unwrap_or_default();
+    format!("unknown shorthand flag: '{letter}' in -{rest}")
 }
 
 /// Says what is wrong with the number of arguments: the sentence, and whether help is
