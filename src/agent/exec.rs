@@ -2,10 +2,11 @@
 
 use std::collections::HashMap;
 use std::io::Write;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Mutex;
 use std::time::Instant;
 
+use tokio::io::{copy, sink};
 use tokio::net::unix::pipe;
 use tokio::sync::watch;
 
@@ -31,6 +32,8 @@ struct Entry {
     ended: watch::Sender<bool>,
     /// Takes the runtime's text if the process never runs.
     complaint: Option<OwnedFd>,
+    /// Waits for the terminal that the shim hands over once the process runs.
+    terminal: Option<Terminal>,
 }
 
 /// All execs of this node.
@@ -94,6 +97,7 @@ impl ExecTable {
             started: false,
             ended: watch::Sender::new(false),
             complaint: None,
+            terminal: None,
         };
         entries.insert(id.clone(), entry);
         Ok(id)
@@ -119,6 +123,7 @@ impl ExecTable {
             source: source.into(),
         })?;
         entry.complaint = pipes.complaint;
+        entry.terminal = pipes.terminal;
         let mut ended = entry.ended.subscribe();
         let streams = ExecStreams {
             stdin: pipes.stdin.map(|p| Box::new(p) as _),
@@ -142,13 +147,18 @@ impl ExecTable {
         Ok(Started { start, fds: pipes.theirs, streams, container: entry.container.clone() })
     }
 
-    /// The process runs.
-    pub fn running(&self, id: &str, pid: u32) {
+    /// The process runs; `console` is the other end of its terminal, if it has one.
+    pub fn running(&self, id: &str, pid: u32, console: Option<OwnedFd>) {
         if let Some(entry) = lock(&self.entries).get_mut(id)
             && entry.phase == Phase::Created
         {
             entry.phase = Phase::Running { pid };
             entry.complaint = None;
+            if let (Some(terminal), Some(console)) = (entry.terminal.take(), console)
+                && let Err(error) = terminal.connect(console)
+            {
+                tracing::warn!(exec = id, %error, "cannot use the terminal of an exec");
+            }
         }
     }
 
@@ -202,6 +212,7 @@ fn end(entry: &mut Entry, code: i32, error: Option<&str>) {
         // The client may be gone; the text is in the log of the daemon as well.
         let _ = pipe.write_all(format!("{error}\r\n").as_bytes());
     }
+    entry.terminal = None;
     entry.ended.send_replace(true);
 }
 
@@ -210,9 +221,49 @@ pub fn no_such(id: &str) -> Refusal {
     Refusal::NotFound(format!("No such exec instance: {id}"))
 }
 
+/// The client's side of a terminal, until the terminal comes.
+#[derive(Debug)]
+struct Terminal {
+    input: Option<pipe::Receiver>,
+    output: Option<pipe::Sender>,
+}
+
+impl Terminal {
+    /// Passes bytes between client and terminal until the process has let go of it.
+    fn connect(self, console: OwnedFd) -> std::io::Result<()> {
+        rustix::io::ioctl_fionbio(&console, true)?;
+        let mut to = pipe::Sender::from_owned_fd_unchecked(console.try_clone()?)?;
+        let mut from = pipe::Receiver::from_owned_fd_unchecked(console)?;
+        let Self { input, output } = self;
+        let feed = async move {
+            if let Some(mut input) = input {
+                // The end of the input leaves the terminal as it is, as Docker does.
+                let _ = copy(&mut input, &mut to).await;
+            }
+            std::future::pending::<()>().await;
+        };
+        tokio::spawn(async move {
+            let show = async {
+                if let Some(mut output) = output {
+                    let _ = copy(&mut from, &mut output).await;
+                }
+                // Without a client the process must not wait for one. A terminal that was let go
+                // of says EIO.
+                let _ = copy(&mut from, &mut sink()).await;
+            };
+            tokio::select! {
+                () = show => {}
+                () = feed => {}
+            }
+        });
+        Ok(())
+    }
+}
+
 struct Pipes {
     theirs: Vec<OwnedFd>,
     complaint: Option<OwnedFd>,
+    terminal: Option<Terminal>,
     stdin: Option<pipe::Sender>,
     stdout: Option<pipe::Receiver>,
     stderr: Option<pipe::Receiver>,
@@ -220,6 +271,27 @@ struct Pipes {
 
 impl Pipes {
     fn open(config: &ExecConfig, detach: bool) -> std::io::Result<Self> {
+        if config.tty { Self::terminal(config, detach) } else { Self::streams(config, detach) }
+    }
+
+    /// Pipes between the client and the terminal to come; the shim needs none.
+    fn terminal(config: &ExecConfig, detach: bool) -> std::io::Result<Self> {
+        let (mut stdin, mut stdout, mut complaint) = (None, None, None);
+        let mut terminal = Terminal { input: None, output: None };
+        if config.stdin && !detach {
+            let (ours, input) = pipe::pipe()?;
+            (stdin, terminal.input) = (Some(ours), Some(input));
+        }
+        if !detach {
+            let (output, ours) = pipe::pipe()?;
+            complaint = Some(output.as_fd().try_clone_to_owned()?);
+            (stdout, terminal.output) = (Some(ours), Some(output));
+        }
+        let terminal = Some(terminal);
+        Ok(Self { theirs: Vec::new(), complaint, terminal, stdin, stdout, stderr: None })
+    }
+
+    fn streams(config: &ExecConfig, detach: bool) -> std::io::Result<Self> {
         let null = || -> std::io::Result<OwnedFd> {
             Ok(std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?.into())
         };
@@ -244,8 +316,59 @@ impl Pipes {
             theirs.push(writer);
             Ok(Some(ours))
         };
-        let stdout = output(config.stdout || config.tty)?;
-        let stderr = output(config.stderr && !config.tty)?;
-        Ok(Self { theirs, complaint, stdin, stdout, stderr })
+        let stdout = output(config.stdout)?;
+        let stderr = output(config.stderr)?;
+        Ok(Self { theirs, complaint, terminal: None, stdin, stdout, stderr })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    const WAIT: Duration = Duration::from_secs(10);
+
+    fn config(stdin: bool) -> ExecConfig {
+        ExecConfig { tty: true, stdin, stdout: true, stderr: true, ..ExecConfig::default() }
+    }
+
+    #[tokio::test]
+    async fn a_terminal_is_joined_to_its_client_once_it_comes() {
+        let table = ExecTable::default();
+        table.create("a".into(), "c", config(true)).unwrap();
+        let mut streams = table.start("a", false, None).unwrap().streams;
+        let (mut stdin, mut stdout) = (streams.stdin.take().unwrap(), streams.stdout.unwrap());
+        stdin.write_all(b"early\n").await.unwrap();
+        let pty = nix::pty::openpty(None, None).unwrap();
+        table.running("a", 7, Some(pty.master));
+        let mut line = [0; 7];
+        tokio::time::timeout(WAIT, stdout.read_exact(&mut line)).await.unwrap().unwrap();
+        // The terminal echoes, and ends lines its own way.
+        assert_eq!(&line, b"early\r\n");
+        let mut process = std::fs::File::from(pty.slave);
+        process.write_all(b"hi").unwrap();
+        drop(process);
+        table.ended("a", 3, None);
+        let mut rest = String::new();
+        let read = stdout.read_to_string(&mut rest);
+        tokio::time::timeout(WAIT, read).await.unwrap().unwrap();
+        assert_eq!(rest, "hi");
+        streams.ended.await;
+        assert_eq!(table.view("a").unwrap().exit_code, Some(3));
+    }
+
+    #[tokio::test]
+    async fn a_command_that_never_ran_says_why_on_its_terminal() {
+        let table = ExecTable::default();
+        table.create("a".into(), "c", config(false)).unwrap();
+        let streams = table.start("a", false, None).unwrap().streams;
+        table.ended("a", 127, Some("no such command"));
+        let mut text = String::new();
+        let mut stdout = streams.stdout.unwrap();
+        let read = stdout.read_to_string(&mut text);
+        tokio::time::timeout(WAIT, read).await.unwrap().unwrap();
+        assert_eq!(text, "no such command\r\n");
     }
 }

@@ -290,7 +290,6 @@ impl Actor {
     }
 
     fn hear(&mut self, message: FromShim, fds: Vec<OwnedFd>) {
-        drop(fds);
         self.heard = Instant::now();
         let execs = &self.context.execs;
         match message {
@@ -309,7 +308,9 @@ impl Actor {
                 }
             }
             FromShim::Status(status) => self.observe(status),
-            FromShim::ExecStarted { id, pid } => execs.running(&id, pid),
+            FromShim::ExecStarted { id, pid } => {
+                execs.running(&id, pid, fds.into_iter().next());
+            }
             FromShim::ExecExited { id, code, error } => execs.ended(&id, code, error.as_deref()),
             FromShim::Hello(_) | FromShim::Audit(_) => {}
         }
