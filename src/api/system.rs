@@ -128,7 +128,7 @@ async fn info(gate: &dyn Gate) -> wire::Info {
     let containers = gate.containers();
     let count = |state: ContainerState| containers.iter().filter(|c| c.state == state).count();
     let running = count(ContainerState::Running);
-    let (runtime, _) = view.runtime.clone();
+    let (runtime, runtime_version) = view.runtime.clone();
     let swarm = swarm_info(gate, &view).await;
     wire::Info {
         id: view.node.map(|id| id.to_string()).unwrap_or_default(),
@@ -183,7 +183,7 @@ async fn info(gate: &dyn Gate) -> wire::Info {
         isolation: "",
         init_binary: "",
         containerd_commit: wire::Commit::default(),
-        runc_commit: wire::Commit::default(),
+        runc_commit: wire::Commit { expected: runtime_version.clone(), id: runtime_version },
         init_commit: wire::Commit::default(),
         security_options: vec!["name=seccomp,profile=builtin"],
         warnings: (!view.warnings.is_empty()).then(|| view.warnings.clone()),

@@ -212,7 +212,7 @@ fn config(view: &ContainerView) -> Value {
         "Tty": spec.tty,
         "OpenStdin": spec.open_stdin,
         "StdinOnce": false,
-        "Env": view.env,
+        "Env": environment(view),
         "Cmd": list(&view.cmd),
         "Image": spec.image,
         "Volumes": null,
@@ -221,6 +221,14 @@ fn config(view: &ContainerView) -> Value {
         "OnBuild": null,
         "Labels": view.labels,
     })
+}
+
+/// The environment as image and user set it: the host name that every process gets is no part of
+/// it in Docker.
+fn environment(view: &ContainerView) -> Vec<&String> {
+    let said = &view.task.spec.container.env;
+    let added = |pair: &String| pair.starts_with("HOSTNAME=") && !said.contains(pair);
+    view.env.iter().filter(|pair| !added(pair)).collect()
 }
 
 fn list(words: &[String]) -> Value {
