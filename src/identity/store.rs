@@ -177,7 +177,7 @@ impl IdentityStore {
         use base64::Engine as _;
         write_atomic(&self.path("cert.pem"), leaf.cert_pem.as_bytes(), 0o600)?;
         let private = Zeroizing::new(
-            base64::engine::general_purpose::STANDARD.encode(&*seal.private_bytes()),
+            base64::engine::general_purpose::STANDARD.encode(seal.private_bytes().as_slice()),
         );
         let text = Zeroizing::new(format!(
             "{}-----BEGIN SKEP SEAL KEY-----\n{}\n-----END SKEP SEAL KEY-----\n",
