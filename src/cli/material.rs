@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::os::fd::AsFd;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -158,9 +159,11 @@ fn read(kind: Kind, source: Option<&str>) -> Result<Protected, CliError> {
     let name = source.unwrap_or_default();
     let (data, shown) = match name {
         "" => return Err(fail("secret file is required".replace("secret", kind.word()))),
-        "-" => (read_protected(&mut std::io::stdin().lock()), "STDIN"),
-        path => (File::open(path).and_then(|mut file| read_protected(&mut file)), path),
+        // Not by way of the library's own stdin: it keeps what it read in a buffer.
+        "-" => (std::io::stdin().as_fd().try_clone_to_owned().map(File::from), "STDIN"),
+        path => (File::open(path), path),
     };
+    let data = data.and_then(|mut file| read_protected(&mut file));
     let data = data.map_err(|why| {
         let reason = if shown == "STDIN" { why.to_string() } else { open_error(shown, &why) };
         fail(format!("error reading from {shown}: {reason}"))
