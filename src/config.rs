@@ -42,10 +42,12 @@ impl NodeConfig {
     /// The options of a command line.
     #[must_use]
     pub fn from_args(args: NodeArgs) -> Self {
+        // Supervisors get these paths too, and have another working directory.
+        let absolute = |path: PathBuf| std::path::absolute(&path).unwrap_or(path);
         Self {
             node_name: args.node_name.unwrap_or_else(hostname),
-            data_root: args.data_root,
-            run_root: args.run_root,
+            data_root: absolute(args.data_root),
+            run_root: absolute(args.run_root),
             listen_addr: args.listen_addr,
             advertise_addr: args.advertise_addr,
             runtime: args.runtime.to_string_lossy().into_owned(),
