@@ -16,9 +16,9 @@ pub(super) enum CliError {
     },
     /// Nobody answers at the socket.
     #[error(
-        "Cannot connect to the skep daemon at unix://{}: {source}. Is the skep daemon running?\n\
+        "Cannot connect to the skep daemon at unix://{}. Is the skep daemon running?{}\n\
          Start it with 'skep up' or 'skep daemon', or name its socket with -H or SKEP_HOST.",
-        path.display()
+        path.display(), reason(source)
     )]
     Connect {
         /// The socket.
@@ -64,6 +64,14 @@ pub(super) enum CliError {
     /// Several of them, told one after the other.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
     Several(Vec<CliError>),
+}
+
+/// Why nobody answers, where it is not just that nobody listens.
+fn reason(source: &io::Error) -> String {
+    match source.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => String::new(),
+        _ => format!(" ({source})"),
+    }
 }
 
 impl CliError {
