@@ -107,8 +107,13 @@ async fn turn_away(mut stream: UnixStream) {
          Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
         body.len()
     );
-    // The kernel's buffer takes this at once, or the client does not get it.
-    let _ = tokio::time::timeout(ACCEPT_PAUSE, stream.write_all(answer.as_bytes())).await;
+    let told = async {
+        stream.write_all(answer.as_bytes()).await?;
+        stream.shutdown().await?;
+        // What the client has sent must be read, or it is told of a reset and not of this.
+        tokio::io::copy(&mut stream, &mut tokio::io::sink()).await
+    };
+    let _ = tokio::time::timeout(ACCEPT_PAUSE, told).await;
 }
 
 /// Serves one connection until it ends.

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use serde_json::Value;
 use skep_core::model::container::{ContainerSpec, Dns, Mount, MountKind, Ulimit};
 use skep_core::model::material::{Driver, Grant};
 use skep_core::model::service::{
@@ -209,6 +210,18 @@ fn placement(placement: wire::Placement) -> Placement {
     }
 }
 
+/// Whether a part says something: the docker CLI sends some of them full of `null`.
+fn says_something(value: &Value) -> bool {
+    match value {
+        Value::Object(entries) => entries.values().any(says_something),
+        Value::Array(items) => !items.is_empty(),
+        Value::String(text) => !text.is_empty(),
+        Value::Number(number) => number.as_f64() != Some(0.0),
+        Value::Bool(yes) => *yes,
+        Value::Null => false,
+    }
+}
+
 /// Whether Docker would fill something in on the node.
 fn is_template(text: &str) -> bool {
     text.contains("{{")
@@ -218,7 +231,7 @@ fn refuse_unsupported(spec: &wire::ContainerSpec) -> Result<(), ApiError> {
     let health = spec.healthcheck.as_ref();
     let told_off = |test: &[String]| test.first().is_some_and(|word| word == "NONE");
     let refused = [
-        (spec.privileges.is_some(), "ContainerSpec.Privileges"),
+        (spec.privileges.as_ref().is_some_and(says_something), "ContainerSpec.Privileges"),
         (spec.init == Some(true), "ContainerSpec.Init"),
         (!matches!(spec.isolation.as_str(), "" | "default"), "ContainerSpec.Isolation"),
         (

@@ -201,7 +201,8 @@ async fn what_is_not_carried_out_is_refused_by_name() {
     let answer = post(&gate, "/services/create", &body).await;
     assert_eq!(answer.status, 400);
     assert!(answer.message().contains("invalid UID \"bob\" for secret s"), "{answer:?}");
-    let none = r#","Healthcheck":{"Test":["NONE"]},"Mounts":[{"Type":"tmpfs","Target":"/t"}]"#;
+    let none = r#","Privileges":{"CredentialSpec":null,"SELinuxContext":null},
+        "Healthcheck":{"Test":["NONE"]},"Mounts":[{"Type":"tmpfs","Target":"/t"}]"#;
     service(&gate, "fine", none).await;
 }
 

@@ -130,6 +130,32 @@ async fn a_connection_is_kept_unless_it_carried_data() {
 }
 
 #[tokio::test]
+async fn a_client_too_many_is_told_so() {
+    let gate = FakeGate::manager();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("skep.sock");
+    let listener = crate::api::bind(&path).unwrap();
+    let server = tokio::spawn(crate::api::serve(listener, gate, std::future::pending()));
+    let mut idle = Vec::new();
+    for _ in 0..crate::limits::API_CONNECTIONS {
+        idle.push(UnixStream::connect(&path).await.unwrap());
+    }
+    let ask = async |request: &[u8]| {
+        let mut stream = UnixStream::connect(&path).await.unwrap();
+        stream.write_all(request).await.unwrap();
+        let mut answer = String::new();
+        tokio::time::timeout(WAIT, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
+        answer
+    };
+    let ping = b"GET /_ping HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    let answer = ask(ping).await;
+    assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("are in use"), "{answer}");
+    drop(idle);
+    assert!(ask(ping).await.starts_with("HTTP/1.1 200"));
+    server.abort();
+}
+
+#[tokio::test]
 async fn garbage_closes_the_connection_and_nothing_else() {
     let gate = FakeGate::manager();
     let mut stream = connect(&gate);
