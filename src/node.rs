@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use crate::agent::{Agent, Context};
 use crate::clock::now;
 use crate::config::{self, NodeConfig};
+use crate::engine::cgroup::Cgroups;
 use crate::engine::images::{ImageError, ImageStore};
 use crate::files::{DirLock, FileError, make_dir};
 use crate::gate::{Done, Refusal, SwarmInit};
@@ -296,6 +297,10 @@ impl Node {
         self.set_swarm(None);
         swarm.halt().await;
         swarm.agent.end_all().await;
+        // Where cgroups cannot be found there is nothing to remove either.
+        if let Ok(cgroups) = Cgroups::detect() {
+            cgroups.remove(&format!("/skep/{}", swarm.manager.node));
+        }
         self.store.wipe(&swarm.file).map_err(|e| failed("cannot forget the swarm", e))?;
         Ok(Done::Nothing)
     }
