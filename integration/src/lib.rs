@@ -17,7 +17,7 @@ pub use bench::{Bench, run_by, shared};
 pub use cli::{Cli, Output, Program};
 pub use host::{Process, cgroups_of, mounts_naming, processes_of};
 pub use http::{Http, Reply, encode_query};
-pub use node::{Node, Options, binary};
+pub use node::{Node, Options, binary, busybox_tar};
 pub use scan::{Hit, Marker, scan_disk, scan_memory};
 pub use wait::{settle, wait_until};
 

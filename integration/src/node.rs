@@ -267,7 +267,7 @@ pub fn binary() -> Result<PathBuf> {
 }
 
 /// The busybox root filesystem: named by `SKEP_BUSYBOX`, or built now.
-fn busybox_tar(directory: &Path) -> Result<PathBuf> {
+pub fn busybox_tar(directory: &Path) -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("SKEP_BUSYBOX") {
         return Ok(PathBuf::from(path));
     }

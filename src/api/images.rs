@@ -53,7 +53,15 @@ pub(super) async fn distribution(call: Call, path: &[&str]) -> Outcome {
     let ("GET", [name @ .., "json"]) = (call.method.as_str(), path) else {
         return Err(call.unsupported());
     };
-    let image = resolve(&*call.gate, &name.join("/"))?;
+    let name = name.join("/");
+    let image = resolve(&*call.gate, &name)?;
+    // A client pins the name it asked for to the digest; the beginning of an id is no name.
+    let named = Reference::parse(&name).map(Reference::or_latest).is_ok_and(|reference| {
+        reference.digest().is_some() || image.repo_tags.contains(&reference.familiar())
+    });
+    if !named {
+        return Err(refused(&ImageError::NotFound(name)));
+    }
     reply::ok(&wire::Distribution {
         descriptor: wire::Descriptor {
             media_type: image.manifest_media_type.clone(),
