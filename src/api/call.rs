@@ -13,8 +13,8 @@ use serde::de::DeserializeOwned;
 
 use super::error::ApiError;
 use super::json;
+use super::peer::Peer;
 use super::query::Query;
-use super::server::Peer;
 use crate::gate::Gate;
 use crate::limits;
 

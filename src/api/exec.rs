@@ -16,8 +16,8 @@ use super::call::{Call, read_json};
 use super::containers;
 use super::error::ApiError;
 use super::logs::{STDERR, STDOUT, content_type, frame};
+use super::peer::Peer;
 use super::reply::{self, Outcome};
-use super::server::Peer;
 use super::types::exec as wire;
 use crate::gate::{ContainerState, ExecConfig, ExecStreams, ExecView};
 

@@ -17,6 +17,7 @@ mod materials;
 mod names;
 mod networks;
 mod nodes;
+mod peer;
 mod query;
 mod reply;
 mod routes;

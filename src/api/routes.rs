@@ -8,9 +8,9 @@ use hyper::body::Incoming;
 
 use super::call::{API_MINOR, API_VERSION, Call, MIN_API_MINOR, MIN_API_VERSION};
 use super::error::ApiError;
+use super::peer::Peer;
 use super::query::{Query, decode};
 use super::reply::{self, Outcome, Reply};
-use super::server::Peer;
 use super::{containers, exec, images, materials, networks, nodes, services, swarm, system, tasks};
 use crate::gate::Gate;
 use skep_core::model::material::MaterialKind;

@@ -1,7 +1,6 @@
 //! The socket's loop: a bounded number of connections, each with bounded waits.
 
 use std::convert::Infallible;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,13 +9,13 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncWriteExt, Interest};
+use tokio::io::AsyncWriteExt;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
+use super::peer::Peer;
 use super::routes;
 use crate::gate::Gate;
 use crate::limits;
@@ -29,36 +28,6 @@ const TURN_WAIT: Duration = Duration::from_secs(2);
 const DRAIN_WAIT: Duration = Duration::from_secs(2);
 /// Pause after an accept that failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// Tells whether the client is still there. Half a close is none: a client that has nothing more
-/// to say shuts its side and goes on listening.
-#[derive(Debug)]
-pub(super) struct Peer {
-    socket: Option<AsyncFd<OwnedFd>>,
-    /// Held as long as anything serves this client.
-    _turn: OwnedSemaphorePermit,
-}
-
-impl Peer {
-    fn new(stream: &UnixStream, turn: OwnedSemaphorePermit) -> Self {
-        // No kernel event but the client's going is waited for: that is always reported.
-        let socket = rustix::io::fcntl_dupfd_cloexec(stream, 0).ok().and_then(|fd| {
-            // SAFETY: the descriptor is owned: it stays open, and the same, until it is dropped.
-            unsafe { AsyncFd::register_with_interest(fd, Interest::PRIORITY) }.ok()
-        });
-        Self { socket, _turn: turn }
-    }
-
-    /// Returns when the client has closed both directions.
-    pub(super) async fn gone(&self) {
-        match &self.socket {
-            Some(socket) => {
-                let _ = socket.ready(Interest::PRIORITY).await;
-            }
-            None => std::future::pending().await,
-        }
-    }
-}
 
 /// Serves the API until `shutdown` resolves, then lets answers under way end for a short while.
 pub async fn serve(

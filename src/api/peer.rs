@@ -1,0 +1,38 @@
+//! The client at the other end of a connection.
+
+use std::os::fd::OwnedFd;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::net::UnixStream;
+use tokio::sync::OwnedSemaphorePermit;
+
+/// Tells whether the client is still there. Half a close is none: a client that has nothing more
+/// to say shuts its side and goes on listening.
+#[derive(Debug)]
+pub(super) struct Peer {
+    socket: Option<AsyncFd<OwnedFd>>,
+    /// Held as long as anything serves this client.
+    _turn: OwnedSemaphorePermit,
+}
+
+impl Peer {
+    pub(super) fn new(stream: &UnixStream, turn: OwnedSemaphorePermit) -> Self {
+        // No kernel event but the client's going is waited for: that is always reported.
+        let socket = rustix::io::fcntl_dupfd_cloexec(stream, 0).ok().and_then(|fd| {
+            // SAFETY: the descriptor is owned: it stays open, and the same, until it is dropped.
+            unsafe { AsyncFd::register_with_interest(fd, Interest::PRIORITY) }.ok()
+        });
+        Self { socket, _turn: turn }
+    }
+
+    /// Returns when the client has closed both directions.
+    pub(super) async fn gone(&self) {
+        match &self.socket {
+            Some(socket) => {
+                let _ = socket.ready(Interest::PRIORITY).await;
+            }
+            None => std::future::pending().await,
+        }
+    }
+}
