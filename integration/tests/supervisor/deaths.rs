@@ -10,7 +10,7 @@ use serde_json::json;
 use skep::wire::shim::{ShimState, ToShim};
 use skep_core::model::material::MaterialKind;
 
-use crate::rig::{Rig, is_dead, time_until};
+use crate::rig::{Rig, heeds_term, is_dead, time_until};
 
 const STUBBORN: [&str; 3] = ["sh", "-c", "trap '' TERM; while :; do sleep 0.05; done"];
 /// Longest life of a container after its shim.
@@ -90,7 +90,7 @@ fn a_killed_sentinel_is_replaced() -> Result<()> {
 fn a_terminated_shim_stops_its_container_first() -> Result<()> {
     let mut shim =
         Rig::new(&["sh", "-c", "trap 'exit 3' TERM; while :; do sleep 0.05; done"])?.spawn()?;
-    shim.start()?;
+    heeds_term(shim.start()?.pid)?;
     kill(Pid::from_raw(shim.sentinel()?.cast_signed()), Signal::SIGTERM)?;
     kill(Pid::from_raw(shim.pid().cast_signed()), Signal::SIGTERM)?;
     ensure!(shim.gone()?.success() && shim.exit_record()?.code == 3);
@@ -113,6 +113,7 @@ fn a_shim_killed_while_it_waits_leaves_nothing() -> Result<()> {
 fn grace_ends_with_a_kill_also_without_a_daemon() -> Result<()> {
     let mut shim = Rig::new(&STUBBORN)?.spawn()?;
     let pid = shim.start()?.pid;
+    heeds_term(pid)?;
     shim.say(&ToShim::Signal { signal: 15 })?;
     shim.say(&ToShim::Stop { signal: 15, grace_ms: 300 })?;
     shim.say(&ToShim::Probe)?;

@@ -11,6 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::Signal;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use serde_json::json;
 use skep::protected::Protected;
@@ -410,6 +411,22 @@ pub(crate) fn time_until(mut holds: impl FnMut() -> bool) -> Result<Duration> {
         std::thread::sleep(Duration::from_micros(200));
     }
     Ok(start.elapsed())
+}
+
+/// Waits until the shell in a container has told the kernel what SIGTERM means to it. Before that
+/// the runtime's own first process, or a shell that has not read its script, would take the signal.
+pub(crate) fn heeds_term(pid: u32) -> Result<()> {
+    let bit = 1_u64 << (Signal::SIGTERM as i32 - 1);
+    time_until(|| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let value = |key: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(key));
+            line.map(str::trim).unwrap_or_default()
+        };
+        let has = |key| u64::from_str_radix(value(key), 16).is_ok_and(|mask| mask & bit != 0);
+        value("Name:") == "sh" && (has("SigIgn:") || has("SigCgt:"))
+    })
+    .map(drop)
 }
 
 fn groups(names: &[&str]) -> Vec<PathBuf> {
