@@ -11,7 +11,7 @@ use skep_integration::{Bench, Program, busybox_tar, by_both, settle, wait_until}
 by_both! {
     image_configuration_is_honoured images_by_every_name limits_reach_the_kernel
     binds_and_memory_mounts a_bind_without_its_source_says_so networks_host_none_and_private
-    names_and_resolver confinement read_only_root grace_ends_with_a_kill
+    names_and_resolver confinement root_without_capabilities_obeys_modes read_only_root grace_ends_with_a_kill
 }
 
 const BOUND: Duration = Duration::from_secs(20);
@@ -278,6 +278,21 @@ fn confinement(bench: &Bench<'_>) -> Result<()> {
     let container = bench.container(&bench.sleeper("bare", &flags)?)?;
     let caps = bench.exec(&container, &["grep", "CapEff", "/proc/1/status"])?;
     ensure!(caps.ends_with("0000000000000400"), "{caps}");
+    Ok(())
+}
+
+fn root_without_capabilities_obeys_modes(bench: &Bench<'_>) -> Result<()> {
+    let secret = bench.secret("private", "for 2000 alone")?;
+    let grant = format!("source={secret},target=private,uid=2000,gid=2000,mode=0400");
+    for (base, flags, code) in [("bare", &["--cap-drop", "ALL"][..], 1), ("able", &[][..], 0)] {
+        let flags = [flags, &["--secret", &grant]].concat();
+        let container = bench.container(&bench.sleeper(&format!("{base}-root"), &flags)?)?;
+        let out = bench.cli.run(&["exec", &container, "cat", "/run/secrets/private"])?;
+        ensure!(out.code == code, "{base}: {out:?}");
+        ensure!(code == 0 || out.stderr.contains("Permission denied"), "{base}: {out:?}");
+        let (ended, text) = bench.exec_as("2000", &container, &["cat", "/run/secrets/private"])?;
+        ensure!(ended == 0 && text == "for 2000 alone", "{base}: {text}");
+    }
     Ok(())
 }
 
