@@ -1,6 +1,6 @@
 //! What runs containers: images, root filesystems, runtime bundles, logs. Effects without policy.
 
-mod bundle;
+pub(crate) mod bundle;
 pub mod cgroup;
 pub mod files;
 pub mod images;

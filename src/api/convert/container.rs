@@ -8,24 +8,11 @@ use skep_core::time::Stamp;
 use crate::api::networks;
 use crate::api::time::rfc3339;
 use crate::api::types::container as wire;
+use crate::engine::bundle::{MASKED_PATHS, READONLY_PATHS};
 use crate::gate::{ContainerState, ContainerView};
 
 /// Bytes of `/dev/shm`.
 const SHM_BYTES: u64 = 64 << 20;
-const MASKED: [&str; 10] = [
-    "/proc/asound",
-    "/proc/acpi",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/timer_list",
-    "/proc/timer_stats",
-    "/proc/sched_debug",
-    "/proc/scsi",
-    "/sys/firmware",
-];
-const READ_ONLY: [&str; 5] =
-    ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// Docker's word for a state.
 pub(in crate::api) fn state_word(state: ContainerState) -> &'static str {
@@ -328,8 +315,8 @@ fn resources(view: &ContainerView) -> Value {
         "CpuPercent": 0,
         "IOMaximumIOps": 0,
         "IOMaximumBandwidth": 0,
-        "MaskedPaths": MASKED,
-        "ReadonlyPaths": READ_ONLY,
+        "MaskedPaths": MASKED_PATHS,
+        "ReadonlyPaths": READONLY_PATHS,
         "Init": spec.init,
     })
 }

@@ -28,7 +28,8 @@ const DEVICES: [(u32, u32); 6] = [(1, 5), (1, 3), (1, 9), (1, 8), (5, 0), (5, 1)
 /// `/dev/fuse`: never.
 const FUSE: (u32, u32) = (10, 229);
 
-const MASKED_PATHS: [&str; 10] = [
+/// Paths of the kernel that a container sees empty.
+pub(crate) const MASKED_PATHS: [&str; 10] = [
     "/proc/asound",
     "/proc/acpi",
     "/proc/kcore",
@@ -40,7 +41,8 @@ const MASKED_PATHS: [&str; 10] = [
     "/proc/scsi",
     "/sys/firmware",
 ];
-const READONLY_PATHS: [&str; 5] =
+/// Paths of the kernel that a container may not write to.
+pub(crate) const READONLY_PATHS: [&str; 5] =
     ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 const ULIMITS: [&str; 15] = [
