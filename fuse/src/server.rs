@@ -11,6 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use fuser::{Config, Notifier, Session, SessionACL};
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use rustix::mount::MountFlags;
 
 use crate::audit::Audit;
@@ -255,7 +256,10 @@ fn serve(
         }
     };
     let _ = notifier.try_send(session.notifier());
-    if let Err(error) = session.run() {
+    if let Err(error) = session.run()
+        // A connection that the kernel has ended is like an unmount: every reader fails already.
+        && error.raw_os_error() != Some(Errno::CONNABORTED.raw_os_error())
+    {
         // The notifier holds the device open: readers would wait for ever. With the process
         // gone they fail at once, and the sentinel ends the task.
         tracing::error!(%error, "the filesystem cannot be served any more");
