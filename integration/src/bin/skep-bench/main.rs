@@ -1,0 +1,90 @@
+//! Measures skep by driving its socket, and a Docker engine beside it; prints JSON lines.
+
+mod budget;
+mod client;
+mod clock;
+mod engine;
+mod image;
+mod probe;
+mod report;
+mod rows;
+mod tasks;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, ensure};
+use clap::{Parser, Subcommand};
+
+use engine::Kind;
+use report::Report;
+use rows::Programs;
+
+#[derive(Debug, Parser)]
+#[command(about = "Measures skep, and a Docker engine beside it; prints JSON lines")]
+struct Arguments {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Rows of one node
+    Node {
+        /// skep's binary
+        #[arg(long, env = "SKEP_BIN")]
+        skep: PathBuf,
+        /// Measures this dockerd too, in turn
+        #[arg(long)]
+        peer: Option<PathBuf>,
+        /// Only these groups of rows
+        #[arg(long, value_delimiter = ',')]
+        only: Vec<String>,
+    },
+    /// Inside a container: says when it began, reads all secrets, waits
+    #[command(hide = true)]
+    Stamp { out: PathBuf },
+    /// Inside a container: reads a file again and again
+    #[command(hide = true)]
+    Read { path: PathBuf, rounds: usize, threads: usize, out: PathBuf },
+    /// Inside a container: waits for the stop signal
+    #[command(hide = true)]
+    Wait,
+}
+
+fn main() -> ExitCode {
+    let began_ns = clock::now_ns();
+    match run(Arguments::parse().what, began_ns) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            use std::io::Write;
+            writeln!(std::io::stderr(), "skep-bench: {error:#}").ok();
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(what: What, began_ns: u64) -> Result<()> {
+    match what {
+        What::Node { skep, peer, only } => node(skep, peer, &only),
+        What::Stamp { out } => probe::stamp(began_ns, &out),
+        What::Read { path, rounds, threads, out } => {
+            probe::read(&path, rounds, threads, &out)?;
+            probe::wait()
+        }
+        What::Wait => probe::wait(),
+    }
+}
+
+fn node(skep: PathBuf, peer: Option<PathBuf>, only: &[String]) -> Result<()> {
+    let names = rows::names();
+    for name in only {
+        ensure!(names.contains(&name.as_str()), "no rows {name}: there are {}", names.join(", "));
+    }
+    let skep = skep.canonicalize().with_context(|| format!("skep's binary {}", skep.display()))?;
+    let peer = peer.map(|path| (Kind::Docker, path));
+    let programs = Programs { all: [(Kind::Skep, skep)].into_iter().chain(peer).collect() };
+    let mut report = Report::default();
+    rows::run(&programs, only, &mut report)?;
+    report.judge()
+}
