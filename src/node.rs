@@ -10,6 +10,7 @@ use skep_raft::{FatalHook, Raft};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
+use crate::agent::program::Supervisor;
 use crate::agent::{Agent, Context};
 use crate::clock::now;
 use crate::config::{self, NodeConfig};
@@ -46,6 +47,9 @@ pub enum StartError {
     /// The images cannot be read.
     #[error("cannot open the image store")]
     Images(#[from] ImageError),
+    /// This binary cannot be read.
+    #[error("cannot read the supervisor out of this binary")]
+    Supervisor(#[source] std::io::Error),
     /// The log cannot be opened.
     #[error("cannot open the swarm's log")]
     Raft(#[from] skep_raft::StartError),
@@ -78,6 +82,7 @@ pub struct Swarm {
 pub struct Node {
     /// How it is set up.
     pub config: NodeConfig,
+    supervisor: Arc<Supervisor>,
     /// Its images.
     pub images: Arc<ImageStore>,
     /// What the runtime says of its version; empty if it says nothing.
@@ -103,12 +108,14 @@ impl Node {
             lock("data root", &config.data_root, "--data-root")?,
             lock("run root", &config.run_root, "--run-root")?,
         ];
+        let supervisor = Arc::new(Supervisor::load().map_err(StartError::Supervisor)?);
         let images = Arc::new(ImageStore::open(&config.data_root)?);
         let file = store.load()?;
         let runtime_version = config::runtime_version(&config.runtime).await;
         let node = Arc::new(Self {
             config,
             runtime_version,
+            supervisor,
             images,
             store,
             swarm: RwLock::new(None),
@@ -252,6 +259,7 @@ impl Node {
             unified_cgroups: crate::engine::files::has_unified_cgroups(),
             cluster: manager.cluster,
             node: manager.node,
+            supervisor: Arc::clone(&self.supervisor),
             images: Arc::clone(&self.images),
             execs: Default::default(),
             session: news_tx,

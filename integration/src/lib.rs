@@ -6,19 +6,23 @@
 //! killed: a guardian process waits for that.
 
 mod bench;
+mod budget;
 mod cli;
 mod host;
 mod http;
 mod node;
 mod scan;
+mod specification;
 mod wait;
 
 pub use bench::{Bench, run_by, shared};
+pub use budget::{BUDGETS, Bound, Budget};
 pub use cli::{Cli, Output, Program};
 pub use host::{Process, cgroups_of, mounts_naming, processes_of};
 pub use http::{Http, Reply, encode_query};
 pub use node::{Node, Options, binary, busybox_tar};
 pub use scan::{Hit, Marker, scan_disk, scan_memory};
+pub use specification::{PROMISES, Promise};
 pub use wait::{settle, wait_until};
 
 /// Makes two tests of each scenario: one driven by `docker`, one by `skep`.

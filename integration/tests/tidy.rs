@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use skep_integration::{BUDGETS, PROMISES};
+
 /// Longest file, in lines.
 const LINES: usize = 600;
 /// What may stand at the top of the repository, besides what git does not know.
@@ -209,4 +211,28 @@ fn nothing_reaches_outside_the_repository() {
         }
     }
     none("names a place that a clone does not have", &found);
+}
+
+#[test]
+fn the_specification_names_real_checks() {
+    let rust = rust();
+    let readme = fs::read_to_string(top().join("README.md")).unwrap();
+    let mut missing = Vec::new();
+    for promise in PROMISES {
+        for check in promise.checks {
+            let name = format!("fn {check}(");
+            if !rust.iter().any(|(_, text)| text.contains(&name)) {
+                missing.push(format!("{}: no test {check}", promise.id));
+            }
+        }
+        if !readme.contains(&format!("| {} | {} |", promise.id, promise.text)) {
+            missing.push(format!("{}: not in the README's table", promise.id));
+        }
+    }
+    for budget in BUDGETS {
+        if !readme.contains(&format!("| {} | {} |", budget.what, budget.bound)) {
+            missing.push(format!("{}: not in the README's table", budget.row));
+        }
+    }
+    none("the specification and the README differ (scripts/bench --readme)", &missing);
 }

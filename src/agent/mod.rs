@@ -4,6 +4,7 @@
 pub mod exec;
 mod leftovers;
 pub mod link;
+pub mod program;
 pub mod shown;
 pub mod spawn;
 pub mod store;
@@ -28,6 +29,7 @@ use crate::wire::session::{FromAgent, ToAgent};
 use crate::wire::shim::{Delivery, ToShim};
 use exec::{ExecTable, no_such};
 use link::ShimLink;
+use program::Supervisor;
 use shown::Shown;
 use task::{Actor, Wanted};
 
@@ -55,6 +57,8 @@ pub struct Context {
     pub cluster: ClusterId,
     /// This node.
     pub node: NodeId,
+    /// What supervises its tasks.
+    pub supervisor: Arc<Supervisor>,
     /// Images of this node.
     pub images: Arc<ImageStore>,
     /// Execs of this node.

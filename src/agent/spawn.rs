@@ -1,4 +1,4 @@
-//! Starting a task's shim from this very binary, and waiting until it listens.
+//! Starting a task's shim, and waiting until it listens.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -6,6 +6,7 @@ use std::process::Stdio;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::Command;
 
+use super::program::Supervisor;
 use crate::limits::SHIM_START;
 
 /// Bytes of a shim's complaint that are kept.
@@ -32,8 +33,9 @@ pub enum SpawnError {
 ///
 /// # Errors
 /// [`SpawnError`].
-pub async fn spawn_shim(task_dir: &Path) -> Result<u32, SpawnError> {
-    let mut child = Command::new("/proc/self/exe")
+pub async fn spawn_shim(supervisor: &Supervisor, task_dir: &Path) -> Result<u32, SpawnError> {
+    let mut child = Command::new(supervisor.path())
+        .arg0("skep")
         .arg("shim")
         .arg("--task")
         .arg(task_dir)

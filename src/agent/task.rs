@@ -239,7 +239,7 @@ impl Actor {
         self.traces = Some(Traces::of(&launch));
         lock(&self.shown).set_plan(&launch, record);
         let dir = self.context.task_dir(&self.id);
-        spawn_shim(&dir).await.map_err(|e| chain(&e))?;
+        spawn_shim(&self.context.supervisor, &dir).await.map_err(|e| chain(&e))?;
         let Err(error) = self.connect().await else { return Ok(()) };
         // One that broke off while it made itself ready says why in its exit record.
         let said = store::load_exit(&dir).and_then(|exit| exit.error);

@@ -1,11 +1,11 @@
 //! Measures skep by driving its socket, and a Docker engine beside it; prints JSON lines.
 
-mod budget;
 mod client;
 mod clock;
 mod engine;
 mod image;
 mod probe;
+mod readme;
 mod report;
 mod rows;
 mod tasks;
@@ -40,6 +40,9 @@ enum What {
         /// Only these groups of rows
         #[arg(long, value_delimiter = ',')]
         only: Vec<String>,
+        /// Writes the table of promises and budgets into this file
+        #[arg(long)]
+        readme: Option<PathBuf>,
     },
     /// Inside a container: says when it began, reads all secrets, waits
     #[command(hide = true)]
@@ -66,7 +69,10 @@ fn main() -> ExitCode {
 
 fn run(what: What, began_ns: u64) -> Result<()> {
     match what {
-        What::Node { skep, peer, only } => node(skep, peer, &only),
+        What::Node { skep, peer, only, readme } => {
+            let report = node(skep, peer, &only)?;
+            readme.map_or(Ok(()), |path| readme::update(&path, &report, &machine()))
+        }
         What::Stamp { out } => probe::stamp(began_ns, &out),
         What::Read { path, rounds, threads, out } => {
             probe::read(&path, rounds, threads, &out)?;
@@ -76,7 +82,7 @@ fn run(what: What, began_ns: u64) -> Result<()> {
     }
 }
 
-fn node(skep: PathBuf, peer: Option<PathBuf>, only: &[String]) -> Result<()> {
+fn node(skep: PathBuf, peer: Option<PathBuf>, only: &[String]) -> Result<Report> {
     let names = rows::names();
     for name in only {
         ensure!(names.contains(&name.as_str()), "no rows {name}: there are {}", names.join(", "));
@@ -86,5 +92,17 @@ fn node(skep: PathBuf, peer: Option<PathBuf>, only: &[String]) -> Result<()> {
     let programs = Programs { all: [(Kind::Skep, skep)].into_iter().chain(peer).collect() };
     let mut report = Report::default();
     rows::run(&programs, only, &mut report)?;
-    report.judge()
+    report.judge()?;
+    Ok(report)
+}
+
+/// Cores, memory and kernel: what a figure was read on.
+fn machine() -> String {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let kernel = read("/proc/sys/kernel/osrelease");
+    let memory = read("/proc/meminfo");
+    let total = memory.split_whitespace().nth(1).and_then(|it| it.parse::<u64>().ok());
+    let gib = total.unwrap_or(0).div_ceil(1 << 20);
+    format!("{cores} cores, {gib} GiB, kernel {}", kernel.trim())
 }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use serde_json::{Value, json};
+use skep_integration::{BUDGETS, Bound, Budget};
 
-use crate::budget::{BUDGETS, Bound, Budget};
 use crate::engine::Kind;
 
 /// All figures of a run.

@@ -2,9 +2,9 @@
 
 use std::fmt;
 
-/// What a row must reach.
+/// What a row of the bench must reach.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Bound {
+pub enum Bound {
     /// Median at most.
     Most(f64),
     /// 99th percentile at most.
@@ -28,12 +28,15 @@ impl fmt::Display for Bound {
 
 /// One line of the table of budgets.
 #[derive(Debug)]
-pub(crate) struct Budget {
+pub struct Budget {
     /// Row of the bench.
-    pub(crate) row: &'static str,
-    pub(crate) what: &'static str,
-    pub(crate) unit: &'static str,
-    pub(crate) bound: Bound,
+    pub row: &'static str,
+    /// What is measured.
+    pub what: &'static str,
+    /// Unit of the figures.
+    pub unit: &'static str,
+    /// What they must reach.
+    pub bound: Bound,
 }
 
 const fn row(row: &'static str, what: &'static str, unit: &'static str, bound: Bound) -> Budget {
@@ -43,7 +46,7 @@ const fn row(row: &'static str, what: &'static str, unit: &'static str, bound: B
 use Bound::{Most, MostAt99, Ratio, RatioAtLeast};
 
 /// All of them, in the order of the table. A row with two bounds stands here twice.
-pub(crate) const BUDGETS: &[Budget] = &[
+pub const BUDGETS: &[Budget] = &[
     row("start-host", "`service create` → process runs, 1 secret, host network", "ms", Ratio(0.25)),
     row(
         "start-default",

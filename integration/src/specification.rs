@@ -1,0 +1,64 @@
+//! What skep promises, and the tests that show it. The README's table is made of this.
+
+/// A promise of DESIGN 2.
+#[derive(Debug)]
+pub struct Promise {
+    /// Its number.
+    pub id: &'static str,
+    /// What is promised, in a sentence.
+    pub text: &'static str,
+    /// Names of test functions that would fail if it were broken; none while it is only a plan.
+    pub checks: &'static [&'static str],
+}
+
+const fn promise(id: &'static str, text: &'static str, checks: &'static [&'static str]) -> Promise {
+    Promise { id, text, checks }
+}
+
+/// All of them, in order.
+pub const PROMISES: &[Promise] = &[
+    promise(
+        "P1",
+        "A secret's plaintext is never on the disk of any node",
+        &["only_in_the_granted_shim", "refused_payloads_are_not_kept"],
+    ),
+    promise(
+        "P2",
+        "Plaintext at rest in memory is in the task's supervisor alone",
+        &["only_in_the_granted_shim", "nowhere_that_root_can_read"],
+    ),
+    promise(
+        "P3",
+        "A node gets a secret only while it runs a granted task",
+        &["deliveries_that_are_not_for_it"],
+    ),
+    promise(
+        "P4",
+        "A secret is gone when its task ends",
+        &[
+            "s055_gone_when_the_container_stops",
+            "a_killed_shim_takes_secrets_and_container_along",
+            "killed_while_the_daemon_is_away",
+        ],
+    ),
+    promise("P5", "A node that is cut off keeps its tasks and their secrets", &[]),
+    promise("P6", "What was acknowledged is durable", &["acknowledged_is_durable"]),
+    promise(
+        "P7",
+        "The log and its snapshots are encrypted on the disk",
+        &["another_key_opens_nothing"],
+    ),
+    promise("P8", "A node needs one UDP port", &[]),
+    promise(
+        "P9",
+        "Tasks survive crash, restart and upgrade of the daemon",
+        &["five_tasks_over_kill_and_restart", "tasks_over_a_clean_restart"],
+    ),
+    promise("P10", "Who opened a secret is recorded", &[]),
+    promise("P11", "The unmodified docker CLI drives it", &["s051_new_or_running_service"]),
+    promise(
+        "P12",
+        "Bad input gives an error, never a hang or growth without end",
+        &["malformed_json", "oversized_body", "too_many_connections"],
+    ),
+];
