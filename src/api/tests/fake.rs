@@ -161,7 +161,7 @@ impl FakeGate {
             meta: Meta::new(now),
             service: service.id,
             service_name: service.spec.name.clone(),
-            service_labels: service.spec.labels.clone(),
+            service_labels: service.spec.labels.clone().into(),
             slot: u64::from(seed) - 8,
             node: None,
             spec: service.spec.task.clone(),

@@ -150,7 +150,7 @@ impl Reader {
             Record::Service(service) => self.state.put_service(service.into_inner()),
             Record::Task(task) => {
                 let mut task = task.into_inner();
-                self.state.share_spec(&mut task);
+                self.state.share_with_service(&mut task);
                 self.state.put_task(task);
             }
             Record::Outcome { request, at, outcome } => self.state.remember(request, at, outcome),

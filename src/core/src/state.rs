@@ -14,6 +14,7 @@ use crate::model::node::Node;
 use crate::model::service::Service;
 use crate::model::task::Task;
 use crate::sealed::Sealed;
+use crate::shared::Shared;
 use crate::time::Stamp;
 
 /// The newest format of records and commands this version writes and reads.
@@ -53,10 +54,12 @@ pub(crate) struct Index {
     pub(crate) service_names: BTreeMap<String, ServiceId>,
     pub(crate) users: BTreeMap<MaterialId, BTreeSet<ServiceId>>,
     /// With its slot first, so that a service's tasks come slot by slot.
-    pub(crate) tasks_of_service: BTreeMap<ServiceId, BTreeSet<(u64, TaskId)>>,
+    pub(crate) tasks_of_service: BTreeMap<ServiceId, BTreeMap<(u64, TaskId), Arc<Task>>>,
     pub(crate) tasks_of_node: BTreeMap<NodeId, BTreeSet<TaskId>>,
     /// What each node's live tasks take of it.
     pub(crate) loads: BTreeMap<NodeId, NodeLoad>,
+    /// Every node by how many tasks are to run there.
+    pub(crate) by_load: BTreeSet<(u64, NodeId)>,
     /// Tasks that wait for a node.
     pub(crate) unassigned: BTreeSet<TaskId>,
     /// Services that are gone, while tasks of theirs remain.
@@ -157,16 +160,14 @@ impl State {
 
     /// Tasks of a service slot by slot, ended ones included.
     pub fn tasks_of_service(&self, id: &ServiceId) -> impl Iterator<Item = &Arc<Task>> {
-        let ids = self.index.tasks_of_service.get(id).into_iter().flatten();
-        ids.filter_map(|(_, id)| self.tasks.get(id))
+        self.index.tasks_of_service.get(id).into_iter().flat_map(BTreeMap::values)
     }
 
     /// Tasks of one slot of a service, ended ones included.
     pub fn tasks_of_slot(&self, id: &ServiceId, slot: u64) -> impl Iterator<Item = &Arc<Task>> {
         let (first, last) = ((slot, TaskId::MIN), (slot, TaskId::MAX));
         let all = self.index.tasks_of_service.get(id);
-        let ids = all.into_iter().flat_map(move |all| all.range(first..=last));
-        ids.filter_map(|(_, id)| self.tasks.get(id))
+        all.into_iter().flat_map(move |all| all.range(first..=last)).map(|(_, task)| task)
     }
 
     /// What the live tasks of a node take of it; none if it has none.
@@ -204,6 +205,8 @@ impl State {
 /// Upkeep: every write goes through one of these, so objects and indexes agree.
 impl State {
     pub(crate) fn put_node(&mut self, node: Node) {
+        let tasks = self.index.loads.get(&node.id).map_or(0, |load| load.tasks);
+        self.index.by_load.insert((tasks, node.id));
         self.nodes.insert(node.id, Arc::new(node));
     }
 
@@ -260,9 +263,27 @@ impl State {
     }
 
     pub(crate) fn put_task(&mut self, task: Task) {
-        self.forget_task(&task.id);
+        let task = Arc::new(task);
+        match self.tasks.insert(task.id, Arc::clone(&task)) {
+            Some(old) if is_in_place(&old, &task) => {
+                if let Some(tasks) = self.index.tasks_of_service.get_mut(&task.service) {
+                    tasks.insert((task.slot, task.id), Arc::clone(&task));
+                }
+                self.reload(&old, &task);
+            }
+            old => {
+                if let Some(old) = old {
+                    self.unlist(&old);
+                }
+                self.list(task);
+            }
+        }
+    }
+
+    /// Enters a task that is new, or is elsewhere now.
+    fn list(&mut self, task: Arc<Task>) {
         let services = &mut self.index.tasks_of_service;
-        services.entry(task.service).or_default().insert((task.slot, task.id));
+        services.entry(task.service).or_default().insert((task.slot, task.id), Arc::clone(&task));
         match task.node {
             Some(node) => {
                 self.index.tasks_of_node.entry(node).or_default().insert(task.id);
@@ -276,11 +297,35 @@ impl State {
         if !self.services.contains_key(&task.service) {
             self.index.removed_services.insert(task.service);
         }
-        self.tasks.insert(task.id, Arc::new(task));
     }
 
-    /// Lets a task that came in as bytes share the template of its service again.
-    pub(crate) fn share_spec(&self, task: &mut Task) {
+    /// Counts a task anew that stayed where it is.
+    fn reload(&mut self, old: &Task, task: &Task) {
+        let weighs = |task: &Task| (task.is_done(), task.status.state.is_terminal());
+        if weighs(old) == weighs(task) && Shared::same(&old.spec, &task.spec) {
+            return;
+        }
+        match task.node {
+            Some(node) => self.change_load(node, |load| {
+                load.subtract(old);
+                load.add(task);
+            }),
+            None if task.is_done() => {
+                self.index.unassigned.remove(&task.id);
+            }
+            None => {}
+        }
+    }
+
+    /// Lets a task that came in as bytes share again what all tasks of its service have: its
+    /// template and its labels.
+    pub(crate) fn share_with_service(&self, task: &mut Task) {
+        if let Some(tasks) = self.index.tasks_of_service.get(&task.service)
+            && let Some((_, other)) = tasks.last_key_value()
+            && *other.service_labels == *task.service_labels
+        {
+            task.service_labels = other.service_labels.clone();
+        }
         if let Some(service) = self.services.get(&task.service)
             && service.spec_version == task.spec_version
             && *service.spec.task == *task.spec
@@ -290,28 +335,38 @@ impl State {
     }
 
     pub(crate) fn remove_task(&mut self, id: &TaskId) {
-        self.forget_task(id);
         let Some(task) = self.tasks.remove(id) else { return };
+        self.unlist(&task);
         if !self.index.tasks_of_service.contains_key(&task.service) {
             self.index.removed_services.remove(&task.service);
         }
     }
 
-    fn forget_task(&mut self, id: &TaskId) {
-        let Some(old) = self.tasks.get(id) else { return };
-        remove_from(&mut self.index.tasks_of_service, &old.service, &(old.slot, *id));
-        self.index.unassigned.remove(id);
-        let Some(node) = old.node else { return };
-        remove_from(&mut self.index.tasks_of_node, &node, id);
-        let old = Arc::clone(old);
-        self.change_load(node, |load| load.subtract(&old));
+    /// Takes a task out of every index.
+    fn unlist(&mut self, task: &Task) {
+        let services = &mut self.index.tasks_of_service;
+        if let Some(tasks) = services.get_mut(&task.service) {
+            tasks.remove(&(task.slot, task.id));
+            if tasks.is_empty() {
+                services.remove(&task.service);
+            }
+        }
+        self.index.unassigned.remove(&task.id);
+        let Some(node) = task.node else { return };
+        remove_from(&mut self.index.tasks_of_node, &node, &task.id);
+        self.change_load(node, |load| load.subtract(task));
     }
 
     fn change_load(&mut self, node: NodeId, change: impl FnOnce(&mut NodeLoad)) {
         let load = self.index.loads.entry(node).or_default();
+        let before = load.tasks;
         change(load);
+        let after = load.tasks;
         if *load == NodeLoad::default() {
             self.index.loads.remove(&node);
+        }
+        if before != after && self.index.by_load.remove(&(before, node)) {
+            self.index.by_load.insert((after, node));
         }
     }
 
@@ -329,6 +384,11 @@ impl State {
         self.requests.push_back((request, at));
         self.outcomes.insert(request, outcome);
     }
+}
+
+/// Whether a task stays in its service, slot and node.
+fn is_in_place(old: &Task, task: &Task) -> bool {
+    (old.service, old.slot, old.node) == (task.service, task.slot, task.node)
 }
 
 /// Removes one value, and its set with the last one.

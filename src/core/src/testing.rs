@@ -60,7 +60,7 @@ pub(crate) fn task(n: u64) -> Task {
         meta: Meta::default(),
         service: id(5),
         service_name: String::from("web"),
-        service_labels: BTreeMap::new(),
+        service_labels: Shared::default(),
         slot: 1,
         node: None,
         spec: Shared::default(),

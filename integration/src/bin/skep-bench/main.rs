@@ -2,6 +2,7 @@
 
 mod client;
 mod clock;
+mod control;
 mod engine;
 mod image;
 mod probe;
@@ -44,6 +45,15 @@ enum What {
         #[arg(long)]
         readme: Option<PathBuf>,
     },
+    /// The control loop alone, in memory
+    Control {
+        /// Nodes of the swarm
+        #[arg(long, default_value_t = 10_000)]
+        nodes: usize,
+        /// Tasks to place
+        #[arg(long, default_value_t = 100_000)]
+        tasks: usize,
+    },
     /// Inside a container: says when it began, reads all secrets, waits
     #[command(hide = true)]
     Stamp { out: PathBuf },
@@ -73,6 +83,7 @@ fn run(what: What, began_ns: u64) -> Result<()> {
             let report = node(skep, peer, &only)?;
             readme.map_or(Ok(()), |path| readme::update(&path, &report, &machine()))
         }
+        What::Control { nodes, tasks } => control::run(nodes, tasks),
         What::Stamp { out } => probe::stamp(began_ns, &out),
         What::Read { path, rounds, threads, out } => {
             probe::read(&path, rounds, threads, &out)?;

@@ -64,7 +64,7 @@ impl Writer<'_> {
         drop(slot);
         if fits {
             let mut task = Task { meta: Meta::new(self.now), ..task.clone() };
-            self.state.share_spec(&mut task);
+            self.state.share_with_service(&mut task);
             self.changes.push(Change::Task(task.id));
             self.state.put_task(task);
         }

@@ -10,9 +10,24 @@ use crate::model::node::{Node, Role};
 /// `key == value` or `key != value`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Constraint {
-    key: String,
+    key: Key,
     value: String,
     negated: bool,
+}
+
+/// What of a node a constraint looks at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Key {
+    Id,
+    Hostname,
+    Address,
+    Role,
+    Os,
+    Architecture,
+    Label(String),
+    EngineLabel(String),
+    /// Nobody knows it.
+    Other,
 }
 
 /// A text that is not a constraint.
@@ -55,7 +70,7 @@ pub fn parse(text: &str) -> Result<Constraint, ParseConstraintError> {
     if !is_value(value) {
         return Err(ParseConstraintError::Value(value.to_string()));
     }
-    Ok(Constraint { key: key.to_string(), value: value.to_string(), negated })
+    Ok(Constraint { key: Key::of(key), value: value.to_string(), negated })
 }
 
 fn is_key(key: &str) -> bool {
@@ -72,30 +87,47 @@ fn is_value(value: &str) -> bool {
     !value.is_empty() && value.bytes().all(admits)
 }
 
+impl Key {
+    fn of(text: &str) -> Self {
+        let label = |prefix: &str| {
+            let (start, name) = text.split_at_checked(prefix.len())?;
+            start.eq_ignore_ascii_case(prefix).then(|| name.to_string())
+        };
+        match text.to_ascii_lowercase().as_str() {
+            "node.id" => Self::Id,
+            "node.hostname" => Self::Hostname,
+            "node.ip" => Self::Address,
+            "node.role" => Self::Role,
+            "node.platform.os" => Self::Os,
+            "node.platform.arch" => Self::Architecture,
+            _ => {
+                let node = label("node.labels.").map(Self::Label);
+                let engine = || label("engine.labels.").map(Self::EngineLabel);
+                node.or_else(engine).unwrap_or(Self::Other)
+            }
+        }
+    }
+}
+
 impl Constraint {
     /// Whether it holds for `node`. A key nobody knows holds nowhere.
     #[must_use]
     pub fn holds(&self, node: &Node) -> bool {
         let description = &node.description;
-        let key = self.key.to_ascii_lowercase();
-        let equal = match key.as_str() {
-            "node.id" => self.is(node.id.as_str()),
-            "node.hostname" => self.is(&description.hostname),
-            "node.ip" => is_address_in(&node.status.addr, &self.value),
-            "node.role" => self.is(match node.spec.role {
+        let equal = match &self.key {
+            Key::Id => self.is(node.id.as_str()),
+            Key::Hostname => self.is(&description.hostname),
+            Key::Address => is_address_in(&node.status.addr, &self.value),
+            Key::Role => self.is(match node.spec.role {
                 Role::Worker => "worker",
                 Role::Manager => "manager",
             }),
-            "node.platform.os" => self.is(&description.os),
-            "node.platform.arch" => architecture(&description.architecture)
+            Key::Os => self.is(&description.os),
+            Key::Architecture => architecture(&description.architecture)
                 .eq_ignore_ascii_case(architecture(&self.value)),
-            _ if key.starts_with("node.labels.") => {
-                self.is_label(&node.spec.labels, "node.labels.".len())
-            }
-            _ if key.starts_with("engine.labels.") => {
-                self.is_label(&description.engine_labels, "engine.labels.".len())
-            }
-            _ => return false,
+            Key::Label(name) => self.is_label(&node.spec.labels, name),
+            Key::EngineLabel(name) => self.is_label(&description.engine_labels, name),
+            Key::Other => return false,
         };
         equal != self.negated
     }
@@ -105,9 +137,8 @@ impl Constraint {
     }
 
     /// A label that is not there is empty, so `!=` holds.
-    fn is_label(&self, labels: &Labels, prefix: usize) -> bool {
-        let found = self.key.get(prefix..).and_then(|name| labels.get(name));
-        self.is(found.map_or("", String::as_str))
+    fn is_label(&self, labels: &Labels, name: &str) -> bool {
+        self.is(labels.get(name).map_or("", String::as_str))
     }
 }
 

@@ -142,7 +142,7 @@ impl<'a> Draft<'a> {
             meta: Meta::new(self.now),
             service: service.id,
             service_name: service.spec.name.clone(),
-            service_labels: service.spec.labels.clone(),
+            service_labels: service.spec.labels.clone().into(),
             slot,
             node: None,
             spec: service.spec.task.clone(),

@@ -6,10 +6,10 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use super::constraint::{self, Constraint};
+use super::loads::Load;
 use crate::id::ServiceId;
 use crate::model::node::{Availability, Node, NodeState};
 use crate::model::task::{Resources, TaskSpec};
-use crate::state::NodeLoad;
 
 /// One condition.
 #[derive(Debug)]
@@ -21,10 +21,10 @@ enum Filter<'a> {
     MaxReplicas(ServiceId, u64),
 }
 
-/// The conditions of one template, with how many nodes each turned away.
+/// The conditions of one template.
 #[derive(Debug)]
 pub(super) struct Pipeline<'a> {
-    filters: Vec<(Filter<'a>, u64)>,
+    filters: Vec<Filter<'a>>,
 }
 
 impl<'a> Pipeline<'a> {
@@ -43,27 +43,32 @@ impl<'a> Pipeline<'a> {
                 filters.push(Filter::MaxReplicas(service, placement.max_replicas));
             }
         }
-        Self { filters: filters.into_iter().map(|filter| (filter, 0)).collect() }
+        Self { filters }
     }
 
-    /// Whether a node passes all; the first filter that turns it away counts it.
-    pub(super) fn admits(&mut self, node: &Node, load: &NodeLoad) -> bool {
-        match self.filters.iter_mut().find(|(filter, _)| !filter.admits(node, load)) {
-            Some((_, turned_away)) => {
-                *turned_away += 1;
-                false
+    /// Whether a node passes all.
+    pub(super) fn admits(&self, node: &Node, load: Load<'_>) -> bool {
+        self.filters.iter().all(|filter| filter.admits(node, load))
+    }
+
+    /// Why none of these nodes will do, in Docker's words. The first filter that turns a node
+    /// away counts it.
+    pub(super) fn explain<'n>(
+        &self,
+        nodes: impl Iterator<Item = (&'n Node, Load<'n>)>,
+    ) -> String {
+        let mut counted: Vec<(&Filter<'_>, u64)> =
+            self.filters.iter().map(|filter| (filter, 0)).collect();
+        for (node, load) in nodes {
+            let turns_away = counted.iter_mut().find(|(filter, _)| !filter.admits(node, load));
+            if let Some((_, count)) = turns_away {
+                *count += 1;
             }
-            None => true,
         }
-    }
-
-    /// Why no node is left, in Docker's words.
-    pub(super) fn explain(&self) -> String {
-        let mut counted: Vec<&(Filter<'_>, u64)> =
-            self.filters.iter().filter(|(_, count)| *count > 0).collect();
+        counted.retain(|(_, count)| *count > 0);
         counted.sort_by_key(|(_, count)| core::cmp::Reverse(*count));
         let reasons: Vec<String> =
-            counted.into_iter().map(|(filter, count)| filter.explain(*count)).collect();
+            counted.into_iter().map(|(filter, count)| filter.explain(count)).collect();
         if reasons.is_empty() {
             String::from("no suitable node")
         } else {
@@ -73,7 +78,7 @@ impl<'a> Pipeline<'a> {
 }
 
 impl Filter<'_> {
-    fn admits(&self, node: &Node, load: &NodeLoad) -> bool {
+    fn admits(&self, node: &Node, load: Load<'_>) -> bool {
         match self {
             Self::Ready => {
                 node.status.state == NodeState::Ready
@@ -83,7 +88,7 @@ impl Filter<'_> {
             Self::Constraints(all) => all.iter().all(|constraint| constraint.holds(node)),
             Self::Platforms(any) => any.iter().any(|(arch, os)| is_platform(node, arch, os)),
             Self::MaxReplicas(service, max) => {
-                load.by_service.get(service).is_none_or(|count| count < max)
+                load.tasks_of(service) < *max
             }
         }
     }
@@ -102,17 +107,15 @@ impl Filter<'_> {
     }
 }
 
-fn has_room(node: &Node, load: &NodeLoad, needs: &Resources) -> bool {
+fn has_room(node: &Node, load: Load<'_>, needs: &Resources) -> bool {
     let fits = |total: u64, held: u64, needed: u64| needed <= total.saturating_sub(held);
     let generic = needs.generic.iter().all(|(kind, needed)| {
-        let of = |counts: &alloc::collections::BTreeMap<String, u64>| {
-            counts.get(kind).copied().unwrap_or(0)
-        };
-        fits(of(&node.description.generic), of(&load.generic), *needed)
+        let total = node.description.generic.get(kind).copied().unwrap_or(0);
+        fits(total, load.generic(kind), *needed)
     });
     generic
-        && fits(node.description.nano_cpus, load.nano_cpus, needs.nano_cpus)
-        && fits(node.description.memory_bytes, load.memory_bytes, needs.memory_bytes)
+        && fits(node.description.nano_cpus, load.nano_cpus(), needs.nano_cpus)
+        && fits(node.description.memory_bytes, load.memory_bytes(), needs.memory_bytes)
 }
 
 /// Whether a node is of a platform; an empty half admits any.

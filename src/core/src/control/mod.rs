@@ -10,6 +10,7 @@
 pub mod constraint;
 mod draft;
 mod filter;
+mod loads;
 mod orchestrator;
 mod reaper;
 mod restart;
@@ -114,14 +115,16 @@ impl Control {
 
         let mut draft = Draft::new(state, self.now, &mut self.mint, &mut self.timers);
         let mut later = BTreeMap::new();
-        for (id, dirty) in mem::take(&mut self.dirty) {
-            if draft.is_full() || service_passes(&mut draft, &id, &dirty) == Pass::Stopped {
+        while !draft.is_full()
+            && let Some((id, dirty)) = self.dirty.pop_first()
+        {
+            if service_passes(&mut draft, &id, &dirty) == Pass::Stopped {
                 later.insert(id, dirty);
             }
         }
-        self.dirty = later;
+        self.dirty.extend(later);
         if self.schedule || draft.has_made() {
-            self.schedule = scheduler::run(&mut draft) == Pass::Stopped;
+            self.schedule = scheduler::run(&mut draft, self.schedule) == Pass::Stopped;
         }
 
         let mut commands = Vec::new();

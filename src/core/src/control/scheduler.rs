@@ -1,19 +1,19 @@
 //! Nodes for tasks that have none: spread by the fewest tasks of the service, then by the
 //! fewest tasks.
 
-use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::vec::Vec;
 
 use super::Pass;
 use super::draft::{Draft, PENDING};
 use super::filter::Pipeline;
+use super::loads::{Loads, Search};
 use crate::apply::ASSIGNED;
 use crate::command::Decision;
 use crate::id::{NodeId, ServiceId, TaskId};
 use crate::model::task::{Task, TaskSpec, TaskState, TaskStatus};
 use crate::shared::Shared;
-use crate::state::{NodeLoad, State};
 use crate::time::Stamp;
 
 /// A task that wants a node.
@@ -31,36 +31,12 @@ struct Group {
     tasks: Vec<Wanting>,
 }
 
-/// Loads of nodes with what this step puts on them.
-struct Loads<'a> {
-    state: &'a State,
-    changed: BTreeMap<NodeId, NodeLoad>,
-    none: NodeLoad,
-}
-
-impl Loads<'_> {
-    fn of(&self, node: &NodeId) -> &NodeLoad {
-        self.changed.get(node).or_else(|| self.state.load(node)).unwrap_or(&self.none)
-    }
-
-    fn add(&mut self, node: NodeId, task: &Task) {
-        let load = self.of(&node).clone();
-        self.changed.entry(node).or_insert(load).add(task);
-    }
-
-    /// Less is better.
-    fn rank(&self, node: NodeId, service: &ServiceId) -> (u64, u64, NodeId) {
-        let load = self.of(&node);
-        (load.by_service.get(service).copied().unwrap_or(0), load.tasks, node)
-    }
-}
-
-/// Gives every task that has none a node, or says why it has to wait.
-pub(super) fn run(draft: &mut Draft<'_>) -> Pass {
-    let mut loads =
-        Loads { state: draft.state, changed: BTreeMap::new(), none: NodeLoad::default() };
+/// Gives every task made in this step a node, with `all` every task that has none; or says why
+/// it has to wait.
+pub(super) fn run(draft: &mut Draft<'_>, all: bool) -> Pass {
+    let mut loads = Loads::new(draft.state);
     let mut pass = Pass::Done;
-    for ((service, _), group) in groups(draft) {
+    for ((service, _), group) in groups(draft, all) {
         if place(draft, &mut loads, service, &group) == Pass::Stopped {
             pass = Pass::Stopped;
         }
@@ -68,14 +44,14 @@ pub(super) fn run(draft: &mut Draft<'_>) -> Pass {
     pass
 }
 
-fn groups(draft: &Draft<'_>) -> BTreeMap<(ServiceId, u64), Group> {
+fn groups(draft: &Draft<'_>, all: bool) -> BTreeMap<(ServiceId, u64), Group> {
     let mut groups = BTreeMap::new();
     let mut put = |task: &Task, wanting| {
         let key = (task.service, task.spec_version);
         let empty = || Group { spec: task.spec.clone(), tasks: Vec::new() };
         groups.entry(key).or_insert_with(empty).tasks.push(wanting);
     };
-    for id in &draft.state.index.unassigned {
+    for id in draft.state.index.unassigned.iter().filter(|_| all) {
         if let Some(task) = draft.state.task(id)
             && !draft.ended.contains(id)
         {
@@ -91,29 +67,22 @@ fn groups(draft: &Draft<'_>) -> BTreeMap<(ServiceId, u64), Group> {
 }
 
 fn place(draft: &mut Draft<'_>, loads: &mut Loads<'_>, service: ServiceId, group: &Group) -> Pass {
-    let mut pipeline = Pipeline::new(service, &group.spec);
-    let nodes = draft.state.nodes.values();
-    let admitted = nodes.filter(|node| pipeline.admits(node, loads.of(&node.id)));
-    let mut ranked: BTreeSet<_> = admitted.map(|node| loads.rank(node.id, &service)).collect();
+    let pipeline = Pipeline::new(service, &group.spec);
+    let mut search = Search::new(draft.state, service);
     let mut explanation = None;
     for wanting in &group.tasks {
         if matches!(wanting, Wanting::Known(_)) && draft.is_full() {
             return Pass::Stopped;
         }
-        let node = loop {
-            let Some((_, _, id)) = ranked.pop_first() else { break None };
-            let node = draft.state.node(&id);
-            if node.is_some_and(|node| pipeline.admits(node, loads.of(&id))) {
-                break Some(id);
-            }
-        };
+        // What had no node for one task of the template has none for the next.
+        let node = if explanation.is_none() { search.next(loads, &pipeline) } else { None };
         match node {
             Some(id) => {
                 assign(draft, loads, *wanting, id);
-                ranked.insert(loads.rank(id, &service));
+                search.put_back(loads, id);
             }
             None => {
-                let text = explanation.get_or_insert_with(|| pipeline.explain());
+                let text = explanation.get_or_insert_with(|| pipeline.explain(loads.all()));
                 explain(draft, *wanting, text);
             }
         }

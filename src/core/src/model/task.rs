@@ -293,7 +293,7 @@ pub struct Task {
     pub service_name: String,
     /// Labels of its service, kept likewise: the task filter `label` looks here.
     #[n(4)]
-    pub service_labels: Labels,
+    pub service_labels: Shared<Labels>,
     /// Its slot, from 1; 0 in a global service.
     #[n(5)]
     pub slot: u64,

@@ -214,7 +214,7 @@ fn task() -> Task {
         meta: meta(),
         service: id(2),
         service_name: text("web"),
-        service_labels: labels(),
+        service_labels: labels().into(),
         slot: 3,
         node: Some(id(4)),
         spec: Shared::new(task_spec()),
