@@ -122,11 +122,15 @@ impl Disk for RealDisk {
     fn create(&self, name: &str, bytes: u64) -> io::Result<Box<dyn DiskFile>> {
         let file = self.open_with(name, OFlags::CREATE | OFlags::TRUNC)?;
         if bytes > 0 {
-            match rustix::fs::fallocate(&file.file, FallocateFlags::empty(), 0, bytes) {
-                Ok(()) => {}
-                Err(Errno::OPNOTSUPP) => file.fill(bytes)?,
-                Err(e) => return Err(e.into()),
+            let taken = match rustix::fs::fallocate(&file.file, FallocateFlags::empty(), 0, bytes) {
+                Err(Errno::OPNOTSUPP) => file.fill(bytes),
+                taken => taken.map_err(Into::into),
+            };
+            if taken.is_err() {
+                // It may have taken what little there was.
+                let _ = self.remove(name);
             }
+            taken?;
         }
         Ok(Box::new(file))
     }

@@ -12,6 +12,7 @@ use crate::limits::{
     KEEPER_PERIOD, KEPT_ENTRIES, PURGE_MARGIN, SCRUB_LOG_BYTES, SNAPSHOT_ENTRIES,
     SNAPSHOT_LOG_BYTES, SNAPSHOT_SEGMENTS, SNAPSHOT_WAIT,
 };
+use crate::machine;
 use crate::node::Inner;
 
 /// Starts the task that looks after the log until `stop` says true.
@@ -66,6 +67,7 @@ pub(crate) async fn snapshot(inner: &Inner, scrub: bool) -> io::Result<()> {
     let stopped = |_| io::Error::other("raft stopped");
     let Some(upto) = *inner.shared.applied().borrow() else { return Ok(()) };
     if inner.metrics().snapshot_index.is_none_or(|at| at < upto) {
+        machine::keep_now(&inner.shared).await?;
         inner.raft.trigger().snapshot().await.map_err(stopped)?;
     }
     let wait = inner.raft.wait(Some(SNAPSHOT_WAIT));

@@ -8,6 +8,8 @@ mod answer;
 mod api;
 #[cfg(test)]
 mod cluster_tests;
+#[cfg(test)]
+mod crash_tests;
 pub mod disk;
 mod index;
 mod keeper;
@@ -15,11 +17,15 @@ mod key;
 pub mod limits;
 mod log;
 #[cfg(test)]
+mod log_model;
+#[cfg(test)]
 mod log_tests;
 mod machine;
 mod message;
 pub mod network;
 mod node;
+#[cfg(test)]
+mod node_crash_tests;
 #[cfg(test)]
 mod node_tests;
 mod record;

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 /// Bytes a segment of the log is preallocated with. Unit tests fill many.
 pub const SEGMENT_BYTES: u64 = if cfg!(test) { 16 << 10 } else { 8 << 20 };
+/// Bytes of a segment on a disk that has no room for a whole one: enough for a node to start.
+pub const SEGMENT_MIN_BYTES: u64 = if cfg!(test) { 4 << 10 } else { 64 << 10 };
 /// Bytes of records in one write, unless a single record is larger.
 pub const BATCH_BYTES: usize = 4 << 20;
 /// Bytes of one encoded proposal, at most.
@@ -20,8 +22,8 @@ pub const LINGER_SHARE: u32 = 8;
 pub const LINGER_MIN: Duration = Duration::from_micros(100);
 /// Longest wait for company.
 pub const LINGER_MAX: Duration = Duration::from_millis(1);
-/// Plaintext bytes in one chunk of a snapshot.
-pub const CHUNK_BYTES: usize = 1 << 20;
+/// Plaintext bytes in one chunk of a snapshot. Unit tests write many.
+pub const CHUNK_BYTES: usize = if cfg!(test) { 32 << 10 } else { 1 << 20 };
 /// Bytes of one snapshot record, at most.
 pub const SNAPSHOT_RECORD_BYTES: usize = 64 << 20;
 /// Bytes of records in one part of a snapshot on its way to a peer, and one record more.

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::StorageKey;
 use crate::disk::{Disk, DiskFile};
 use crate::index::{Found, Index, Place};
-use crate::limits::{BATCH_BYTES, SEGMENT_BYTES};
+use crate::limits::{BATCH_BYTES, SEGMENT_BYTES, SEGMENT_MIN_BYTES};
 use crate::record::{Record, Write, push_frame};
 use crate::recover;
 use crate::segment::{Carry, HEADER_BYTES, Header, Previous, SPARE, Segment, UNFINISHED};
@@ -73,6 +73,8 @@ pub(crate) struct Log {
     /// Committed, but not written yet: it travels with the next batch.
     deferred: Option<Position>,
     spare: Option<Box<dyn DiskFile>>,
+    /// Whether it was said that there is no room for one.
+    has_warned: bool,
     index: SharedIndex,
     size: Arc<LogSize>,
     failed: bool,
@@ -95,6 +97,7 @@ impl Log {
             carry: recovered.carry,
             deferred: None,
             spare: None,
+            has_warned: false,
             index: Arc::new(Mutex::new(recovered.index)),
             size: Arc::default(),
             failed: false,
@@ -180,15 +183,23 @@ impl Log {
         self.guard(Self::scrub_unguarded)
     }
 
-    /// Preallocates the next segment if it will be wanted soon.
-    pub(crate) fn prepare(&mut self) -> Result<(), WriteError> {
-        if self.spare.is_some() || self.tail < SEGMENT_BYTES / 2 {
-            return Ok(());
+    /// Preallocates the next segment: the log shall go on where the disk is full. Only room is
+    /// taken, so a disk that has none ends nothing; it is tried again.
+    pub(crate) fn prepare(&mut self) {
+        if self.spare.is_some() || self.failed {
+            return;
         }
-        self.guard(|log| {
-            log.spare = Some(log.disk.create(SPARE, SEGMENT_BYTES).during("preallocate")?);
-            Ok(())
-        })
+        match self.disk.create(SPARE, SEGMENT_BYTES) {
+            Ok(spare) => self.spare = Some(spare),
+            Err(error) if self.has_warned => tracing::debug!(%error, "no room for a segment"),
+            Err(error) => tracing::warn!(%error, "no room for the raft log's next segment"),
+        }
+        self.has_warned = self.spare.is_none();
+    }
+
+    #[cfg(test)]
+    pub(crate) fn is_failed(&self) -> bool {
+        self.failed
     }
 
     /// Runs `act` unless an earlier act failed.
@@ -323,6 +334,19 @@ fn encode<W: std::borrow::Borrow<Write>>(
 /// Where entries were written, by their index.
 type Places = Vec<(u64, Place)>;
 
+/// An empty file for a segment; a small one where the disk has no more room.
+fn create(disk: &dyn Disk) -> io::Result<Box<dyn DiskFile>> {
+    let mut bytes = SEGMENT_BYTES;
+    loop {
+        match disk.create(UNFINISHED, bytes) {
+            Err(e) if e.kind() == io::ErrorKind::StorageFull && bytes > SEGMENT_MIN_BYTES => {
+                bytes = (bytes / 4).max(SEGMENT_MIN_BYTES);
+            }
+            made => return made,
+        }
+    }
+}
+
 /// A new segment, durable under its name.
 struct Made {
     segment: Arc<Segment>,
@@ -342,7 +366,7 @@ fn make(
 ) -> Result<Made, WriteError> {
     let (file, from) = match spare {
         Some(file) => (file, SPARE),
-        None => (disk.create(UNFINISHED, SEGMENT_BYTES).during("make a segment")?, UNFINISHED),
+        None => (create(disk).during("make a segment")?, UNFINISHED),
     };
     let segment = Arc::new(Segment::begin(file, key, header).during("begin a segment")?);
     let mut made =

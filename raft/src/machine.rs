@@ -79,6 +79,8 @@ pub(crate) struct Shared {
 #[derive(Debug, Default)]
 struct Current {
     file: Option<Arc<SnapshotFile>>,
+    /// Whether openraft has not been told of `file` yet.
+    is_fresh: bool,
     /// The state's purge deadline as of `file`.
     covers: Option<Stamp>,
     /// When the first deletion not purged yet must be.
@@ -90,7 +92,7 @@ impl Shared {
         let file = snapshots.open()?;
         Ok(Self {
             held: RwLock::default(),
-            current: Mutex::new(Current { file, covers: None, due: None }),
+            current: Mutex::new(Current { file, ..Current::default() }),
             events: broadcast::Sender::new(CHANGE_QUEUE),
             applied: watch::Sender::new(None),
             snapshots,
@@ -135,6 +137,28 @@ impl Shared {
         current.file = Some(Arc::clone(&file));
         current.covers = state.purge_due();
         Ok(file)
+    }
+
+    /// Writes a snapshot of what is applied now, for the builder to find.
+    fn keep_now(&self) -> Result<(), SnapshotError> {
+        let (state, meta) = self.snapshot_view();
+        self.keep(&state, &meta)?;
+        self.current().is_fresh = true;
+        Ok(())
+    }
+
+    /// The state at this moment, and what a snapshot of it covers.
+    fn snapshot_view(&self) -> (State, SnapshotMeta) {
+        let held = self.read();
+        let meta =
+            SnapshotMeta { last_log_id: held.last, last_membership: held.membership.clone() };
+        (held.state.clone(), meta)
+    }
+
+    /// The snapshot that openraft has not been told of, if there is one.
+    fn take_fresh(&self) -> Option<Arc<SnapshotFile>> {
+        let mut current = self.current();
+        std::mem::take(&mut current.is_fresh).then(|| current.file.clone())?
     }
 
     /// Bytes that the current snapshot takes on disk.
@@ -202,7 +226,7 @@ impl Shared {
             held.last = meta.last_log_id;
             held.membership = meta.last_membership.clone();
         }
-        *self.current() = Current { file: Some(file), covers: due, due };
+        *self.current() = Current { file: Some(file), is_fresh: false, covers: due, due };
         let _ = self.events.send(Event::Rescan);
         self.applied.send_replace(index);
     }
@@ -257,10 +281,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
     }
 
     async fn get_snapshot_builder(&mut self) -> Builder {
-        let held = self.0.read();
-        let meta =
-            SnapshotMeta { last_log_id: held.last, last_membership: held.membership.clone() };
-        Builder { shared: Arc::clone(&self.0), view: Arc::new((held.state.clone(), meta)) }
+        Builder { shared: Arc::clone(&self.0), view: Arc::new(self.0.snapshot_view()) }
     }
 
     async fn install_snapshot(
@@ -315,9 +336,19 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
 
     async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
         let (shared, view) = (Arc::clone(&self.shared), Arc::clone(&self.view));
-        let file = blocking(move || shared.keep(&view.0, &view.1)).await?;
+        let file = match shared.take_fresh() {
+            Some(file) => file,
+            None => blocking(move || shared.keep(&view.0, &view.1)).await?,
+        };
         Ok(Snapshot { meta: file.meta.clone(), snapshot: file })
     }
+}
+
+/// Writes a snapshot of what is applied now; openraft's builder then has nothing left to do that
+/// could fail. openraft stops with a builder that fails, and a disk that is full is no reason.
+pub(crate) async fn keep_now(shared: &Arc<Shared>) -> io::Result<()> {
+    let shared = Arc::clone(shared);
+    blocking(move || shared.keep_now()).await
 }
 
 /// Writes a state that came from a peer as the current snapshot.

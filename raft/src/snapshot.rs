@@ -143,19 +143,35 @@ impl Snapshots {
         let last = names.iter().filter(|name| is_snapshot(name)).max();
         let seq = last.and_then(|name| seq_of(name)).map_or(1, |seq| seq + 1);
         let name = format!("{seq:016x}.snapshot");
+        let cipher = self.key.cipher(PURPOSE, &id);
+        let file = match self.write_file(state, meta, id, &cipher) {
+            Ok(file) => file,
+            Err(e) => {
+                // A disk that is full needs its room back; what stays is in nobody's way.
+                let _ = self.disk.remove(UNFINISHED);
+                return Err(e);
+            }
+        };
+        self.disk.rename(UNFINISHED, &name).during("name a snapshot")?;
+        self.disk.sync().during("sync the directory")?;
+        self.remove_all_but(Some(&name), &names)?;
+        let bytes = file.size().during("measure a snapshot")?;
+        Ok(Arc::new(SnapshotFile { name, id, file, cipher, meta: meta.clone(), bytes }))
+    }
 
+    /// Writes the file under the name it has until it is complete.
+    fn write_file(
+        &self,
+        state: &State,
+        meta: &SnapshotMeta,
+        id: [u8; 16],
+        cipher: &Cipher,
+    ) -> Result<Box<dyn DiskFile>, SnapshotError> {
         let file = self.disk.create(UNFINISHED, 0).during("make a snapshot")?;
         let head = [&MAGIC[..], &id[..]].concat();
         file.write_at(0, &head).during("write a snapshot")?;
-        let cipher = self.key.cipher(PURPOSE, &id);
-        let mut out = Chunks {
-            file: &*file,
-            cipher: &cipher,
-            id,
-            number: 0,
-            offset: HEADER_BYTES,
-            buffer: Vec::new(),
-        };
+        let (offset, buffer) = (HEADER_BYTES, Vec::new());
+        let mut out = Chunks { file: &*file, cipher, id, number: 0, offset, buffer };
         out.push(&codec::encode(&Covered::from(meta)))?;
         let mut result = Ok(());
         skep_core::snapshot::write(state, &mut |record| {
@@ -166,11 +182,7 @@ impl Snapshots {
         result?;
         out.finish()?;
         file.sync().during("sync a snapshot")?;
-        self.disk.rename(UNFINISHED, &name).during("name a snapshot")?;
-        self.disk.sync().during("sync the directory")?;
-        self.remove_all_but(Some(&name), &names)?;
-        let bytes = file.size().during("measure a snapshot")?;
-        Ok(Arc::new(SnapshotFile { name, id, file, cipher, meta: meta.clone(), bytes }))
+        Ok(file)
     }
 
     fn remove_all_but(&self, keep: Option<&str>, names: &[String]) -> Result<(), SnapshotError> {

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use skep_core::state::State;
 
 use crate::StorageKey;
+use crate::limits::CHUNK_BYTES;
 use crate::samples::{records, state};
 use crate::snapshot::{SnapshotError, Snapshots};
-use crate::testing::{Chance, CrashDisk};
+use crate::testing::CrashDisk;
 use crate::types::{LogId, Membership, Position, SnapshotMeta, StoredMembership};
 
 fn snapshots(disk: &CrashDisk) -> Snapshots {
@@ -55,7 +56,7 @@ fn damage_anywhere_is_refused() {
     let state = state(&[400_000, 500_000, 400_000]);
     snapshots(&disk).write(&state, &meta(3)).unwrap();
     let (name, whole) = disk.contents().pop_first().unwrap();
-    let chunk = (1 << 20) + 16 + 5;
+    let chunk = CHUNK_BYTES + 16 + 5;
     let refused = |what: &str, change: &dyn Fn(&mut Vec<u8>)| {
         disk.damage(&name, |bytes| {
             *bytes = whole.clone();
@@ -77,23 +78,4 @@ fn damage_anywhere_is_refused() {
     disk.damage(&name, |bytes| *bytes = whole.clone());
     assert!(matches!(other.open(), Err(SnapshotError::Damaged { .. })));
     assert!(read(&disk).unwrap().is_some());
-}
-
-#[test]
-fn a_crash_leaves_the_old_snapshot_or_the_new_one() {
-    let (old, new) = (state(&[17, 3_000]), state(&[3_000]));
-    for crash in 0..12 {
-        for seed in 0..20 {
-            let disk = CrashDisk::default();
-            snapshots(&disk).write(&old, &meta(1)).unwrap();
-            disk.fail_after(crash);
-            let written = snapshots(&disk).write(&new, &meta(2)).is_ok();
-            let disk = disk.crash(&mut Chance(seed));
-            let (found, state) = read(&disk).unwrap().unwrap();
-            let is_new = found == meta(2);
-            assert!(is_new || !written, "crash {crash}, seed {seed}");
-            assert_eq!(records(&state), records(if is_new { &new } else { &old }));
-            assert_eq!(disk.contents().len(), 1);
-        }
-    }
 }
