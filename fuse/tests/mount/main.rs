@@ -12,3 +12,6 @@ mod change;
 mod content;
 mod death;
 mod harness;
+mod rates;
+mod refuse;
+mod served;
