@@ -14,6 +14,9 @@ const NOT_FOUND: i32 = 127;
 const NOT_EXECUTABLE: i32 = 126;
 /// Docker's exit code of a container that did not start for another reason.
 const NOT_STARTED: i32 = 128;
+/// What Docker adds when a mount does not fit its place.
+const MOUNT_HINT: &str = ": Are you trying to mount a directory onto a file (or vice-versa)? Check \
+                          if the specified host path exists and is the expected type";
 
 /// The runtime and the directory of its state.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -123,13 +126,29 @@ pub fn last_error(log: &Path) -> Option<String> {
     })
 }
 
+/// The call of the runtime that failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Call {
+    /// Making the container.
+    Create,
+    /// Letting its first process go.
+    Start,
+}
+
 /// Docker's sentence for a container that did not start, around the runtime's own.
 #[must_use]
-pub fn start_sentence(error: &str) -> String {
-    format!(
-        "starting container failed: failed to create task for container: failed to create shim \
-         task: OCI runtime create failed: {error}: unknown"
-    )
+pub fn start_sentence(call: Call, error: &str) -> String {
+    // A bind of a directory onto a file, or the other way round: the runtime's words do not
+    // say so.
+    let hint = if error.contains("not a directory") { MOUNT_HINT } else { "" };
+    let call = match call {
+        Call::Create => {
+            "failed to create task for container: failed to create shim task: OCI runtime create \
+             failed"
+        }
+        Call::Start => "OCI runtime start failed",
+    };
+    format!("starting container failed: {call}: {error}: unknown{hint}")
 }
 
 /// Docker's sentence for an exec that did not start, around the runtime's own.
