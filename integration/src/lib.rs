@@ -11,6 +11,7 @@ mod host;
 mod http;
 mod node;
 mod scan;
+mod seen;
 mod wait;
 
 pub use bench::{Bench, run_by, shared};
@@ -19,6 +20,7 @@ pub use host::{Process, cgroups_of, mounts_naming, processes_of};
 pub use http::{Http, Reply, encode_query};
 pub use node::{Node, Options, binary, busybox_tar};
 pub use scan::{Hit, Marker, scan_disk, scan_memory};
+pub use seen::{Seen, look, shim_of, task, tasks_of};
 pub use wait::{settle, wait_until};
 
 /// Makes two tests of each scenario: one driven by `docker`, one by `skep`.

@@ -171,9 +171,12 @@ pub fn exec_code(error: &str) -> i32 {
 
 fn command_code(error: &str) -> Option<i32> {
     let says = |words: &str| error.contains(words);
-    if says("executable file not found") || says("no such file or directory") {
+    if says("executable file not found")
+        || says("no such file or directory")
+        || says("not a directory")
+    {
         Some(NOT_FOUND)
-    } else if says("permission denied") || says("is a directory") || says("not a directory") {
+    } else if says("permission denied") || says("is a directory") {
         Some(NOT_EXECUTABLE)
     } else {
         None
@@ -207,6 +210,12 @@ mod tests {
         assert_eq!(exec_code("exec: \"/x\": stat /x: no such file or directory"), 127);
         assert_eq!(exec_code("exec: \"/etc\": permission denied"), 126);
         assert_eq!((start_code("odd"), exec_code("odd")), (128, 126));
+        let misfit = start_sentence(Call::Create, "mount /a:/b: not a directory");
+        assert!(misfit.starts_with("starting container failed: failed to create task"));
+        assert!(misfit.ends_with("is the expected type"), "{misfit}");
+        assert_eq!(start_code(&misfit), 127);
+        let start = start_sentence(Call::Start, "odd");
+        assert_eq!(start, "starting container failed: OCI runtime start failed: odd: unknown");
         assert_eq!(
             exec_sentence("exec failed: unable to start container process: x"),
             "OCI runtime exec failed: exec failed: unable to start container process: x: unknown"

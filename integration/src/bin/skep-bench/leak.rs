@@ -89,10 +89,10 @@ pub(crate) fn run(options: Options) -> Result<()> {
 /// Waits for the last supervisor to leave: the task is gone a little before it. What stays is
 /// what the census finds.
 fn settle_down(place: &Place, first: &Census) -> Result<()> {
-    let calm = || Ok(Census::take(place)?.held() == first.held());
+    let calm = || Ok(Census::take(place)?.beyond(first).is_empty());
     let waited = settle("an idle node", Duration::from_secs(30), calm);
     if let Err(error) = waited {
-        writeln!(std::io::stderr(), "{error}: {:?}", Census::take(place)?.held())?;
+        writeln!(std::io::stderr(), "{error}: {:?}", Census::take(place)?.beyond(first))?;
     }
     Ok(())
 }
@@ -219,7 +219,9 @@ impl Round<'_> {
     /// Reads every secret of every container, as the host sees it.
     fn read_all(&self) -> Result<()> {
         for task in self.get("/tasks")?.as_array().into_iter().flatten() {
-            let pid = &task["Status"]["ContainerStatus"]["PID"];
+            let status = &task["Status"];
+            ensure!(status["State"] == "running", "a task that failed: {status}");
+            let pid = &status["ContainerStatus"]["PID"];
             for grant in task["Spec"]["ContainerSpec"]["Secrets"].as_array().into_iter().flatten() {
                 let name = grant["SecretName"].as_str().context("SecretName")?;
                 let path = format!("/proc/{pid}/root/run/secrets/{name}");
@@ -269,15 +271,10 @@ struct Verdict {
 
 impl Verdict {
     fn of(first: &Census, taken: &[Census]) -> Self {
-        let mut leaked = BTreeMap::new();
-        let Some(last) = taken.last() else { return Self { leaked, slope: None } };
-        let held = first.held();
-        for (what, count) in last.held() {
-            let before = held.get(&what).copied().unwrap_or(0);
-            if count > before {
-                leaked.insert(what, count - before);
-            }
-        }
+        let Some(last) = taken.last() else {
+            return Self { leaked: BTreeMap::new(), slope: None };
+        };
+        let mut leaked = last.beyond(first);
         // What a daemon needs to have worked once it keeps.
         let warm = taken.get(WARM_UP).unwrap_or(last);
         for (what, before, after, slack) in [

@@ -105,7 +105,7 @@ impl Census {
     }
 
     /// What an idle node holds neither more nor less of. The log grows until its next snapshot.
-    pub(super) fn held(&self) -> BTreeMap<String, u64> {
+    fn held(&self) -> BTreeMap<String, u64> {
         let fixed = [
             ("processes", self.processes),
             ("zombies", self.zombies),
@@ -120,6 +120,16 @@ impl Census {
             .map(|(what, count)| (what.to_owned(), count))
             .chain(files.map(|(name, files)| (format!("files of {name}"), files.count)))
             .collect()
+    }
+
+    /// What this holds more of than `first`.
+    pub(super) fn beyond(&self, first: &Self) -> BTreeMap<String, u64> {
+        let before = first.held();
+        let more = self.held().into_iter().map(|(what, count)| {
+            let had = before.get(&what).copied().unwrap_or(0);
+            (what, count.saturating_sub(had))
+        });
+        more.filter(|(_, count)| *count > 0).collect()
     }
 
     pub(super) fn json(&self) -> Value {
