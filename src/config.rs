@@ -152,8 +152,9 @@ pub fn describe(node_name: &str) -> NodeDescription {
 
 /// The first line of `RUNTIME --version`; empty if the runtime does not answer.
 pub async fn runtime_version(runtime: &str) -> String {
-    let asked = tokio::process::Command::new(runtime).arg("--version").output();
-    match tokio::time::timeout(RUNTIME_ANSWER, asked).await {
+    let mut command = tokio::process::Command::new(runtime);
+    let asked = command.arg("--version").stdin(std::process::Stdio::null()).kill_on_drop(true);
+    match tokio::time::timeout(RUNTIME_ANSWER, asked.output()).await {
         Ok(Ok(output)) => {
             let text = String::from_utf8_lossy(&output.stdout);
             text.lines().next().unwrap_or_default().to_owned()

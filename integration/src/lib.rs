@@ -12,6 +12,7 @@ mod host;
 mod http;
 mod node;
 mod scan;
+mod seen;
 mod specification;
 mod wait;
 
@@ -22,6 +23,7 @@ pub use host::{Process, cgroups_of, mounts_naming, processes_of};
 pub use http::{Http, Reply, encode_query};
 pub use node::{Node, Options, binary, busybox_tar};
 pub use scan::{Hit, Marker, scan_disk, scan_memory};
+pub use seen::{Seen, look, shim_of, task, tasks_of};
 pub use specification::{PROMISES, Promise};
 pub use wait::{settle, wait_until};
 

@@ -28,6 +28,9 @@ pub struct Options {
     pub inactive: bool,
     /// Further node options.
     pub args: Vec<String>,
+    /// A shell script that runs before the daemon, in a mount namespace that it shares with it
+    /// alone. `$1` is the data root.
+    pub mounts: Option<&'static str>,
 }
 
 /// A running node. Dropping it takes away its processes, mounts, cgroups and files.
@@ -67,7 +70,17 @@ impl Node {
     /// Starts the daemon and waits until its socket answers.
     pub fn launch(&self) -> Result<()> {
         let log = OpenOptions::new().create(true).append(true).open(self.log_path())?;
-        let child = Command::new(&self.binary)
+        let mut command = match self.options.mounts {
+            None => Command::new(&self.binary),
+            Some(script) => {
+                let mut shell = Command::new("unshare");
+                let script = format!("set -e; {script}; shift; exec \"$@\"");
+                shell.args(["--mount", "sh", "-c", &script, "sh"]).arg(self.data_root());
+                shell.arg(&self.binary);
+                shell
+            }
+        };
+        let child = command
             .args(self.daemon_args())
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)

@@ -61,8 +61,8 @@ impl Traces {
     pub(super) fn clear(&self) -> Result<(), ClearError> {
         let cgroups = Cgroups::detect()?;
         // A shim that does not die must not save its container.
-        let shim = cgroups.kill_all(&self.shim_cgroup, KILL_WAIT);
-        cgroups.kill_all(&self.cgroup, KILL_WAIT).and(shim)?;
+        let shim = cgroups.kill_all(&self.shim_cgroup, &[], KILL_WAIT);
+        cgroups.kill_all(&self.cgroup, &[], KILL_WAIT).and(shim)?;
         let runc = Runc::new(&self.runtime, &self.runc_root);
         if runc.knows(&self.container_id) {
             // Its processes are dead; what runc says of that is of no use to anyone.

@@ -131,7 +131,11 @@ impl Shown {
             finished: exit.map_or(Stamp(0), |exit| Stamp(exit.at_ns)),
             exit_code: exit.map_or(0, |exit| exit.code),
             oom: exit.is_some_and(|exit| exit.oom),
-            error: exit.and_then(|exit| exit.error.clone()).unwrap_or_default(),
+            error: match (exit, &self.status) {
+                (Some(exit), _) => exit.error.clone(),
+                (None, status) => status.as_ref().and_then(|status| status.trouble.clone()),
+            }
+            .unwrap_or_default(),
             network: network(self).to_owned(),
             task_dir: context.task_dir(&task.id).to_string_lossy().into_owned(),
             layers: facts.layers,

@@ -67,10 +67,16 @@ pub async fn spawn_shim(supervisor: &Supervisor, task_dir: &Path) -> Result<u32,
         }
         Err(SpawnError::Ended(complaint.trim().to_owned()))
     };
-    let outcome = tokio::time::timeout(SHIM_START, ready).await;
+    let mut outcome = tokio::time::timeout(SHIM_START, ready).await;
     if outcome.is_err() {
         // It may be gone already.
         let _ = child.start_kill();
+    }
+    if let Ok(Err(SpawnError::Ended(said))) = &mut outcome
+        && said.is_empty()
+        && let Ok(Ok(status)) = tokio::time::timeout(SHIM_START, child.wait()).await
+    {
+        *said = status.to_string();
     }
     tokio::spawn(async move { child.wait().await });
     outcome.unwrap_or(Err(SpawnError::Timeout)).map(|()| pid)

@@ -12,6 +12,7 @@ use skep_core::id::TaskId;
 use skep_core::limits::STOP_GRACE;
 use skep_core::model::task::{ContainerStatus, TaskState, TaskStatus};
 use skep_core::task_machine::{Action, End, Local, Report, step};
+use skep_core::time::Stamp;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 
@@ -279,6 +280,10 @@ impl Actor {
     async fn announce(&self) {
         let Some(shim) = &self.shim else { return };
         let hello = &shim.hello;
+        // One that could not make itself ready has none: its end is on the way.
+        if hello.key == [0; 32] {
+            return;
+        }
         let message = FromAgent::Shim {
             task: self.id,
             key: hello.key,
@@ -319,6 +324,10 @@ impl Actor {
     /// Takes over what the shim says of its container.
     fn observe(&mut self, status: ShimStatus) {
         let mut shown = lock(&self.shown);
+        let old = shown.status.as_ref().and_then(|old| old.trouble.as_ref());
+        if let Some(trouble) = status.trouble.as_ref().filter(|new| Some(*new) != old) {
+            tracing::warn!(task = %self.id, trouble, "a task runs with trouble");
+        }
         match status.state {
             ShimState::Waiting => {}
             ShimState::Starting => self.local = Local::Starting,
@@ -338,7 +347,12 @@ impl Actor {
 
     /// Records the end of the process.
     fn end(&self, exit: Exit) -> Local {
-        let end = End { code: exit.code, oom: exit.oom, error: exit.error.clone() };
+        let end = End {
+            code: exit.code,
+            oom: exit.oom,
+            error: exit.error.clone(),
+            ran: exit.started_ns > 0,
+        };
         let mut shown = lock(&self.shown);
         shown.link = None;
         shown.exit = Some(exit);
@@ -380,8 +394,9 @@ impl Actor {
         let dir = self.context.task_dir(&self.id);
         self.clear_run_state().await;
         let exit = store::load_exit(&dir).unwrap_or_else(|| {
-            let exit = lost();
             let mut shown = lock(&self.shown);
+            let started = shown.status.as_ref().map_or(Stamp(0), |status| status.started);
+            let exit = Exit { started_ns: started.0, ..lost() };
             if let Some(record) = &mut shown.record {
                 record.lost = Some(exit.clone());
                 if let Err(error) = record.save(&dir) {
@@ -448,7 +463,11 @@ impl Actor {
     }
 
     /// Reports to the session what changed since the last report.
-    async fn report(&mut self, report: Report) {
+    async fn report(&mut self, mut report: Report) {
+        if report.state == TaskState::Running {
+            let shown = lock(&self.shown);
+            report.err = shown.status.as_ref().and_then(|status| status.trouble.clone());
+        }
         if self.reported.as_ref() == Some(&report) {
             return;
         }

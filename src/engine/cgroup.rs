@@ -143,8 +143,8 @@ impl Cgroups {
 
     /// Sends SIGKILL to every process in the group and below it, but for `spare`. Returns how
     /// many there were.
-    pub fn kill_once(&self, group: &str, spare: Option<u32>) -> usize {
-        if spare.is_none() {
+    pub fn kill_once(&self, group: &str, spare: &[u32]) -> usize {
+        if spare.is_empty() {
             for hierarchy in self.hierarchies.iter().filter(|h| h.controllers.is_none()) {
                 // The one way that no fork can outrun. Old kernels lack it; the pids follow.
                 let _ = fs::OpenOptions::new()
@@ -153,9 +153,8 @@ impl Cgroups {
                     .and_then(|mut file| io::Write::write_all(&mut file, b"1"));
             }
         }
-        let spare = spare.and_then(|pid| i32::try_from(pid).ok());
         let mut doomed = self.pids(group);
-        doomed.retain(|pid| Some(*pid) != spare);
+        doomed.retain(|pid| !spare.contains(&pid.unsigned_abs()));
         for pid in &doomed {
             // One that is gone already needs no signal.
             let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
@@ -163,14 +162,14 @@ impl Cgroups {
         doomed.len()
     }
 
-    /// Kills until the group is empty.
+    /// Kills until the group is empty, but for `spare`.
     ///
     /// # Errors
     /// [`CgroupError::Alive`] after `wait`.
-    pub fn kill_all(&self, group: &str, wait: Duration) -> Result<(), CgroupError> {
+    pub fn kill_all(&self, group: &str, spare: &[u32], wait: Duration) -> Result<(), CgroupError> {
         let since = Instant::now();
         loop {
-            let count = self.kill_once(group, None);
+            let count = self.kill_once(group, spare);
             if count == 0 {
                 return Ok(());
             }
@@ -345,12 +344,12 @@ mod tests {
         );
         group(root.path(), "memory/skep/t", &[("memory.oom_control", "under_oom 0\noom_kill 2\n")]);
         assert_eq!(groups.pids("/skep/t").len(), 3);
-        assert_eq!(groups.kill_once("/skep/t", Some(spared.id())), 2);
+        assert_eq!(groups.kill_once("/skep/t", &[spared.id()]), 2);
         assert!(killed(a) && killed(b));
         assert_eq!(groups.oom_kills("/skep/t"), 2);
-        groups.kill_once("/skep/t", None);
+        groups.kill_once("/skep/t", &[]);
         assert!(killed(spared));
-        assert_eq!(groups.kill_once("/skep/none", None), 0);
+        assert_eq!(groups.kill_once("/skep/none", &[]), 0);
     }
 
     #[test]
@@ -367,11 +366,11 @@ mod tests {
                 ("memory.events", "low 0\noom 1\noom_kill 1\n"),
             ],
         );
-        assert_eq!(groups.kill_once("/skep/t", None), 1);
+        assert_eq!(groups.kill_once("/skep/t", &[]), 1);
         assert_eq!(fs::read_to_string(root.path().join("skep/t/cgroup.kill")).unwrap(), "1");
         assert!(killed(child));
         assert_eq!(groups.oom_kills("/skep/t"), 1);
-        let stuck = groups.kill_all("/skep/t", Duration::ZERO);
+        let stuck = groups.kill_all("/skep/t", &[], Duration::ZERO);
         assert!(matches!(stuck, Err(CgroupError::Alive { count: 1, .. })));
     }
 

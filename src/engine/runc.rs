@@ -14,6 +14,9 @@ const NOT_FOUND: i32 = 127;
 const NOT_EXECUTABLE: i32 = 126;
 /// Docker's exit code of a container that did not start for another reason.
 const NOT_STARTED: i32 = 128;
+/// What Docker adds when a mount does not fit its place.
+const MOUNT_HINT: &str = ": Are you trying to mount a directory onto a file (or vice-versa)? Check \
+                          if the specified host path exists and is the expected type";
 
 /// The runtime and the directory of its state.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -123,13 +126,29 @@ pub fn last_error(log: &Path) -> Option<String> {
     })
 }
 
+/// The call of the runtime that failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Call {
+    /// Making the container.
+    Create,
+    /// Letting its first process go.
+    Start,
+}
+
 /// Docker's sentence for a container that did not start, around the runtime's own.
 #[must_use]
-pub fn start_sentence(error: &str) -> String {
-    format!(
-        "starting container failed: failed to create task for container: failed to create shim \
-         task: OCI runtime create failed: {error}: unknown"
-    )
+pub fn start_sentence(call: Call, error: &str) -> String {
+    // A bind of a directory onto a file, or the other way round: the runtime's words do not
+    // say so.
+    let hint = if error.contains("not a directory") { MOUNT_HINT } else { "" };
+    let call = match call {
+        Call::Create => {
+            "failed to create task for container: failed to create shim task: OCI runtime create \
+             failed"
+        }
+        Call::Start => "OCI runtime start failed",
+    };
+    format!("starting container failed: {call}: {error}: unknown{hint}")
 }
 
 /// Docker's sentence for an exec that did not start, around the runtime's own.
@@ -152,9 +171,12 @@ pub fn exec_code(error: &str) -> i32 {
 
 fn command_code(error: &str) -> Option<i32> {
     let says = |words: &str| error.contains(words);
-    if says("executable file not found") || says("no such file or directory") {
+    if says("executable file not found")
+        || says("no such file or directory")
+        || says("not a directory")
+    {
         Some(NOT_FOUND)
-    } else if says("permission denied") || says("is a directory") || says("not a directory") {
+    } else if says("permission denied") || says("is a directory") {
         Some(NOT_EXECUTABLE)
     } else {
         None
@@ -188,6 +210,12 @@ mod tests {
         assert_eq!(exec_code("exec: \"/x\": stat /x: no such file or directory"), 127);
         assert_eq!(exec_code("exec: \"/etc\": permission denied"), 126);
         assert_eq!((start_code("odd"), exec_code("odd")), (128, 126));
+        let misfit = start_sentence(Call::Create, "mount /a:/b: not a directory");
+        assert!(misfit.starts_with("starting container failed: failed to create task"));
+        assert!(misfit.ends_with("is the expected type"), "{misfit}");
+        assert_eq!(start_code(&misfit), 127);
+        let start = start_sentence(Call::Start, "odd");
+        assert_eq!(start, "starting container failed: OCI runtime start failed: odd: unknown");
         assert_eq!(
             exec_sentence("exec failed: unable to start container process: x"),
             "OCI runtime exec failed: exec failed: unable to start container process: x: unknown"

@@ -199,7 +199,12 @@ impl Session<'_> {
             let task = state.task(&id).filter(|task| task.node == Some(node))?;
             Some(grants(state, task))
         });
-        let (Some(wanted), Some(shim)) = (wanted, self.shims.get(&id)) else { return true };
+        let Some(wanted) = wanted else {
+            // It spoke up after its task was forgotten.
+            self.shims.remove(&id);
+            return true;
+        };
+        let Some(shim) = self.shims.get(&id) else { return true };
         let mut missing: BTreeMap<MaterialId, AssignedGrant> = BTreeMap::new();
         for grant in wanted {
             if shim.held.get(&grant.material).is_none_or(|held| *held < grant.version) {

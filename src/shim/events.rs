@@ -26,6 +26,8 @@ pub(super) enum Event {
     Ended { child: Child, end: End },
     /// The start came to its end, one way or the other.
     Started(Result<Started, StartError>),
+    /// The log cannot be written, for this reason; or it can again.
+    Log(Option<String>),
     /// An exec came to run, with the console's other end if it has one; or it did not.
     ExecStarted { id: String, outcome: Result<ExecRuns, ExecFailed> },
 }
@@ -45,7 +47,7 @@ pub(super) struct ExecFailed {
 }
 
 /// Events on their way. Their number is bounded by that of the execs under way: each has at
-/// most one here.
+/// most one here, and the log speaks once a second at most.
 type Waiting = Arc<Mutex<VecDeque<Event>>>;
 
 /// Where events go.

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::Command;
 use std::thread;
@@ -13,7 +13,7 @@ use super::bundle::{self, ExecFacts};
 use super::console::{self, Console};
 use super::events::{ExecFailed, ExecRuns};
 use super::reaper::Reaper;
-use super::start::read_pid;
+use super::start::{read_pid, said_on};
 use super::user::Accounts;
 use super::{Plan, SMALL_STACK_BYTES, chain};
 use crate::engine::runc;
@@ -87,7 +87,8 @@ pub(super) fn run(
     // Our copies of the streams: whoever reads them waits for the last one to be closed.
     drop(command);
     called.map_err(|error| {
-        let said = runc::last_error(&files.log).unwrap_or_else(|| chain(&error));
+        let own = || said_on(relay.iter().map(|relay| relay.from.as_fd()), &error);
+        let said = runc::last_error(&files.log).unwrap_or_else(own);
         ExecFailed { code: runc::exec_code(&said), reason: runc::exec_sentence(&said) }
     })?;
     if let Some(relay) = relay {

@@ -1,23 +1,29 @@
 //! The task's log in Docker's json-file form: `{"log":"line\n","stream":"stdout","time":"…"}`.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::Serialize;
 
+use super::events::{Event, Events};
 use crate::limits::{LOG_FILE_BYTES, LOG_FILES, LOG_LINE_BYTES};
 
 /// Stack of the log's thread.
 const STACK_BYTES: usize = 64 << 10;
 /// Bytes taken from a pipe at once.
 const READ_BYTES: usize = 8 << 10;
+/// Bytes at the end of a log that are searched for an error.
+const TAIL_BYTES: u64 = 8 << 10;
 /// Log files a task may be told to keep, at most.
 const FILES_END: u32 = 1_000;
+/// Least time between two words on whether the log can be written.
+const TROUBLE_PAUSE: Duration = Duration::from_secs(1);
 
 /// One line of the file.
 #[derive(Serialize)]
@@ -27,54 +33,69 @@ struct Line<'a> {
     time: &'a str,
 }
 
-/// An open log, rotated by size.
+/// A log, rotated by size. It is opened when it is first needed, and again for as long as that
+/// fails: a log that cannot be written must not keep a task from its work.
 #[derive(Debug)]
 pub(super) struct LogFile {
     path: PathBuf,
-    file: File,
+    file: Option<File>,
     size: u64,
     max_bytes: u64,
     max_files: u32,
 }
 
 impl LogFile {
-    /// Opens the log, or goes on with the one that is there. Zeros stand for the defaults.
-    pub(super) fn open(path: &Path, max_bytes: u64, max_files: u32) -> io::Result<Self> {
-        if let Some(dir) = path.parent() {
-            fs::create_dir_all(dir)?;
-        }
-        let file = open(path)?;
-        let size = file.metadata()?.len();
+    /// A log at `path`, or the continuation of the one there. Zeros stand for the defaults.
+    pub(super) fn new(path: &Path, max_bytes: u64, max_files: u32) -> Self {
         let max_bytes = if max_bytes == 0 { LOG_FILE_BYTES } else { max_bytes };
         let max_files = if max_files == 0 { LOG_FILES } else { max_files.min(FILES_END) };
-        Ok(Self { path: path.into(), file, size, max_bytes, max_files })
+        Self { path: path.into(), file: None, size: 0, max_bytes, max_files }
     }
 
-    /// Appends whole lines.
+    /// Appends whole lines: all of them, or none.
     fn append(&mut self, lines: &[u8]) -> io::Result<()> {
+        if self.file.is_none() {
+            if let Some(dir) = self.path.parent() {
+                fs::create_dir_all(dir)?;
+            }
+            let file = open(&self.path)?;
+            self.size = file.metadata()?.len();
+            self.file = Some(file);
+        }
         if self.size > 0 && self.size + lines.len() as u64 > self.max_bytes {
             self.rotate()?;
         }
-        self.file.write_all(lines)?;
+        let Some(file) = &mut self.file else { return Ok(()) };
+        if let Err(error) = file.write_all(lines) {
+            // The next line must not begin within one that was cut off.
+            let _ = file.set_len(self.size);
+            return Err(error);
+        }
         self.size += lines.len() as u64;
         Ok(())
     }
 
     fn rotate(&mut self) -> io::Result<()> {
-        let numbered = |n: u32| {
+        let named = |end: &str| {
             let mut name = self.path.clone().into_os_string();
-            name.push(format!(".{n}"));
+            name.push(end);
             PathBuf::from(name)
         };
         if self.max_files == 1 {
-            self.file.set_len(0)?;
+            if let Some(file) = &self.file {
+                file.set_len(0)?;
+            }
         } else {
+            // Made first: where this fails, no older file must have moved.
+            let next = named(".next");
+            let file = open(&next)?;
             for n in (1..self.max_files - 1).rev() {
                 // What is not there yet needs no new name.
-                let _ = fs::rename(numbered(n), numbered(n + 1));
+                let _ = fs::rename(named(&format!(".{n}")), named(&format!(".{}", n + 1)));
             }
-            fs::rename(&self.path, numbered(1))?;
-            self.file = open(&self.path)?;
+            fs::rename(&self.path, named(".1"))?;
+            fs::rename(next, &self.path)?;
+            self.file = Some(file);
         }
         self.size = 0;
         Ok(())
@@ -84,6 +105,40 @@ impl LogFile {
 fn open(path: &Path) -> io::Result<File> {
     use std::os::unix::fs::OpenOptionsExt;
     OpenOptions::new().append(true).create(true).mode(0o640).open(path)
+}
+
+/// The last line of a log that came from the standard error stream.
+pub(super) fn last_error(path: &Path) -> Option<String> {
+    let mut file = File::open(path).ok()?;
+    let size = file.metadata().ok()?.len();
+    file.seek(SeekFrom::Start(size.saturating_sub(TAIL_BYTES))).ok()?;
+    let mut tail = Vec::new();
+    file.take(TAIL_BYTES).read_to_end(&mut tail).ok()?;
+    String::from_utf8_lossy(&tail).lines().rev().find_map(|line| {
+        let line: serde_json::Value = serde_json::from_str(line).ok()?;
+        (line.get("stream")? == "stderr").then_some(())?;
+        Some(line.get("log")?.as_str()?.trim().to_owned())
+    })
+}
+
+/// What keeps the log from being written: told when it begins and when it ends.
+struct Trouble {
+    events: Events,
+    told: Option<String>,
+    at: Option<Instant>,
+}
+
+impl Trouble {
+    fn note(&mut self, outcome: io::Result<()>, path: &Path) {
+        let now = outcome.err().map(|error| {
+            format!("its log cannot be written, lines are lost: {}: {error}", path.display())
+        });
+        if now != self.told && self.at.is_none_or(|at| at.elapsed() >= TROUBLE_PAUSE) {
+            self.at = Some(Instant::now());
+            self.told.clone_from(&now);
+            self.events.send(Event::Log(now));
+        }
+    }
 }
 
 /// Bytes of one stream that are not a whole line yet.
@@ -141,6 +196,7 @@ fn boundary(bytes: &[u8], at: usize) -> usize {
 pub(super) fn start(
     file: LogFile,
     streams: Vec<(OwnedFd, &'static str)>,
+    events: Events,
 ) -> io::Result<Receiver<()>> {
     let (done, ended) = sync_channel(1);
     let sources = streams
@@ -150,13 +206,20 @@ pub(super) fn start(
     thread::Builder::new()
         .name("log".into())
         .stack_size(STACK_BYTES)
-        .spawn(move || copy(file, sources, &done))?;
+        .spawn(move || copy(file, sources, Trouble { events, told: None, at: None }, &done))?;
     Ok(ended)
 }
 
-fn copy(mut file: LogFile, mut sources: Vec<(File, Splitter)>, done: &SyncSender<()>) {
+fn copy(
+    mut file: LogFile,
+    mut sources: Vec<(File, Splitter)>,
+    mut trouble: Trouble,
+    done: &SyncSender<()>,
+) {
     let mut buffer = vec![0; READ_BYTES];
     let mut out = Vec::new();
+    // Readers find the file from the first moment on.
+    trouble.note(file.append(&[]), &file.path);
     while !sources.is_empty() {
         let ready = wait(&sources);
         let time = jiff::Timestamp::now().to_string();
@@ -177,8 +240,10 @@ fn copy(mut file: LogFile, mut sources: Vec<(File, Splitter)>, done: &SyncSender
             sources.remove(index);
         }
         // A full disk loses lines; it must not stop the container.
-        let _ = file.append(&out);
-        out.clear();
+        if !out.is_empty() {
+            trouble.note(file.append(&out), &file.path);
+            out.clear();
+        }
     }
     let _ = done.try_send(());
 }
@@ -196,7 +261,6 @@ fn wait(sources: &[(File, Splitter)]) -> Vec<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     fn lines(bytes: &[u8]) -> Vec<(String, String)> {
         String::from_utf8(bytes.to_vec())
@@ -240,7 +304,7 @@ mod tests {
     fn files_are_rotated_and_only_so_many_kept() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("logs/json.log");
-        let mut file = LogFile::open(&path, 10, 3).unwrap();
+        let mut file = LogFile::new(&path, 10, 3);
         for line in ["one-1\n", "two-2\n", "three\n", "four4\n"] {
             file.append(line.as_bytes()).unwrap();
         }
@@ -253,7 +317,7 @@ mod tests {
         assert_eq!(read(".3"), None);
 
         let single = dir.path().join("single");
-        let mut file = LogFile::open(&single, 10, 1).unwrap();
+        let mut file = LogFile::new(&single, 10, 1);
         file.append(b"one-1\n").unwrap();
         file.append(b"two-2\n").unwrap();
         assert_eq!(fs::read_to_string(&single).unwrap(), "two-2\n");
@@ -265,9 +329,9 @@ mod tests {
         let path = dir.path().join("json.log");
         let (out_read, out_write) = io::pipe().unwrap();
         let (err_read, err_write) = io::pipe().unwrap();
-        let file = LogFile::open(&path, 0, 0).unwrap();
+        let file = LogFile::new(&path, 0, 0);
         let streams = vec![(out_read.into(), "stdout"), (err_read.into(), "stderr")];
-        let ended = start(file, streams).unwrap();
+        let ended = start(file, streams, Events::new().unwrap().0).unwrap();
         (&out_write).write_all(b"to out\n").unwrap();
         (&err_write).write_all(b"to err").unwrap();
         drop((out_write, err_write));

@@ -2,15 +2,17 @@
 //! and what they leave behind. Nobody else in this process waits for a child.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::fs;
 use std::io;
+use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitStatus, waitpid};
+use nix::sys::signal::{Signal, killpg};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 
 use super::events::{Child, Event, Events};
@@ -23,6 +25,8 @@ const UNCLAIMED_FOR: Duration = Duration::from_secs(180);
 const STACK_BYTES: usize = 64 << 10;
 /// Pause while there is no child at all: only once the sentinel is gone.
 const NO_CHILD: Duration = Duration::from_millis(100);
+/// What runc calls a first process until that becomes the container's own program.
+const RUNC_INIT: &str = "runc:[2:INIT]";
 
 /// How a child ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,12 +35,14 @@ pub(super) struct End {
     pub(super) code: i32,
     /// When, in nanoseconds since the epoch.
     pub(super) at_ns: u64,
+    /// Whether it ended as the runtime's, before it became the program it was to be.
+    pub(super) never_ran: bool,
 }
 
 /// A call of the runtime that did not end well.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum CallError {
-    #[error("cannot run {program:?}")]
+    #[error("cannot run {program:?}: install it, or name another runtime with --runtime")]
     Spawn { program: String, source: io::Error },
     #[error("{program:?} did not end within {} s", .after.as_secs())]
     Timeout { program: String, after: Duration },
@@ -73,7 +79,14 @@ impl Reaper {
 
     fn reap(&self) {
         loop {
-            let (pid, code) = match waitpid(None, None) {
+            // Looked at before it is reaped: then nothing is left to look at.
+            let ended = waitid(Id::All, WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT);
+            let ended = ended.ok().and_then(|status| status.pid());
+            let never_ran = ended.is_some_and(|pid| {
+                let name = fs::read_to_string(format!("/proc/{pid}/comm"));
+                name.is_ok_and(|name| name.trim_end() == RUNC_INIT)
+            });
+            let (pid, code) = match waitpid(ended, None) {
                 Ok(WaitStatus::Exited(pid, code)) => (pid, code),
                 Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, 128 + signal as i32),
                 Err(Errno::ECHILD) => {
@@ -82,7 +95,7 @@ impl Reaper {
                 }
                 Ok(_) | Err(_) => continue,
             };
-            self.ended(pid.as_raw(), End { code, at_ns: super::now_ns() });
+            self.ended(pid.as_raw(), End { code, at_ns: super::now_ns(), never_ran });
         }
     }
 
@@ -137,7 +150,8 @@ impl Reaper {
     /// Runs a command to its end; kills it if that takes too long.
     pub(super) fn call(&self, command: &mut Command, at_most: Duration) -> Result<(), CallError> {
         let program = command.get_program().to_string_lossy().into_owned();
-        let child = match command.spawn() {
+        // A group of its own: what it has started in turn is killed with it.
+        let child = match command.process_group(0).spawn() {
             Ok(child) => child,
             Err(source) => return Err(CallError::Spawn { program, source }),
         };
@@ -146,7 +160,7 @@ impl Reaper {
             Some(End { code: 0, .. }) => Ok(()),
             Some(End { code, .. }) => Err(CallError::Code { program, code }),
             None => {
-                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+                let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
                 Err(CallError::Timeout { program, after: at_most })
             }
         }

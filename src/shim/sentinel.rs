@@ -278,8 +278,8 @@ fn clear(plan: &Plan) {
     let since = Instant::now();
     loop {
         // A runtime in the middle of its work would go on to make more processes.
-        let busy = plan.cgroups.kill_once(&plan.launch.shim_cgroup, Some(own));
-        let alive = plan.cgroups.kill_once(&plan.launch.cgroup, None);
+        let busy = plan.cgroups.kill_once(&plan.launch.shim_cgroup, &[own]);
+        let alive = plan.cgroups.kill_once(&plan.launch.cgroup, &[]);
         if busy + alive == 0 || since.elapsed() > KILL_FOR {
             break;
         }

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -15,18 +15,21 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::bundle::{self, Facts};
 use super::console::Console;
+use super::events::Events;
 use super::log::{self, LogFile};
 use super::reaper::Reaper;
 use super::sentinel::Sentinel;
 use super::user::Accounts;
 use super::{Plan, chain, now_ns};
 use crate::engine::cgroup::CgroupError;
-use crate::engine::runc;
+use crate::engine::runc::{self, Call};
 use crate::limits::RUNC_CALL;
 use crate::wire::launch::LOG_FILE;
 
 /// Docker's exit code of a container that was never made.
 const NOT_MADE: i32 = 128;
+/// Bytes taken of what a failed call of the runtime wrote to each of its streams.
+const SAID_BYTES: usize = 1 << 10;
 
 /// A running container.
 #[derive(Debug)]
@@ -55,6 +58,10 @@ impl StartError {
         let reason = format!("starting container failed: {what}{}", chain(error));
         Self { code: NOT_MADE, reason }
     }
+
+    fn of_runtime(call: Call, said: &str) -> Self {
+        Self { code: runc::start_code(said), reason: runc::start_sentence(call, said) }
+    }
 }
 
 /// What a start needs beside the plan.
@@ -64,6 +71,8 @@ pub(super) struct Start {
     pub(super) binds: Vec<(PathBuf, PathBuf)>,
     /// Moves the shim to its own group, so that the runtime is started from there.
     pub(super) adoption: Option<JoinHandle<Result<(), CgroupError>>>,
+    /// Hear of a log that cannot be written.
+    pub(super) events: Events,
 }
 
 /// Runs the whole start.
@@ -85,11 +94,11 @@ pub(super) fn start(
     let console = streams.console.as_ref().map(Console::path);
     let mut create = plan.runc.create(id, &plan.bundle, &pid_file, console, &runtime_log);
     create.stdin(streams.stdin).stdout(streams.stdout).stderr(streams.stderr);
-    let runtime_error = |error: &dyn std::error::Error| {
-        let said = runc::last_error(&runtime_log).unwrap_or_else(|| chain(error));
-        StartError { code: runc::start_code(&said), reason: runc::start_sentence(&said) }
-    };
-    reaper.call(&mut create, RUNC_CALL).map_err(|e| runtime_error(&e))?;
+    if let Err(error) = reaper.call(&mut create, RUNC_CALL) {
+        let own = || said_on(streams.sources.iter().map(|(fd, _)| fd.as_fd()), &error);
+        let said = runc::last_error(&runtime_log).unwrap_or_else(own);
+        return Err(StartError::of_runtime(Call::Create, &said));
+    }
     // The command holds the container's ends of the pipes.
     drop(create);
     let pid = read_pid(&pid_file).map_err(failed)?;
@@ -102,15 +111,45 @@ pub(super) fn start(
     }
     let launch = &plan.launch;
     let path = plan.task_dir().join(LOG_FILE);
-    let file = LogFile::open(&path, launch.log_file_bytes, launch.log_files).map_err(failed)?;
-    let log_ended = log::start(file, sources).map_err(failed)?;
+    let file = LogFile::new(&path, launch.log_file_bytes, launch.log_files);
+    let log_ended = log::start(file, sources, start.events).map_err(failed)?;
     match plan.runc.start_fifo(id).filter(|fifo| fifo.exists()) {
         Some(fifo) => release(&fifo, &pidfd).map_err(failed)?,
-        None => reaper
-            .call(&mut plan.runc.start(id, &runtime_log), RUNC_CALL)
-            .map_err(|e| runtime_error(&e))?,
+        None => call_start(plan, reaper, &runtime_log)?,
     }
     Ok(Started { pid, pidfd, at_ns: now_ns(), log_ended, _stdin: streams.stdin_end })
+}
+
+/// Has the runtime let the first process go.
+fn call_start(plan: &Plan, reaper: &Reaper, runtime_log: &Path) -> Result<(), StartError> {
+    let (from, stderr) = io::pipe().map_err(|error| StartError::new("", &error))?;
+    let mut start = plan.runc.start(&plan.launch.container_id, runtime_log);
+    reaper.call(start.stderr(stderr), RUNC_CALL).map_err(|error| {
+        let own = || said_on([from.as_fd()], &error);
+        StartError::of_runtime(Call::Start, &runc::last_error(runtime_log).unwrap_or_else(own))
+    })
+}
+
+/// What came out of a failed call of the runtime, behind the failure itself. Nothing else has
+/// written to these streams: no container runs.
+pub(super) fn said_on<'a>(
+    streams: impl IntoIterator<Item = BorrowedFd<'a>>,
+    error: &dyn std::error::Error,
+) -> String {
+    let mut text = chain(error);
+    for stream in streams {
+        let mut bytes = vec![0; SAID_BYTES];
+        // What the call has started in turn may still hold the stream: it is not waited for.
+        let read = rustix::io::ioctl_fionbio(stream, true)
+            .and_then(|()| rustix::io::read(stream, &mut bytes));
+        let said = bytes.get(..read.unwrap_or(0)).unwrap_or_default();
+        let said = String::from_utf8_lossy(said);
+        if !said.trim().is_empty() {
+            text.push_str(": ");
+            text.push_str(&said.split_whitespace().collect::<Vec<_>>().join(" "));
+        }
+    }
+    text
 }
 
 /// Returns whether the container has a terminal.

@@ -1,6 +1,6 @@
 //! The shim's main thread: its state, the daemon's requests, and the order of the end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
@@ -23,10 +23,11 @@ use super::reaper::{End, Reaper};
 use super::record::{ExitRecord, bounded};
 use super::sentinel::Sentinel;
 use super::start::{Start, StartError, Started, start};
-use super::{Plan, WORKER_STACK_BYTES, chain, console, exec, leave, mounts, now_ns};
+use super::{Plan, WORKER_STACK_BYTES, chain, console, exec, leave, log, mounts, now_ns};
 use crate::engine::cgroup::CgroupError;
 use crate::limits::EXECS;
 use crate::seal::SealKeyPair;
+use crate::wire::launch::LOG_FILE;
 use crate::wire::shim::{
     ExecStart, Exit, FromShim, Hello, PROTOCOL, ShimState, ShimStatus, ToShim,
 };
@@ -43,6 +44,11 @@ const DISMISS: Duration = Duration::from_secs(1);
 const TERMINATION_GRACE_MS: u64 = STOP_GRACE.as_millis();
 /// How long the daemon that made a broken shim is waited for.
 const AWAIT_DAEMON: Duration = Duration::from_secs(2);
+/// Least time that a start under way is left when it is no longer wanted, and between two
+/// attempts to end it.
+const STARTING_GRACE_MS: u64 = 1_000;
+/// Exit codes from here on stand for a signal.
+const KILLED_CODE: i32 = 128;
 /// Exit code of a task that was stopped before it ran.
 const STOPPED_CODE: i32 = 128 + libc::SIGKILL;
 /// Exit code of a task whose shim could not make it ready.
@@ -84,6 +90,10 @@ pub(super) struct Task {
     running: Option<Started>,
     /// The stop asked for while the start was under way.
     stop: Option<(i32, u64)>,
+    /// Whether the container's first process ended before it ran its program, unasked.
+    never_ran: bool,
+    /// What keeps its log from being written.
+    trouble: Option<String>,
     grace: Option<TimerFd>,
     /// Execs under way, with the console of those that have one.
     execs: BTreeMap<String, Option<OwnedFd>>,
@@ -107,6 +117,8 @@ impl Task {
             state: ShimState::Waiting,
             running: None,
             stop: None,
+            never_ran: false,
+            trouble: None,
             grace: None,
             execs: BTreeMap::new(),
         }
@@ -278,7 +290,7 @@ impl Task {
             self.events.clone(),
         );
         let binds = materials.binds(&self.plan.secrets);
-        let beside = Start { binds, adoption: self.adoption.take() };
+        let beside = Start { binds, adoption: self.adoption.take(), events: self.events.clone() };
         let spawned = worker("start", move || {
             events.send(Event::Started(start(&plan, &reaper, &sentinel, beside)));
         });
@@ -298,7 +310,11 @@ impl Task {
                 let exit = self.exit(STOPPED_CODE, now_ns(), Some(reason));
                 self.finish(ShimState::Exited, exit, Some(materials))
             }
-            ShimState::Starting => self.stop = Some((signal, grace_ms)),
+            ShimState::Starting => {
+                self.stop = Some((signal, grace_ms));
+                // A runtime that works gets to its end in less.
+                self.grace = timer(grace_ms.max(STARTING_GRACE_MS));
+            }
             ShimState::Running => {
                 // Where the signal cannot be sent, the container is about to be reaped.
                 let _ = self.signal(signal);
@@ -322,9 +338,19 @@ impl Task {
         if sent == 0 { Ok(()) } else { Err(std::io::Error::last_os_error().to_string()) }
     }
 
-    fn kill(&self) {
+    fn kill(&mut self) {
         let _ = self.signal(libc::SIGKILL);
-        self.plan.cgroups.kill_once(&self.plan.launch.cgroup, None);
+        if self.state == ShimState::Starting {
+            // The start fails of that, unless it was between two calls.
+            self.plan.cgroups.kill_once(&self.plan.launch.shim_cgroup, &self.own());
+            self.grace = timer(STARTING_GRACE_MS);
+        }
+        self.plan.cgroups.kill_once(&self.plan.launch.cgroup, &[]);
+    }
+
+    /// The processes in the shim's group that are no calls of the runtime.
+    fn own(&self) -> [u32; 2] {
+        [std::process::id(), self.sentinel.pid().unsigned_abs()]
     }
 
     fn exec(&mut self, exec: ExecStart, fds: Vec<OwnedFd>) {
@@ -358,17 +384,25 @@ impl Task {
     fn on_event(&mut self, event: Event, materials: &mut Materials) {
         match event {
             Event::Started(Ok(started)) => self.on_started(started),
-            Event::Started(Err(StartError { code, reason })) => {
+            Event::Started(Err(StartError { code, mut reason })) => {
+                if self.stop.is_some() {
+                    reason.insert_str(0, "stopped while it was started: ");
+                }
                 let exit = self.exit(code, now_ns(), Some(reason));
                 self.finish(ShimState::Failed, exit, Some(materials))
             }
             Event::Ended { child: Child::Init, end } => {
+                self.never_ran = end.never_ran && self.grace.is_none();
                 let exit = self.exit(end.code, end.at_ns, None);
                 self.finish(ShimState::Exited, exit, Some(materials))
             }
             Event::Ended { child: Child::Exec(id), end: End { code, .. } } => {
                 self.execs.remove(&id);
                 self.say(&FromShim::ExecExited { id, code, error: None });
+            }
+            Event::Log(trouble) => {
+                self.trouble = trouble;
+                self.say(&FromShim::Status(self.status(None)));
             }
             Event::Ended { child: Child::Sentinel, .. } => {
                 // Without one the task goes on: it is no worse off until its shim dies too.
@@ -412,7 +446,10 @@ impl Task {
             materials.end();
             materials.audit()
         });
-        if let Err(error) = plan.cgroups.kill_all(&plan.launch.cgroup, KILL_REST) {
+        // Calls of the runtime first: one in the middle of its work would go on to make more
+        // processes. What outlives the wait has no better judge than the daemon.
+        let _ = plan.cgroups.kill_all(&plan.launch.shim_cgroup, &self.own(), KILL_REST);
+        if let Err(error) = plan.cgroups.kill_all(&plan.launch.cgroup, &[], KILL_REST) {
             exit.error.get_or_insert_with(|| chain(&error));
         }
         exit.oom = plan.cgroups.oom_kills(&plan.launch.cgroup) > 0;
@@ -420,6 +457,8 @@ impl Task {
             // Whoever else holds the pipes open is not in the container.
             let _ = running.log_ended.recv_timeout(DRAIN_LOG);
         }
+        let late = self.queue.drain();
+        self.explain(&mut exit, &late);
         if let Err(error) = self.record.write(&exit) {
             exit.error.get_or_insert_with(|| format!("no exit record: {error}"));
         }
@@ -427,11 +466,12 @@ impl Task {
             self.keep_audit(&FromShim::Audit(rows));
         }
         self.state = state;
-        self.end_execs();
+        self.end_execs(late);
         self.say(&FromShim::Status(self.status(Some(exit))));
         if plan.runc.knows(&plan.launch.container_id) {
             // What a failed call leaves is removed by hand.
             let _ = self.reaper.call(&mut plan.runc.delete(&plan.launch.container_id), DELETE);
+            plan.cgroups.kill_once(&plan.launch.shim_cgroup, &self.own());
             plan.forget_runtime_state();
         }
         mounts::detach(&plan.secrets);
@@ -450,9 +490,28 @@ impl Task {
         leave(0)
     }
 
+    /// Adds what the end of the log tells of an exit.
+    fn explain(&mut self, exit: &mut Exit, late: &VecDeque<Event>) {
+        for event in late {
+            if let Event::Log(trouble) = event {
+                self.trouble.clone_from(trouble);
+            }
+        }
+        if self.never_ran {
+            let path = self.plan.task_dir().join(LOG_FILE);
+            // Where it was not killed, the runtime has written there why.
+            let said = log::last_error(&path).filter(|_| exit.code < KILLED_CODE);
+            let said = said.unwrap_or_else(|| "it ended before it ran its program".to_owned());
+            exit.error.get_or_insert(bounded(said));
+        }
+        if let Some(trouble) = &self.trouble {
+            exit.error.get_or_insert_with(|| bounded(trouble.clone()));
+        }
+    }
+
     /// Execs die with the container; those whose end has not come in yet died of that.
-    fn end_execs(&mut self) {
-        for event in self.queue.drain() {
+    fn end_execs(&mut self, late: VecDeque<Event>) {
+        for event in late.into_iter().chain(self.queue.drain()) {
             if let Event::Ended { child: Child::Exec(id), end: End { code, .. } } = event {
                 self.execs.remove(&id);
                 self.say(&FromShim::ExecExited { id, code, error: None });
@@ -483,6 +542,7 @@ impl Task {
             pid: alive.map_or(0, |running| running.pid.unsigned_abs()),
             started: Stamp(running.map_or(0, |running| running.at_ns)),
             exit,
+            trouble: self.trouble.clone(),
         }
     }
 

@@ -196,6 +196,9 @@ pub struct ShimStatus {
     /// Set once it ended or failed.
     #[n(3)]
     pub exit: Option<Exit>,
+    /// What goes wrong while it runs on.
+    #[n(4)]
+    pub trouble: Option<String>,
 }
 
 /// How a container ended. Also the content of `exit.json`.

@@ -8,9 +8,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use skep_integration::{Node, cgroups_of, mounts_naming, processes_of, settle};
+use skep_integration::{
+    Node, Seen, cgroups_of, look, mounts_naming, processes_of, settle, task, tasks_of,
+};
 
-use crate::{Seen, bench, look, node, task, tasks};
+use crate::{bench, node};
 
 const BOUND: Duration = Duration::from_secs(30);
 const PAYLOAD: &[u8] = b"still readable\n";
@@ -84,7 +86,7 @@ fn five_tasks_over_kill_and_restart() -> Result<()> {
         more_reads(reads, 50)
     })?;
 
-    let all = tasks(&node, &service)?;
+    let all = tasks_of(&node, &service)?;
     ensure!(all.len() == 5, "{} tasks", all.len());
     for one in &before {
         ensure!(task(&all, &one.task)?["Status"]["State"] == "running", "{all:?}");
@@ -93,7 +95,7 @@ fn five_tasks_over_kill_and_restart() -> Result<()> {
     }
     let mut last = Vec::new();
     settle("the report of the exit", BOUND, || {
-        last = tasks(&node, &once)?;
+        last = tasks_of(&node, &once)?;
         Ok(task(&last, &ending.task)?["Status"]["State"] == "failed")
     })
     .with_context(|| format!("{last:?}"))?;

@@ -8,10 +8,11 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
 use skep_integration::{
-    Bench, Http, Marker, Node, mounts_naming, processes_of, scan_disk, scan_memory, settle,
+    Bench, Http, Marker, Node, look, mounts_naming, processes_of, scan_disk, scan_memory, settle,
+    shim_of,
 };
 
-use crate::{bench, look, node, shim_of};
+use crate::{bench, node};
 
 const BOUND: Duration = Duration::from_secs(30);
 

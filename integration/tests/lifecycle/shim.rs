@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use skep_integration::{Node, settle};
+use skep_integration::{Node, look, settle, shim_of, task, tasks_of};
 
-use crate::{bench, look, node, shim_of, task, tasks};
+use crate::{bench, node};
 
 const BOUND: Duration = Duration::from_secs(30);
 /// Longest life of a container after its shim.
@@ -60,7 +60,7 @@ fn killed(node: &Node, away: bool) -> Result<()> {
     ensure!(bench.exec(&after, &["cat", &path])? == "read before", "the next task");
     let mut last = Vec::new();
     settle("the failure reported", BOUND, || {
-        last = tasks(node, &service)?;
+        last = tasks_of(node, &service)?;
         Ok(task(&last, &before.task)?["Status"]["State"] == "failed")
     })
     .with_context(|| format!("{last:?}"))?;
@@ -93,7 +93,7 @@ fn container_killed() -> Result<()> {
     settle("the end of the shim", BOUND, || Ok(gone()))?;
     ensure!(held.read_at(&mut [0; 16], 0).is_err(), "it can still be read");
     bench.replaced(&service, std::slice::from_ref(&before.id), 1)?;
-    let status = task(&tasks(&node, &service)?, &before.task)?["Status"].clone();
+    let status = task(&tasks_of(&node, &service)?, &before.task)?["Status"].clone();
     ensure!(
         status["State"] == "failed" && status["Err"] == "task: non-zero exit (137)",
         "{status}"
@@ -111,7 +111,7 @@ fn crash_loop() -> Result<()> {
     let service = bench.service("crash", &flags, &["sh", "-c", "sleep 0.05; exit 3"])?;
     settle("failures", BOUND, || {
         let failed = |task: &&serde_json::Value| task["Status"]["State"] == "failed";
-        let all = tasks(&node, &service)?;
+        let all = tasks_of(&node, &service)?;
         ensure!(all.len() <= 7, "{} tasks in the history", all.len());
         Ok(all.iter().filter(failed).count() >= 4)
     })?;

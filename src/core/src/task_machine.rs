@@ -6,6 +6,9 @@ use alloc::string::{String, ToString};
 
 use crate::model::task::TaskState;
 
+/// Exit code of a process that was killed outright.
+const KILLED: i32 = 137;
+
 /// What is known of a task on its node. The order of the variants is the order of time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Local {
@@ -39,6 +42,8 @@ pub struct End {
     pub oom: bool,
     /// What went wrong beside the exit code; set if it never ran.
     pub error: Option<String>,
+    /// Whether it ran at all.
+    pub ran: bool,
 }
 
 /// What to do next.
@@ -134,12 +139,17 @@ fn ended(end: &End) -> Report {
         ..Report::of(TaskState::Failed, "started")
     };
     match (&end.error, end.code) {
-        (Some(error), _) => failed(error.clone()),
-        (None, 0) => Report::of(TaskState::Complete, "finished"),
-        (None, code) if end.oom => {
-            failed(format!("task: non-zero exit ({code}): killed by the kernel: out of memory"))
+        (error, 0) => Report { err: error.clone(), ..Report::of(TaskState::Complete, "finished") },
+        (Some(error), _) if !end.ran => failed(error.clone()),
+        (error, code) => {
+            let memory = end.oom.then_some(match code {
+                KILLED => "killed by the kernel: out of memory",
+                _ => "a process of it was killed by the kernel: out of memory",
+            });
+            let causes = memory.into_iter().chain(error.as_deref());
+            let said = causes.fold(String::new(), |said, cause| said + ": " + cause);
+            failed(format!("task: non-zero exit ({code}){said}"))
         }
-        (None, code) => failed(format!("task: non-zero exit ({code})")),
     }
 }
 
@@ -195,5 +205,20 @@ mod tests {
         let report = step(TaskState::Running, &Local::Ended(end)).1;
         assert_eq!(report.err.as_deref(), Some("task: non-zero exit (1)"));
         assert_eq!(report.state, TaskState::Failed);
+        let err = |code, oom, error: Option<&str>, ran| {
+            let end = End { code, oom, error: error.map(Into::into), ran };
+            let report = step(TaskState::Running, &Local::Ended(end)).1;
+            (report.state, report.err.unwrap_or_default())
+        };
+        let failed = |text: &str| (TaskState::Failed, text.to_string());
+        let words = "starting container failed: x";
+        assert_eq!(err(127, false, Some(words), false), failed(words));
+        assert_eq!(err(3, false, Some("x"), true), failed("task: non-zero exit (3): x"));
+        let words = "task: non-zero exit (137): killed by the kernel: out of memory";
+        assert_eq!(err(137, true, None, true), failed(words));
+        let words = "task: non-zero exit (3): a process of it was killed by the kernel: out of \
+                     memory: x";
+        assert_eq!(err(3, true, Some("x"), true), failed(words));
+        assert_eq!(err(0, true, Some("x"), true), (TaskState::Complete, "x".to_string()));
     }
 }

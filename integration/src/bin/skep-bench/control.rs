@@ -13,9 +13,7 @@ use skep_core::control::{Control, Input, SessionEvent};
 use skep_core::id::{ENTROPY_LEN, Id, NodeId, TaskId};
 use skep_core::model::Meta;
 use skep_core::model::cluster::{ClusterSpec, Ring, RingKey, Slot, Trust};
-use skep_core::model::node::{
-    ManagerInfo, Node, NodeDescription, NodeSpec, NodeState, NodeStatus,
-};
+use skep_core::model::node::{ManagerInfo, Node, NodeDescription, NodeSpec, NodeState, NodeStatus};
 use skep_core::model::service::{ServiceMode, ServiceSpec};
 use skep_core::model::task::{
     Placement, ResourceNeeds, Resources, RestartPolicy, TaskSpec, TaskState, TaskStatus,

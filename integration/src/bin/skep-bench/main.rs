@@ -5,6 +5,7 @@ mod clock;
 mod control;
 mod engine;
 mod image;
+mod leak;
 mod probe;
 mod readme;
 mod report;
@@ -54,6 +55,8 @@ enum What {
         #[arg(long, default_value_t = 100_000)]
         tasks: usize,
     },
+    /// Rounds of services with secrets: nothing may be left of them
+    Leak(leak::Options),
     /// Inside a container: says when it began, reads all secrets, waits
     #[command(hide = true)]
     Stamp { out: PathBuf },
@@ -84,6 +87,7 @@ fn run(what: What, began_ns: u64) -> Result<()> {
             readme.map_or(Ok(()), |path| readme::update(&path, &report, &machine()))
         }
         What::Control { nodes, tasks } => control::run(nodes, tasks),
+        What::Leak(options) => leak::run(options),
         What::Stamp { out } => probe::stamp(began_ns, &out),
         What::Read { path, rounds, threads, out } => {
             probe::read(&path, rounds, threads, &out)?;
