@@ -166,7 +166,7 @@ fn the_filesystem_is_full_and_has_only_its_files() {
         assert_eq!((found.blocks(), found.blocks_free(), found.blocks_available()), (4, 0, 0));
         assert_eq!((found.files(), found.files_free()), (3, 0));
         assert_eq!((found.block_size(), found.maximum_name_length()), (4_096, 255));
-        assert_eq!(i64::from(found.filesystem_type().0), 0x6573_5546, "FUSE_SUPER_MAGIC");
+        assert_eq!(found.filesystem_type().0, 0x6573_5546, "FUSE_SUPER_MAGIC");
         let done = Command::new("df").arg(dir.join("secrets")).output().unwrap();
         assert!(String::from_utf8_lossy(&done.stdout).contains("100%"), "{done:?}");
         let flags = nix::sys::statvfs::statvfs(&dir.join("secrets")).unwrap().flags();

@@ -130,8 +130,8 @@ impl Serving {
 fn waiting(
     read: impl FnOnce() -> std::io::Result<()> + Send + 'static,
 ) -> Result<mpsc::Receiver<Option<Errno>>> {
-    let (begin, begun) = mpsc::channel();
-    let (end, ended) = mpsc::channel();
+    let (begin, begun) = mpsc::sync_channel(1);
+    let (end, ended) = mpsc::sync_channel(1);
     thread::spawn(move || {
         let _ = begin.send(gettid());
         let error = read().err().and_then(|error| error.raw_os_error());
