@@ -79,6 +79,12 @@ fn map_until_killed() {
             "near" => answer(touch(NEAR)),
             "far" => answer(touch(FAR)),
             "open" => answer(errno(File::open(&path))),
+            "send" => {
+                let (_end, pipe) = std::io::pipe().unwrap();
+                let mut from = NEAR as i64;
+                let sent = nix::sys::sendfile::sendfile(&pipe, &file, Some(&mut from), 1);
+                answer(sent.map_or_else(|error| error.to_string(), |sent| sent.to_string()));
+            }
             "read" => answer(errno(file.read_at(&mut [0], 0))),
             other => panic!("{other}"),
         }
@@ -106,6 +112,8 @@ fn a_killed_server_leaves_a_mapper_the_pages_it_touched_and_no_other() {
             assert_eq!(mapper.ask("near"), Some(binary(SIZE)[NEAR].to_string()));
             assert_eq!(mapper.ask("open"), Some(Errno::ENOTCONN.to_string()));
             assert_eq!(mapper.ask("read"), Some(Errno::ENOTCONN.to_string()));
+            // The kernel's own copy is that same page.
+            assert_eq!(mapper.ask("send"), Some("1".to_owned()));
             assert_eq!(mapper.ask("far"), None);
             died_of_the_page(mapper);
         });
@@ -122,6 +130,7 @@ fn the_end_and_a_revocation_take_mapped_pages_back() {
             end(&mut served);
             assert_eq!(mapper.ask("open"), Some(Errno::ENOENT.to_string()));
             assert_eq!(mapper.ask("read"), Some(Errno::ENOENT.to_string()));
+            assert_eq!(mapper.ask("send"), Some(Errno::ENOENT.to_string()));
             assert_eq!(mapper.ask("near"), None);
             died_of_the_page(mapper);
         });
