@@ -1,8 +1,10 @@
 //! Who opened what: one row per secret, version, user, group and executable.
 
-use std::collections::HashMap;
+use std::cmp::Ordering as Order;
+use std::ffi::{CStr, OsStr};
+use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -63,9 +65,46 @@ struct Counts {
     last_ns: i64,
 }
 
+/// A reader before it has a row of its own.
+#[derive(Clone, Copy, Debug)]
+struct Seen<'a> {
+    secret: &'a str,
+    version: u64,
+    caller: Caller,
+    executable: Option<&'a Path>,
+}
+
+impl Seen<'_> {
+    /// Where it stands in the table against a row's reader.
+    fn order(&self, row: &Reader) -> Order {
+        fn bytes(path: &Path) -> &[u8] {
+            path.as_os_str().as_bytes()
+        }
+        let Caller { uid, gid, .. } = self.caller;
+        row.secret
+            .as_str()
+            .cmp(self.secret)
+            .then(row.version.cmp(&self.version))
+            .then(row.uid.cmp(&uid))
+            .then(row.gid.cmp(&gid))
+            .then_with(|| row.executable.as_deref().map(bytes).cmp(&self.executable.map(bytes)))
+    }
+
+    fn to_reader(self) -> Reader {
+        Reader {
+            secret: self.secret.to_owned(),
+            version: self.version,
+            uid: self.caller.uid,
+            gid: self.caller.gid,
+            executable: self.executable.map(Path::to_owned),
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Table {
-    rows: HashMap<Reader, Counts>,
+    /// In order, so that a reader is found without a copy of it.
+    rows: Vec<(Reader, Counts)>,
     other: Option<Counts>,
 }
 
@@ -89,7 +128,6 @@ impl Audit {
         };
         let mut rows: Vec<Row> =
             table.rows.iter().map(|(reader, counts)| row(Some(reader.clone()), counts)).collect();
-        rows.sort_by(|a, b| a.reader.cmp(&b.reader));
         rows.extend(table.other.iter().map(|counts| row(None, counts)));
         rows
     }
@@ -105,24 +143,26 @@ impl Audit {
 
     /// Counts one open. Looks the executable up, so the answer should be on its way already.
     pub(crate) fn record(&self, grant: &Grant, caller: Caller, outcome: Outcome) {
-        let reader = Reader {
-            secret: grant.secret.clone(),
-            version: grant.version,
-            uid: caller.uid,
-            gid: caller.gid,
-            executable: executable(caller.pid),
-        };
-        self.count(reader, outcome, now_ns());
+        let mut space = [0; limits::EXECUTABLE_BYTES + 1];
+        let executable = executable(caller.pid, &mut space);
+        let (secret, version) = (grant.secret.as_str(), grant.version);
+        self.count(Seen { secret, version, caller, executable }, outcome, now_ns());
     }
 
-    fn count(&self, reader: Reader, outcome: Outcome, now_ns: i64) {
+    fn count(&self, seen: Seen<'_>, outcome: Outcome, now_ns: i64) {
         let mut table = self.table();
+        let Table { rows, other } = &mut *table;
         let fresh = Counts { opened: 0, refused: 0, first_ns: now_ns, last_ns: now_ns };
-        let counts = if table.rows.len() < limits::AUDIT_ROWS || table.rows.contains_key(&reader) {
-            table.rows.entry(reader).or_insert(fresh)
-        } else {
-            table.other.get_or_insert(fresh)
+        let found = rows.binary_search_by(|(row, _)| seen.order(row));
+        let counts = match found {
+            Ok(at) => rows.get_mut(at).map(|(_, counts)| counts),
+            Err(at) if rows.len() < limits::AUDIT_ROWS => {
+                rows.insert(at, (seen.to_reader(), fresh));
+                rows.get_mut(at).map(|(_, counts)| counts)
+            }
+            Err(_) => Some(other.get_or_insert(fresh)),
         };
+        let Some(counts) = counts else { return };
         match outcome {
             Outcome::Opened => counts.opened += 1,
             Outcome::Refused => counts.refused += 1,
@@ -136,10 +176,17 @@ impl Audit {
 }
 
 /// Looked up afresh each time: an open is followed by a read that waits for us, so the process
-/// is nearly always still there, and a remembered answer would be wrong after an exec.
-fn executable(pid: u32) -> Option<PathBuf> {
-    let path = std::fs::read_link(format!("/proc/{pid}/exe")).ok()?;
-    (path.as_os_str().as_bytes().len() <= limits::EXECUTABLE_BYTES).then_some(path)
+/// is nearly always still there, and a remembered answer would be wrong after an exec. Whatever
+/// tells that there was none in between costs as much as the look itself.
+fn executable(pid: u32, space: &mut [u8]) -> Option<&Path> {
+    let mut name = [0; 32];
+    // Ends with the NUL that the path needs; there is room for any number.
+    write!(name.as_mut_slice(), "/proc/{pid}/exe").ok()?;
+    let name = CStr::from_bytes_until_nul(&name).ok()?;
+    let limit = space.len();
+    let length = rustix::fs::readlinkat_raw(rustix::fs::CWD, name, &mut *space).ok()?;
+    let path = space.get(..length).filter(|_| length < limit)?;
+    Some(Path::new(OsStr::from_bytes(path)))
 }
 
 fn now_ns() -> i64 {
@@ -151,31 +198,71 @@ fn now_ns() -> i64 {
 mod tests {
     use super::*;
 
-    fn reader(version: u64) -> Reader {
-        Reader { secret: "s".into(), version, uid: 0, gid: 0, executable: None }
+    const CALLER: Caller = Caller { uid: 0, gid: 0, pid: 0 };
+
+    fn seen(version: u64) -> Seen<'static> {
+        Seen { secret: "s", version, caller: CALLER, executable: None }
     }
 
     #[test]
     fn counts_per_reader_and_bounds_rows() {
         let audit = Audit::default();
-        for version in 0..limits::AUDIT_ROWS as u64 + 10 {
-            audit.count(reader(version), Outcome::Opened, 1);
+        // Backwards, so that rows come before those there are.
+        for version in (0..limits::AUDIT_ROWS as u64).rev() {
+            audit.count(seen(version), Outcome::Opened, 1);
         }
-        audit.count(reader(3), Outcome::Refused, 7);
-        audit.count(reader(3), Outcome::Opened, 9);
+        for version in 2_000..2_010 {
+            audit.count(seen(version), Outcome::Opened, 1);
+        }
+        audit.count(seen(3), Outcome::Refused, 7);
+        audit.count(seen(3), Outcome::Opened, 9);
         let rows = audit.snapshot();
         assert_eq!(rows.len(), limits::AUDIT_ROWS + 1);
         let (third, other) = (&rows[3], &rows[limits::AUDIT_ROWS]);
-        assert_eq!(third.reader, Some(reader(3)));
+        assert_eq!(third.reader, Some(seen(3).to_reader()));
         assert_eq!((third.opened, third.refused), (2, 1));
         assert_eq!((third.first_ns, third.last_ns), (1, 9));
         assert_eq!((other.reader.as_ref(), other.opened), (None, 10));
     }
 
     #[test]
+    fn readers_differ_by_everything_but_the_process() {
+        let audit = Audit::default();
+        let one = Seen { executable: Some(Path::new("/bin/a")), ..seen(1) };
+        let others = [
+            Seen { secret: "t", ..one },
+            Seen { version: 2, ..one },
+            Seen { caller: Caller { uid: 1, ..CALLER }, ..one },
+            Seen { caller: Caller { gid: 1, ..CALLER }, ..one },
+            Seen { executable: Some(Path::new("/bin/b")), ..one },
+            Seen { executable: Some(Path::new("/bin/a/c")), ..one },
+            Seen { executable: None, ..one },
+        ];
+        let same = Seen { caller: Caller { pid: 7, ..CALLER }, ..one };
+        for _ in 0..2 {
+            for seen in others.into_iter().chain([one, same]) {
+                audit.count(seen, Outcome::Opened, 1);
+            }
+        }
+        let rows = audit.snapshot();
+        assert_eq!(rows.len(), others.len() + 1);
+        for row in rows {
+            let is_one = row.reader == Some(one.to_reader());
+            assert_eq!(row.opened, if is_one { 4 } else { 2 }, "{row:?}");
+        }
+    }
+
+    #[test]
     fn names_the_executable_of_a_live_process() {
-        let own = executable(std::process::id());
-        assert_eq!(own, std::env::current_exe().ok());
-        assert_eq!(executable(0), None);
+        let current = std::env::current_exe().unwrap();
+        let mut space = [0; 4_096];
+        assert_eq!(executable(std::process::id(), &mut space), Some(&*current));
+        let length = current.as_os_str().len();
+        let exact = executable(std::process::id(), &mut space[..length + 1]);
+        assert_eq!(exact, Some(&*current));
+        assert_eq!(executable(std::process::id(), &mut space[..length]), None, "cut off");
+        for nobody in [0, u32::MAX] {
+            assert_eq!(executable(nobody, &mut space), None);
+        }
     }
 }

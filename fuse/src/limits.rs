@@ -26,7 +26,8 @@ pub const TARGET_BYTES: usize = 4_095;
 /// Bytes of one name in a target, as in NAME_MAX.
 pub const NAME_BYTES: usize = 255;
 /// Bytes the kernel may ask for in one read. A bounce buffer of this size stays in the
-/// processor's cache: larger reads of secret memory are slower.
+/// processor's cache: larger reads of secret memory are slower. And of a reader's buffer the
+/// kernel pins as much as this, however small the secret.
 pub const READ_BYTES: usize = 128 << 10;
 /// Serving threads. Nothing they do waits, and a second one only makes the processors pass
 /// requests around.

@@ -145,6 +145,9 @@ impl Filesystem for Fs {
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        if name.len() > limits::NAME_BYTES {
+            return reply.error(Errno::ENAMETOOLONG);
+        }
         let mut state = self.shared.state();
         state.known = true;
         match name.to_str().and_then(|name| state.files.lookup(parent.0, name)) {
@@ -253,7 +256,8 @@ impl Filesystem for Fs {
     ) {
         let entries = self.shared.state().files.list(ino.0, offset);
         let Some(entries) = entries else {
-            return reply.error(Errno::ENOTDIR);
+            // The kernel lists nothing but directories: this one went while it was open.
+            return reply.error(Errno::ENOENT);
         };
         for entry in entries {
             let kind = file_type(entry.kind);

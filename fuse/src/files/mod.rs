@@ -53,6 +53,8 @@ enum Source {
 #[derive(Debug)]
 struct Handle {
     ino: u64,
+    /// The file whose version it pins: another one than `ino` if it was opened in a set.
+    file: u64,
     source: Source,
 }
 
@@ -62,6 +64,8 @@ pub(crate) struct Files {
     tree: Tree,
     /// Content of every file that can be opened.
     contents: HashMap<u64, Arc<Slot>>,
+    /// From the files of the sets to those they are copies of.
+    copies: HashMap<u64, u64>,
     /// Replaced contents that a handle or a set may still hold, newest first.
     replaced: HashMap<u64, Vec<Weak<Slot>>>,
     handles: Vec<Option<Handle>>,
@@ -75,6 +79,7 @@ impl Files {
         Files {
             tree: Tree::new(born_ns),
             contents: HashMap::new(),
+            copies: HashMap::new(),
             replaced: HashMap::new(),
             handles: Vec::new(),
             unused: Vec::new(),
@@ -124,7 +129,8 @@ impl Files {
             Access::Read => Source::Bytes(content.clone()),
             Access::Touch => Source::Touch,
         };
-        let Some(fh) = self.add(Handle { ino, source }) else {
+        let file = self.copies.get(&ino).copied().unwrap_or(ino);
+        let Some(fh) = self.add(Handle { ino, file, source }) else {
             return Open::Refused(Refusal::TooManyHandles, grant);
         };
         Open::Handle(fh, grant.filter(|_| access == Access::Read))
@@ -144,7 +150,8 @@ impl Files {
     }
 
     /// The bytes behind a handle: those it pinned, or for the page cache, which all handles
-    /// share, those of now.
+    /// share, those of now. A file of a set that went gets no more pages: a revocation could
+    /// not take them back.
     pub(crate) fn read(&self, fh: u64, for_page_cache: bool) -> Result<Arc<Slot>, Refusal> {
         if self.refusing {
             return Err(Refusal::Gone);
@@ -203,6 +210,7 @@ impl Files {
         for &(copy, original) in &change.kept {
             if let Some(slot) = self.contents.get(&original).cloned() {
                 self.contents.insert(copy, slot);
+                self.copies.insert(copy, original);
             }
         }
         self.drop_gone(&change);
@@ -237,19 +245,22 @@ impl Files {
         self.refusing = true;
         self.waiting = false;
         self.contents.clear();
+        self.copies.clear();
         self.replaced.clear();
         for handle in self.handles.iter_mut().flatten() {
             handle.source = Source::Gone;
         }
     }
 
+    /// Handles of what was revoked lose it; those of a set that went keep what they pinned.
     fn drop_gone(&mut self, change: &Change) {
         for ino in &change.gone {
             self.contents.remove(ino);
             self.replaced.remove(ino);
+            self.copies.remove(ino);
         }
         for handle in self.handles.iter_mut().flatten() {
-            if change.gone.contains(&handle.ino) {
+            if change.gone.contains(&handle.file) {
                 handle.source = Source::Gone;
             }
         }
@@ -263,7 +274,7 @@ impl Files {
             for old in versions.split_off(versions.len().min(keep)) {
                 for handle in self.handles.iter_mut().flatten() {
                     let holds = matches!(&handle.source, Source::Bytes(slot) if Arc::as_ptr(slot) == old.as_ptr());
-                    if handle.ino == ino && holds {
+                    if handle.file == ino && holds {
                         handle.source = Source::Stale;
                     }
                 }

@@ -42,6 +42,21 @@ impl World {
 
     fn open(&mut self, name: &str) -> u64 {
         let ino = self.files.tree().target(name).unwrap();
+        self.open_ino(ino)
+    }
+
+    /// Opens a file of the current set.
+    fn open_current(&mut self, name: &str) -> u64 {
+        let tree = self.files.tree();
+        let secrets = tree.lookup(crate::tree::ROOT, "secrets").unwrap().ino;
+        let link = tree.lookup(secrets, "..current").unwrap().ino;
+        let set = tree.lookup(secrets, &tree.link(link).unwrap()).unwrap().ino;
+        let ino = tree.lookup(set, name).unwrap().ino;
+        assert_ne!(Some(ino), tree.target(name));
+        self.open_ino(ino)
+    }
+
+    fn open_ino(&mut self, ino: u64) -> u64 {
         match self.files.open(ino, Access::Read) {
             Open::Handle(fh, Some(_)) => fh,
             other => panic!("{other:?}"),
@@ -89,6 +104,27 @@ fn the_third_replaced_version_is_stale_and_its_bytes_are_gone() {
     let stale = || Err(Refusal::Stale);
     assert_eq!(texts, [stale(), stale(), stale(), some("a 4")]);
     assert_eq!(world.vault.used(), 64);
+}
+
+#[test]
+fn a_handle_outlives_the_set_it_was_opened_in_but_no_revocation() {
+    let mut world = World::new();
+    world.deliver(&[("a", 1), ("b", 1)]);
+    let handles = [world.open("a"), world.open_current("a"), world.open_current("b")];
+    let some = |text: &str| Ok(text.to_owned());
+    let texts = |world: &World| handles.map(|fh| world.text(fh));
+    for version in 2..=3 {
+        world.deliver(&[("a", version)]);
+        world.open_current("a");
+        assert_eq!(texts(&world), [some("a 1"), some("a 1"), some("b 1")]);
+    }
+    let mapped = handles.map(|fh| world.files.read(fh, true).map(|slot| text(&slot)));
+    let gone = || Err(Refusal::Gone);
+    assert_eq!(mapped, [some("a 3"), gone(), gone()], "their set is gone");
+    world.deliver(&[("a", 4)]);
+    assert_eq!(texts(&world), [Err(Refusal::Stale), Err(Refusal::Stale), some("b 1")]);
+    world.files.revoke(&["b"]);
+    assert_eq!(world.text(handles[2]), gone());
 }
 
 #[test]

@@ -1,7 +1,9 @@
 //! A filesystem in a mount namespace of its own.
 
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread;
@@ -64,6 +66,69 @@ pub(crate) fn grant(name: &str, version: u64) -> Grant {
         mode: 0o444,
         size: 0,
         mtime_ns: 1_700_000_000_000_000_000 + version as i64 * 1_000_000_000,
+    }
+}
+
+/// Bytes in which every value occurs, NUL too, and no two pages are alike.
+pub(crate) fn binary(size: usize) -> Vec<u8> {
+    (0..size).map(|index| (index ^ (index >> 8) ^ (index >> 16)) as u8).collect()
+}
+
+/// A process beside the test, made of an ignored test of this program. It does what it reads
+/// line by line, and says a line when that is done.
+pub(crate) struct Helper {
+    pub(crate) child: Child,
+    commands: ChildStdin,
+    answers: BufReader<ChildStdout>,
+}
+
+/// What stands before a helper's answers: the test framework prints lines of its own.
+const ANSWER: &str = "answer: ";
+
+/// Says one line, from inside a helper.
+pub(crate) fn answer(line: impl std::fmt::Display) {
+    println!("\n{ANSWER}{line}");
+}
+
+impl Helper {
+    /// Starts it and waits for its first line.
+    pub(crate) fn start(test: &str, variables: &[(&str, &str)]) -> Helper {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", test, "--ignored", "--nocapture"])
+            .envs(variables.iter().copied())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let commands = child.stdin.take().unwrap();
+        let answers = BufReader::new(child.stdout.take().unwrap());
+        let mut helper = Helper { child, commands, answers };
+        helper.hear().unwrap();
+        helper
+    }
+
+    /// Has it do something; `None` if it died of that.
+    pub(crate) fn ask(&mut self, command: &str) -> Option<String> {
+        writeln!(self.commands, "{command}").unwrap();
+        self.hear()
+    }
+
+    fn hear(&mut self) -> Option<String> {
+        let mut line = String::new();
+        while self.answers.read_line(&mut line).unwrap() > 0 {
+            if let Some(answer) = line.trim_end().strip_prefix(ANSWER) {
+                return Some(answer.to_owned());
+            }
+            line.clear();
+        }
+        None
+    }
+}
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 

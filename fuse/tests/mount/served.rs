@@ -2,15 +2,13 @@
 
 use std::fs::{self, File};
 use std::hint::black_box;
-use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use nix::errno::Errno;
 use skep_fuse::vault::VaultKind;
 
-use crate::harness::{World, grant};
+use crate::harness::{Helper, World, answer, binary, grant};
 
 const KIND: &str = "SKEP_FUSE_TEST_KIND";
 const DIR: &str = "SKEP_FUSE_TEST_DIR";
@@ -20,11 +18,6 @@ pub(crate) const MARKER_BYTES: usize = 48;
 /// One byte of the marker, computed so that it stands in no image of the program.
 pub(crate) fn marker(index: usize) -> u8 {
     (black_box(index).wrapping_mul(73) ^ 0x5a) as u8 | 1
-}
-
-/// Bytes in which every value occurs, NUL too, and no two pages are alike.
-pub(crate) fn binary(size: usize) -> Vec<u8> {
-    (0..size).map(|index| (index ^ (index >> 8)) as u8).collect()
 }
 
 /// Not a test: the process that [`Served::start`] starts.
@@ -43,7 +36,7 @@ fn serve_until_killed() {
         content: std::sync::Arc::new(content.unwrap()),
     };
     world.server.deliver(vec![member]).unwrap();
-    println!("\nserving");
+    answer("serving");
     for command in std::io::stdin().lines() {
         let command = command.unwrap();
         match *command.split(' ').collect::<Vec<_>>().as_slice() {
@@ -51,67 +44,49 @@ fn serve_until_killed() {
                 world.server.refuse_all().unwrap();
                 world.vault.wipe();
             }
+            ["revoke", name] => world.server.revoke(&[name]).unwrap(),
             ["deliver", name, size] => world.deliver(name, 1, &binary(size.parse().unwrap())),
             _ => panic!("{command}"),
         }
-        println!("\ndone");
+        answer("done");
     }
 }
 
 pub(crate) struct Served {
-    pub(crate) child: Child,
-    commands: ChildStdin,
-    answers: BufReader<ChildStdout>,
+    helper: Helper,
     /// The directory of the secrets.
     pub(crate) secrets: PathBuf,
 }
 
 impl Served {
     pub(crate) fn start(kind: VaultKind, dir: &Path) -> Served {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "served::serve_until_killed", "--ignored", "--nocapture"])
-            .env(KIND, kind.to_string())
-            .env(DIR, dir)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let commands = child.stdin.take().unwrap();
-        let answers = BufReader::new(child.stdout.take().unwrap());
-        let secrets = dir.join("mnt/secrets");
-        let mut served = Served { child, commands, answers, secrets };
-        served.await_answer("serving");
-        served
-    }
-
-    fn await_answer(&mut self, expected: &str) {
-        let mut line = String::new();
-        while line.trim() != expected {
-            line.clear();
-            assert_ne!(self.answers.read_line(&mut line).unwrap(), 0, "the server has ended");
-        }
+        let variables = [(KIND, &*kind.to_string()), (DIR, dir.to_str().unwrap())];
+        let helper = Helper::start("served::serve_until_killed", &variables);
+        Served { helper, secrets: dir.join("mnt/secrets") }
     }
 
     /// Delivers [`binary`] content.
     pub(crate) fn deliver(&mut self, name: &str, size: usize) {
-        writeln!(self.commands, "deliver {name} {size}").unwrap();
-        self.await_answer("done");
+        self.helper.ask(&format!("deliver {name} {size}")).unwrap();
+    }
+
+    pub(crate) fn revoke(&mut self, name: &str) {
+        self.helper.ask(&format!("revoke {name}")).unwrap();
     }
 
     /// Refuses all and wipes the vault.
     pub(crate) fn wipe(&mut self) {
-        writeln!(self.commands, "wipe").unwrap();
-        self.await_answer("done");
+        self.helper.ask("wipe").unwrap();
     }
 
     pub(crate) fn kill(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
+        self.helper.child.kill().unwrap();
+        self.helper.child.wait().unwrap();
     }
 
     /// How often the marker stands in the server's memory, and how many maps gave EIO.
     pub(crate) fn search(&self) -> (usize, usize) {
-        let proc = PathBuf::from(format!("/proc/{}", self.child.id()));
+        let proc = PathBuf::from(format!("/proc/{}", self.helper.child.id()));
         let memory = File::open(proc.join("mem")).unwrap();
         let marker: Vec<u8> = (0..MARKER_BYTES).map(marker).collect();
         let (mut found, mut closed) = (0, 0);
@@ -152,12 +127,5 @@ fn occurrences(mut bytes: &[u8], wanted: &[u8]) -> usize {
         }
         found += 1;
         bytes = &bytes[at as usize - bytes.as_ptr() as usize + wanted.len()..];
-    }
-}
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }

@@ -9,7 +9,7 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use skep::wire::shim::{ExecStart, FromShim, ShimState, ToShim};
 use skep_core::model::material::MaterialKind;
 
-use crate::rig::{BOUND, Rig, Shim, exec, is_dead};
+use crate::rig::{BOUND, GRANTS, Rig, Shim, exec, is_dead};
 
 const FOREVER: [&str; 3] = ["sh", "-c", "trap 'exit 3' TERM; while :; do sleep 0.05; done"];
 
@@ -56,6 +56,38 @@ fn secrets_at_their_targets_and_nothing_on_the_host() -> Result<()> {
     ensure!(shim.gone()?.success());
     ensure!(shim.exit_record()? == exit && is_dead(status.pid));
     shim.nothing_left()
+}
+
+/// As many as a task may have, at the top, in directories that some share, and at absolute
+/// paths beside files of the image.
+#[test]
+fn as_many_grants_as_allowed_show_in_the_container() -> Result<()> {
+    let mut rig = Rig::new(&FOREVER)?;
+    let target = |index: usize| match index % 4 {
+        0 => format!("top-{index}"),
+        1 => format!("shared/by/several/{index}.pem"),
+        2 => format!("alone/{index}/a/b/key"),
+        _ => format!("/etc/app-{}/{index}.conf", index % 3),
+    };
+    let mut items = Vec::new();
+    for index in 0..GRANTS {
+        let material = rig.grant(MaterialKind::Secret, &format!("s{index}"), &target(index))?;
+        items.push((material, 1, format!("content {index}\n")));
+    }
+    let mut shim = rig.spawn()?;
+    let items: Vec<_> = items.iter().map(|(m, version, text)| (*m, *version, &**text)).collect();
+    ensure!(shim.deliver(&items)? == FromShim::Delivered { sequence: 1 });
+    ensure!(shim.start()?.state == ShimState::Running);
+    let path = |index| std::path::Path::new("/run/secrets").join(target(index));
+    let paths: Vec<_> = (0..items.len()).map(|i| path(i).display().to_string()).collect();
+    // By way of a shell that reads meanwhile: so many small pieces do not fit in a pipe.
+    let script = ["sh", "-c", "text=$(cat \"$@\") && echo \"$text\"", "sh"];
+    let command: Vec<&str> = script.into_iter().chain(paths.iter().map(|p| &**p)).collect();
+    let expected: String = items.iter().map(|(_, _, text)| *text).collect();
+    ensure!(shim.output(&command)? == expected);
+    ensure!(shim.output(&["ls", "/run/secrets/shared/by/several"])?.lines().count() == 16);
+    ensure!(shim.output(&["cat", "/etc/passwd"])?.contains("root:"), "the image's own files");
+    shim.nothing_mounted()
 }
 
 #[test]

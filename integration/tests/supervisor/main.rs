@@ -4,3 +4,4 @@ mod deaths;
 mod life;
 mod refusals;
 mod rig;
+mod touch;

@@ -5,7 +5,7 @@ use skep::wire::shim::{FromShim, ShimState, ToShim};
 use skep_core::id::MaterialId;
 use skep_core::model::material::MaterialKind;
 
-use crate::rig::{Rig, Shim};
+use crate::rig::{GRANTS, Rig, Shim};
 
 fn refused(shim: &mut Shim, request: &str) -> Result<String> {
     match shim.hear()? {
@@ -62,6 +62,26 @@ fn deliveries_that_are_not_for_it() -> Result<()> {
     ensure!(status.exit.context("no exit")?.started_ns == 0);
     shim.gone()?;
     shim.nothing_left()
+}
+
+/// A grant too many is refused in words that name the limit, and nothing of the rest shows.
+#[test]
+fn more_grants_than_a_task_may_have() -> Result<()> {
+    let mut rig = Rig::new(&["sleep", "100"])?;
+    let grants: Vec<_> = (0..=GRANTS)
+        .map(|i| rig.grant(MaterialKind::Secret, &format!("s{i}"), &format!("s{i}")))
+        .collect::<Result<_>>()?;
+    let mut shim = rig.spawn()?;
+    let items: Vec<_> = grants.iter().map(|material| (*material, 1, "swordfish")).collect();
+    let delivery = shim.sealed(1, &items)?;
+    shim.say(&ToShim::Deliver(delivery))?;
+    let reason = refused(&mut shim, "deliver")?;
+    ensure!(reason.ends_with("too much for one task: grants (at most 64)"), "{reason}");
+    shim.say(&ToShim::Start)?;
+    let reason = refused(&mut shim, "start")?;
+    ensure!(reason.contains("no payload for \"s0\""), "{reason}");
+    ensure!(shim.hello.held.is_empty());
+    Ok(())
 }
 
 #[test]

@@ -28,6 +28,8 @@ use tempfile::TempDir;
 
 /// Bound of every wait for the shim.
 pub(crate) const BOUND: Duration = Duration::from_secs(30);
+/// Grants that a task may have.
+pub(crate) const GRANTS: usize = 64;
 const BUSYBOX: &str = "/bin/busybox";
 const APPLETS: [&str; 15] = [
     "sh", "sleep", "stty", "test", "cat", "id", "ls", "echo", "env", "true", "stat", "tail",
