@@ -117,6 +117,7 @@ impl Node {
         });
         match file {
             Some(file) if file.standing == Standing::Member => node.resume(file).await?,
+            Some(_) => node.store.finish_wipe()?,
             None if node.config.init => {
                 let init = SwarmInit {
                     availability: node.config.availability,

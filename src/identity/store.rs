@@ -275,6 +275,15 @@ impl IdentityStore {
     /// [`StoreError`].
     pub fn wipe(&self, node: &NodeFile) -> Result<(), StoreError> {
         self.save(&NodeFile { standing: Standing::Left, ..node.clone() })?;
+        self.finish_wipe()
+    }
+
+    /// Removes what a node that has left its swarm may still hold of it: a crash may have come
+    /// in between.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn finish_wipe(&self) -> Result<(), StoreError> {
         for name in ["storage.key", "key.pem", "cert.pem"] {
             remove_file(&self.path(name))?;
         }
