@@ -28,6 +28,13 @@ impl FileError {
     }
 }
 
+/// Where what will be `path` is written: what a crash leaves of it is found there.
+#[must_use]
+pub fn beside(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{name}.new"))
+}
+
 /// Replaces `path` by `bytes` with these permission bits. After a crash the file is the old one
 /// or the new one.
 ///
@@ -35,8 +42,7 @@ impl FileError {
 /// Names the file and what failed.
 pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
     let dir = path.parent().unwrap_or(Path::new("/"));
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let beside = dir.join(format!(".{name}.new"));
+    let beside = beside(path);
     let write = || -> io::Result<()> {
         let mut file =
             OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&beside)?;

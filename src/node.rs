@@ -103,6 +103,7 @@ impl Node {
             lock("data root", &config.data_root, "--data-root")?,
             lock("run root", &config.run_root, "--run-root")?,
         ];
+        store.clear_unfinished()?;
         let images = Arc::new(ImageStore::open(&config.data_root)?);
         let file = store.load()?;
         let runtime_version = config::runtime_version(&config.runtime).await;

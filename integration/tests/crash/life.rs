@@ -23,6 +23,7 @@ pub(crate) enum Wish {
     SecondSecret,
     ServiceGone,
     FirstSecretGone,
+    Left,
 }
 
 /// A life that was cut short.
@@ -87,6 +88,7 @@ impl Client<'_> {
         self.ask(Wish::ServiceGone, "DELETE", &remove, "application/json", b"")?;
         self.wait("the end of the tasks", |node| Ok(supervisors(node)?.is_empty()))?;
         self.ask(Wish::FirstSecretGone, "DELETE", "/secrets/first", "application/json", b"")?;
+        self.ask(Wish::Left, "POST", "/swarm/leave?force=true", "application/json", b"")?;
         kill(Pid::from_raw(self.traced.pid()), Signal::SIGTERM)?;
         self.wait("the end of the daemon", |_| Ok(self.traced.has_ended()))
     }
@@ -139,11 +141,27 @@ fn service(node: &Node) -> Result<Value> {
     }))
 }
 
+/// A node that has left its swarm keeps nothing that could read what it held.
+fn has_forgotten(node: &Node) -> Result<()> {
+    for name in ["storage.key", "key.pem", "cert.pem", "raft"] {
+        ensure!(!node.data_root().join(name).exists(), "{name} is left");
+    }
+    ensure!(supervisors(node)?.is_empty(), "{:?}", supervisors(node)?);
+    let unfinished = crate::unfinished(node)?;
+    ensure!(unfinished.is_empty(), "unfinished files: {unfinished:?}");
+    Ok(())
+}
+
 /// Starts the node again; everything acknowledged must be there, and nothing else.
 pub(crate) fn check(node: &Node, life: &Life) -> Result<()> {
     node.launch()?;
     let is = |wish| life.done.contains(&wish);
     let may = |wish| is(wish) || life.open == Some(wish);
+    let is_member = node.get("/info")?["Swarm"]["LocalNodeState"] == "active";
+    ensure!(if is_member { !is(Wish::Left) } else { may(Wish::Left) }, "a member: {is_member}");
+    if !is_member {
+        return has_forgotten(node);
+    }
     let images = node.get("/images/json")?;
     let has_image = images.as_array().is_some_and(|list| !list.is_empty());
     ensure!((!is(Wish::Image) || has_image) && (may(Wish::Image) || !has_image), "{images}");
@@ -165,12 +183,8 @@ pub(crate) fn check(node: &Node, life: &Life) -> Result<()> {
         is(Wish::Service) && !may(Wish::ServiceGone),
         may(Wish::Service) && !is(Wish::ServiceGone),
     );
-    ensure!(
-        (must && services == [SERVICE])
-            || (can && services == [SERVICE])
-            || (!must && services.is_empty()),
-        "{services:?}"
-    );
+    let is_right = if services.is_empty() { !must } else { can && services == [SERVICE] };
+    ensure!(is_right, "{services:?}");
     if !services.is_empty() {
         let tasks = settled(node, SERVICE, 2)?;
         for task in &tasks {
