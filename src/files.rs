@@ -28,6 +28,13 @@ impl FileError {
     }
 }
 
+/// Where what will be `path` is written: what a crash leaves of it is found there.
+#[must_use]
+pub fn beside(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{name}.new"))
+}
+
 /// Replaces `path` by `bytes` with these permission bits. After a crash the file is the old one
 /// or the new one.
 ///
@@ -35,17 +42,19 @@ impl FileError {
 /// Names the file and what failed.
 pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
     let dir = path.parent().unwrap_or(Path::new("/"));
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let beside = dir.join(format!(".{name}.new"));
+    let beside = beside(path);
     let write = || -> io::Result<()> {
         let mut file =
             OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&beside)?;
         file.write_all(bytes)?;
         file.sync_all()?;
-        fs::rename(&beside, path)?;
-        File::open(dir)?.sync_all()
+        fs::rename(&beside, path)
     };
-    write().map_err(FileError::on("write", path))
+    let written = write().inspect_err(|_| {
+        // A disk that is full needs its room back; what stays is written over the next time.
+        let _ = fs::remove_file(&beside);
+    });
+    written.and_then(|()| File::open(dir)?.sync_all()).map_err(FileError::on("write", path))
 }
 
 /// Makes a directory and its parents with these permission bits; an existing one keeps its own.
@@ -134,5 +143,45 @@ mod tests {
         write_atomic(&path, b"two", 0o600).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"two");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    /// What a crash leaves beside the file, whatever of it was written, is in nobody's way.
+    #[test]
+    fn an_atomic_write_survives_what_a_crash_left_of_an_earlier_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, beside) = (dir.path().join("a"), dir.path().join(".a.new"));
+        let (old, new) = (b"the old one".as_slice(), b"new".as_slice());
+        write_atomic(&path, old, 0o600).unwrap();
+        for torn in 0..=new.len() {
+            fs::write(&beside, &new[..torn]).unwrap();
+            assert_eq!(fs::read(&path).unwrap(), old);
+            write_atomic(&path, new, 0o600).unwrap();
+            assert_eq!(fs::read(&path).unwrap(), new);
+            // Renamed already: the file is the new one, and nothing is beside it.
+            assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+            write_atomic(&path, old, 0o600).unwrap();
+        }
+        // A longer rest is not left behind the new content.
+        fs::write(&beside, [7; 4_096]).unwrap();
+        write_atomic(&path, new, 0o600).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), new);
+    }
+
+    #[test]
+    fn an_atomic_write_that_fails_leaves_the_old_file_and_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        // A directory with something in it cannot be replaced.
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join("kept"), b"kept").unwrap();
+        let error = write_atomic(&path, b"new", 0o600).unwrap_err();
+        assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
+        assert_eq!(fs::read(path.join("kept")).unwrap(), b"kept");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        let gone = dir.path().join("none/a");
+        assert_eq!(
+            write_atomic(&gone, b"x", 0o600).unwrap_err().source.kind(),
+            io::ErrorKind::NotFound
+        );
     }
 }

@@ -109,6 +109,7 @@ impl Node {
             lock("run root", &config.run_root, "--run-root")?,
         ];
         let supervisor = Arc::new(Supervisor::load().map_err(StartError::Supervisor)?);
+        store.clear_unfinished()?;
         let images = Arc::new(ImageStore::open(&config.data_root)?);
         let file = store.load()?;
         let runtime_version = config::runtime_version(&config.runtime).await;
@@ -124,6 +125,7 @@ impl Node {
         });
         match file {
             Some(file) if file.standing == Standing::Member => node.resume(file).await?,
+            Some(_) => node.store.finish_wipe()?,
             None if node.config.init => {
                 let init = SwarmInit {
                     availability: node.config.availability,

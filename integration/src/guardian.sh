@@ -29,4 +29,6 @@ while [ $round -lt 50 ]; do
   [ -n "$left" ] || break
   sleep 0.1
 done
+# A test may have given the node a disk of its own.
+while umount -l "$ROOT/data" 2>/dev/null; do :; done
 [ -n "$SKEP_TEST_KEEP" ] || rm -rf "$ROOT"

@@ -98,13 +98,19 @@ impl RealDisk {
     /// # Errors
     /// If it cannot be made or opened.
     pub fn open(path: &Path) -> io::Result<Self> {
-        match rustix::fs::mkdir(path, Mode::RWXU) {
-            Ok(()) | Err(Errno::EXIST) => {}
+        let made = match rustix::fs::mkdir(path, Mode::RWXU) {
+            Ok(()) => true,
+            Err(Errno::EXIST) => false,
             Err(Errno::NOENT) => {
                 std::fs::create_dir_all(path)?;
                 rustix::fs::chmod(path, Mode::RWXU)?;
+                true
             }
             Err(e) => return Err(e.into()),
+        };
+        if made && let Some(parent) = path.parent() {
+            // What is synced in a directory is worth nothing if the directory itself is lost.
+            std::fs::File::open(parent)?.sync_all()?;
         }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let dir = rustix::fs::open(path, flags, Mode::empty())?;

@@ -196,7 +196,8 @@ impl Actor {
             }
         };
         match news {
-            News::Wanted => {}
+            // Seen by now: the next look finds no change.
+            News::Wanted => self.confirmed = true,
             News::Silence => self.probe().await,
             News::Delivery(Some(delivery)) => {
                 self.delivering = Some(delivery.sequence);

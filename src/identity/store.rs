@@ -9,7 +9,7 @@ use skep_raft::StorageKey;
 use zeroize::Zeroizing;
 
 use super::ca::Leaf;
-use crate::files::{FileError, remove_dir, remove_file, write_atomic};
+use crate::files::{FileError, beside, remove_dir, remove_file, write_atomic};
 use crate::seal::{SealError, SealKeyPair, random};
 
 /// Layout of the data root that this build reads and writes.
@@ -159,6 +159,17 @@ impl IdentityStore {
         Ok(())
     }
 
+    /// Removes what a crash left of files that were being written: one may hold a key.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn clear_unfinished(&self) -> Result<(), StoreError> {
+        for name in ["node.json", "cert.pem", "key.pem", "storage.key"] {
+            remove_file(&beside(&self.path(name)))?;
+        }
+        Ok(())
+    }
+
     /// Writes `node.json`.
     ///
     /// # Errors
@@ -275,6 +286,15 @@ impl IdentityStore {
     /// [`StoreError`].
     pub fn wipe(&self, node: &NodeFile) -> Result<(), StoreError> {
         self.save(&NodeFile { standing: Standing::Left, ..node.clone() })?;
+        self.finish_wipe()
+    }
+
+    /// Removes what a node that has left its swarm may still hold of it: a crash may have come
+    /// in between.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn finish_wipe(&self) -> Result<(), StoreError> {
         for name in ["storage.key", "key.pem", "cert.pem"] {
             remove_file(&self.path(name))?;
         }
@@ -297,6 +317,22 @@ mod tests {
 
     use super::*;
     use crate::identity::ca::Root;
+
+    #[test]
+    fn a_wipe_that_was_cut_short_is_finished() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = IdentityStore::new(dir.path());
+        for cut in 0..=3 {
+            std::fs::create_dir_all(store.raft_dir().join("log")).unwrap();
+            for name in ["storage.key", "key.pem", "cert.pem"].iter().skip(cut) {
+                std::fs::write(dir.path().join(name), b"x").unwrap();
+            }
+            std::fs::write(dir.path().join(".key.pem.new"), b"x").unwrap();
+            store.clear_unfinished().unwrap();
+            store.finish_wipe().unwrap();
+            assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        }
+    }
 
     #[test]
     fn identity_files_are_read_back_and_damage_is_named() {

@@ -53,6 +53,7 @@ impl Disk {
         }
         let layout = disk.images.join("oci-layout");
         if !layout.exists() {
+            sync_dir(&disk.images.join("blobs"))?;
             disk.replace(&layout, br#"{"imageLayoutVersion":"1.0.0"}"#)?;
         }
         Ok(disk)
