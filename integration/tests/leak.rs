@@ -14,7 +14,7 @@ fn two_rounds_leave_nothing() -> Result<()> {
     let said = String::from_utf8_lossy(&out.stderr).into_owned();
     ensure!(out.status.success(), "{}\n{text}\n{said}", out.status);
     let lines: Vec<Value> = text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
-    ensure!(lines.len() == 4, "{text}");
+    ensure!(lines.len() == 5, "{text}");
     let verdict = lines.last().context("no verdict")?;
     ensure!(verdict["rounds"] == 2 && verdict["leaked"] == json!({}), "{verdict}");
     // It did look: a node is a process with descriptors, files and memory.
