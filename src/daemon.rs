@@ -18,6 +18,9 @@ use crate::node::Node;
 
 /// Threads that serve the network and the API.
 const WORKERS: usize = 2;
+/// Parts of the heap for all threads. Each keeps what it once needed, because locked memory is
+/// not given back: one for each of many threads would grow to the sum of their peaks.
+const ARENAS: i32 = 2;
 
 /// Runs a node until it is told to stop.
 #[must_use]
@@ -58,6 +61,8 @@ fn start(args: NodeArgs) -> anyhow::Result<()> {
 /// Keeps this process's memory out of swap and core files. Where the kernel refuses, the node
 /// still runs, since no plaintext rests here; the log says so.
 fn protect() {
+    // SAFETY: sets a parameter of the allocator, which has one thread to serve so far.
+    unsafe { nix::libc::mallopt(nix::libc::M_ARENA_MAX, ARENAS) };
     if let Err(error) = setrlimit(Resource::RLIMIT_CORE, 0, 0) {
         tracing::warn!(%error, "core files cannot be turned off");
     }

@@ -149,6 +149,7 @@ impl Agent {
                         let error = task::chain(&error);
                         tracing::warn!(task = %found.id, error, "leftovers of a task stay");
                     }
+                    crate::files::remove_dir(&self.context.run_dir(&found.id))?;
                     crate::files::remove_dir(&found.dir)?;
                 }
             }

@@ -130,7 +130,10 @@ impl Shown {
             started,
             finished: exit.map_or(Stamp(0), |exit| Stamp(exit.at_ns)),
             exit_code: exit.map_or(0, |exit| exit.code),
-            oom: exit.is_some_and(|exit| exit.oom),
+            oom: match (exit, &self.status) {
+                (Some(exit), _) => exit.oom,
+                (None, status) => status.as_ref().is_some_and(|status| status.oom),
+            },
             error: match (exit, &self.status) {
                 (Some(exit), _) => exit.error.clone(),
                 (None, status) => status.as_ref().and_then(|status| status.trouble.clone()),

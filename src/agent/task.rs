@@ -23,6 +23,7 @@ use super::spawn::spawn_shim;
 use super::store::{self, Found, Record};
 use super::{Context, lock};
 use crate::engine;
+use crate::files::remove_dir;
 use crate::limits::{SHIM_END, SHIM_SILENCE};
 use crate::wire::launch::Launch;
 use crate::wire::session::FromAgent;
@@ -88,7 +89,7 @@ enum News {
     Wanted,
     Silence,
     Delivery(Option<Delivery>),
-    Shim(Option<(FromShim, Vec<OwnedFd>)>),
+    Shim(Option<Box<(FromShim, Vec<OwnedFd>)>>),
 }
 
 impl Actor {
@@ -185,7 +186,7 @@ impl Actor {
             };
             tokio::select! {
                 biased;
-                message = shim => News::Shim(message),
+                message = shim => News::Shim(message.map(Box::new)),
                 changed = self.wanted.changed() => {
                     // The agent is gone with the daemon: the task goes on without us.
                     if changed.is_err() { std::future::pending::<()>().await }
@@ -204,7 +205,8 @@ impl Actor {
                 self.tell(ToShim::Deliver(delivery)).await;
             }
             News::Delivery(None) => std::future::pending().await,
-            News::Shim(Some((message, fds))) => {
+            News::Shim(Some(said)) => {
+                let (message, fds) = *said;
                 self.hear(message, fds);
                 if matches!(self.local, Local::Rejected(_)) {
                     self.abandon().await;
@@ -411,8 +413,12 @@ impl Actor {
 
     /// Ends what a killed shim may have left: the container, its cgroups, its run directory.
     async fn clear_run_state(&self) {
-        let Some(traces) = self.traces.clone() else { return };
-        let cleared = tokio::task::spawn_blocking(move || traces.clear());
+        let (traces, run_dir) = (self.traces.clone(), self.context.run_dir(&self.id));
+        let cleared = tokio::task::spawn_blocking(move || match traces {
+            Some(traces) => traces.clear(),
+            // A plan that failed on its way may have made it.
+            None => Ok(remove_dir(&run_dir)?),
+        });
         match cleared.await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {

@@ -324,6 +324,64 @@ mod tests {
     }
 
     #[test]
+    fn a_log_that_cannot_be_written_is_tried_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("json.log");
+        fs::create_dir(&path).unwrap();
+        let mut file = LogFile::new(&path, 10, 3);
+        assert!(file.append(b"lost\n").is_err());
+        fs::remove_dir(&path).unwrap();
+        file.append(b"one-1\n").unwrap();
+        // The next file cannot be made: the older ones stay where they are.
+        fs::write(dir.path().join("json.log.1"), "older\n").unwrap();
+        fs::create_dir(dir.path().join("json.log.next")).unwrap();
+        for _ in 0..3 {
+            assert!(file.append(b"two-2\n").is_err());
+        }
+        let read = |name: &str| fs::read_to_string(dir.path().join(name)).unwrap();
+        assert_eq!((read("json.log"), read("json.log.1")), ("one-1\n".into(), "older\n".into()));
+        fs::remove_dir(dir.path().join("json.log.next")).unwrap();
+        file.append(b"three\n").unwrap();
+        assert_eq!((read("json.log"), read("json.log.1")), ("three\n".into(), "one-1\n".into()));
+    }
+
+    #[test]
+    fn trouble_is_told_once_and_its_end_too() {
+        let (events, queue) = Events::new().unwrap();
+        let mut trouble = Trouble { events, told: None, at: None };
+        let path = Path::new("/log");
+        trouble.note(Ok(()), path);
+        trouble.note(Err(io::ErrorKind::StorageFull.into()), path);
+        trouble.note(Err(io::ErrorKind::StorageFull.into()), path);
+        let told: Vec<_> = queue.drain().into_iter().collect();
+        assert!(
+            matches!(told.as_slice(), [Event::Log(Some(why))] if why.contains("/log")),
+            "{told:?}"
+        );
+        // Not sooner than a pause allows.
+        trouble.note(Ok(()), path);
+        assert!(queue.drain().is_empty());
+        trouble.at = None;
+        trouble.note(Ok(()), path);
+        let told: Vec<_> = queue.drain().into_iter().collect();
+        assert!(matches!(told.as_slice(), [Event::Log(None)]), "{told:?}");
+    }
+
+    #[test]
+    fn the_last_error_is_found_among_the_lines() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("json.log");
+        assert_eq!(last_error(&path), None);
+        let line = |log: &str, stream: &str| {
+            let line = Line { log, stream, time: "t" };
+            serde_json::to_string(&line).unwrap() + "\n"
+        };
+        let text = line("first\n", "stderr") + &line("last\n", "stderr") + &line("x\n", "stdout");
+        fs::write(&path, "y".repeat(20_000) + "\n" + &text).unwrap();
+        assert_eq!(last_error(&path).as_deref(), Some("last"));
+    }
+
+    #[test]
     fn both_streams_reach_the_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("json.log");

@@ -543,6 +543,7 @@ impl Task {
             started: Stamp(running.map_or(0, |running| running.at_ns)),
             exit,
             trouble: self.trouble.clone(),
+            oom: alive.is_some() && self.plan.cgroups.oom_kills(&self.plan.launch.cgroup) > 0,
         }
     }
 

@@ -199,6 +199,10 @@ pub struct ShimStatus {
     /// What goes wrong while it runs on.
     #[n(4)]
     pub trouble: Option<String>,
+    /// Whether the kernel killed a process of it for memory, and it runs on.
+    #[n(5)]
+    #[cbor(default)]
+    pub oom: bool,
 }
 
 /// How a container ended. Also the content of `exit.json`.

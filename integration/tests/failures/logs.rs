@@ -60,9 +60,13 @@ fn a_full_disk() -> Result<()> {
     complains(&bench, &service, "No space left on device")?;
     let read = bench.exec(&seen.id, &["cat", &format!("/run/secrets/{secret}")])?;
     ensure!(read == "still there", "{read}");
+    // What is not there yet waits for room.
+    let late = bench.sleeper("late", &["--restart-delay", "300ms"])?;
+    crate::ends(&bench, &late, "rejected", "…: No space left on device (os error 28)")?;
 
     fs::remove_file(filler)?;
     recovers(&bench, &service)?;
+    bench.container(&late)?;
     ensure!(look(&node, &seen.id)? == seen, "the task was replaced");
     // What is in the file is whole lines, with a gap.
     let log = fs::read_to_string(inside(&node, &format!("{}/logs/json.log", seen.task))?)?;

@@ -40,6 +40,10 @@ fn a_child_out_of_memory(bench: &Bench<'_>) -> Result<()> {
     says(bench, &service, "child 137")?;
     let container = bench.container(&service)?;
     ensure!(bench.exec(&container, &["echo", "alive"])? == "alive", "it is not");
+    settle("the mark of a running container", BOUND, || {
+        let now = bench.inspect("container", &container)?["State"].clone();
+        Ok(now["OOMKilled"] == true && now["Running"] == true)
+    })?;
     let service = once(bench, "well", &limit, &["sh", "-c", &script("exit 0")])?;
     let over = ends(bench, &service, "complete", "")?;
     ensure!(over.code() == 0 && over.container["State"]["OOMKilled"] == true, "{over:?}");

@@ -19,10 +19,12 @@ use census::{Census, Place};
 
 /// Longest wait for all tasks of a round to come, change or go.
 const BOUND: Duration = Duration::from_secs(180);
-/// Rounds before anything is compared: pools fill, the allocator finds its size.
-const WARM_UP: usize = 1;
-/// Descriptors of the daemon that may come and go by chance: connections about to be closed.
-const SLACK_DESCRIPTORS: u64 = 4;
+/// Descriptors and threads of the daemon more than at first, by chance: connections about to be
+/// closed, a segment of the log, threads that wait for more to do.
+const SLACK: u64 = 4;
+/// Longest wait for a node to come to rest after the last round: threads that have nothing to do
+/// end after a while.
+const REST: Duration = Duration::from_secs(60);
 /// Growth of the daemon's own memory per round that still counts as flat, in KiB: the log keeps
 /// an index of what it holds until the next snapshot.
 const FLAT_KIB: f64 = 64.0;
@@ -78,7 +80,9 @@ pub(crate) fn run(options: Options) -> Result<()> {
         print_line(&json!({"round": number, "ms": took, "census": census.json()}))?;
         taken.push(census);
     }
-    let verdict = Verdict::of(&first, &taken);
+    let rest = come_to_rest(&place, &first)?;
+    print_line(&json!({"round": "rest", "census": rest.json()}))?;
+    let verdict = Verdict::of(&first, &taken, &rest);
     print_line(&verdict.json(&taken, begun.elapsed()))?;
     ensure!(verdict.leaked.is_empty(), "leaked: {:?}", verdict.leaked);
     ensure!(verdict.is_flat(), "memory grows by {:?} KiB per round", verdict.slope);
@@ -94,6 +98,17 @@ fn settle_down(place: &Place, first: &Census) -> Result<()> {
         writeln!(std::io::stderr(), "{error}: {:?}", Census::take(place)?.beyond(first))?;
     }
     Ok(())
+}
+
+/// Waits until the node holds no more than before the first round.
+fn come_to_rest(place: &Place, first: &Census) -> Result<Census> {
+    let calm = || {
+        let census = Census::take(place)?;
+        Ok(Verdict::of(first, &[], &census).leaked.is_empty())
+    };
+    // What is still there then is the verdict's to name.
+    settle("rest", REST, calm).ok();
+    Census::take(place)
 }
 
 fn print_line(line: &Value) -> Result<()> {
@@ -269,18 +284,13 @@ struct Verdict {
 }
 
 impl Verdict {
-    fn of(first: &Census, taken: &[Census]) -> Self {
-        let Some(last) = taken.last() else {
-            return Self { leaked: BTreeMap::new(), slope: None };
-        };
-        let mut leaked = last.beyond(first);
-        // What a daemon needs to have worked once it keeps.
-        let warm = taken.get(WARM_UP).unwrap_or(last);
-        for (what, before, after, slack) in [
-            ("descriptors", warm.descriptors, last.descriptors, SLACK_DESCRIPTORS),
-            ("threads", warm.threads, last.threads, 0),
+    fn of(first: &Census, taken: &[Census], rest: &Census) -> Self {
+        let mut leaked = rest.beyond(first);
+        for (what, before, after) in [
+            ("descriptors", first.descriptors, rest.descriptors),
+            ("threads", first.threads, rest.threads),
         ] {
-            if after > before + slack {
+            if after > before + SLACK {
                 leaked.insert(what.to_owned(), after - before);
             }
         }
