@@ -42,7 +42,7 @@ pub const ARCHIVE_BYTES: u64 = 64 << 30;
 pub const ARCHIVE_FREE_BYTES: u64 = 1 << 30;
 /// Beyond that, how many times its own size an archive may unpack to.
 pub const ARCHIVE_RATIO: u64 = 250;
-/// Bytes of one image's layers, unpacked.
+/// Bytes of all layers that one load unpacks.
 pub const IMAGE_BYTES: u64 = 128 << 30;
 /// Layers of one image: more than overlay can stack cannot run.
 pub const IMAGE_LAYERS: usize = 500;

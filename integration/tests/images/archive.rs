@@ -47,6 +47,12 @@ pub(crate) fn above() -> Result<Vec<u8>> {
     hard.set_cksum();
     tar.append(&hard, [].as_slice())?;
     tar.append(&header("fifo", EntryType::Fifo, 0)?, [].as_slice())?;
+    // The kernel's log, which no container may read.
+    let mut device = header("kmsg", EntryType::Char, 0)?;
+    device.set_device_major(1)?;
+    device.set_device_minor(11)?;
+    device.set_cksum();
+    tar.append(&device, [].as_slice())?;
     tar.append_pax_extensions([("uid", b"4000000000".as_slice()), ("gid", b"7")])?;
     let mut setuid = header("setuid", EntryType::Regular, 0)?;
     setuid.set_mode(0o4755);

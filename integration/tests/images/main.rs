@@ -7,14 +7,18 @@ mod dockerd;
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use skep_integration::{Bench, Program, by_both, wait_until};
+use skep_integration::{Bench, Node, Options, Program, by_both, wait_until};
 
 by_both! {
     several_names_come_back by_id_without_a_name refusals_leave_nothing terminals_are_spared
     layers_hide_and_link images_in_use_stay
 }
+
+/// Longest wait for what should be there at once, on a busy machine.
+const BOUND: Duration = Duration::from_secs(30);
 
 /// A file of the node's own directory.
 fn place(bench: &Bench<'_>, name: &str) -> PathBuf {
@@ -93,11 +97,11 @@ fn by_id_without_a_name(bench: &Bench<'_>) -> Result<()> {
 
     // A name that moves leaves the old image without one.
     let mut files = archive::Files::default();
-    files.image(&[archive::layer(&[("a", "a")])?], &[&name])?;
+    files.image(&[archive::layer(&[("a", &name)])?], &[&name])?;
     bench.cli.ok_with(&["load"], &files.tar()?)?;
     let before = id_of(bench, &name)?;
     let mut files = archive::Files::default();
-    files.image(&[archive::layer(&[("b", "b")])?], &[&name])?;
+    files.image(&[archive::layer(&[("b", &name)])?], &[&name])?;
     let loaded = bench.cli.ok_with(&["load"], &files.tar()?)?;
     let moved = format!(
         "The image {name} already exists, renaming the old one with ID {before} to empty string\n\
@@ -119,7 +123,7 @@ fn refusals_leave_nothing(bench: &Bench<'_>) -> Result<()> {
     ensure!(missing.contains("no such file or directory"), "{missing}");
 
     let name = format!("{}:1", bench.name("broken"));
-    let good = archive::layer(&[("a", "a")])?;
+    let good = archive::layer(&[("good", &name)])?;
     let marker = bench.node.root().join("outside");
     let out = format!("..{}", marker.display());
     let cases: [(Vec<u8>, &str); 4] = [
@@ -140,9 +144,11 @@ fn refusals_leave_nothing(bench: &Bench<'_>) -> Result<()> {
     ensure!(!marker.exists(), "nothing is written outside");
     ensure!(bench.cli.run(&["image", "inspect", &name])?.code == 1, "nothing is loaded");
     let layer = format!("layers/{}", archive::sha(&good));
-    wait_until("the store as it was", std::time::Duration::from_secs(20), || {
-        Ok((!stored(bench)?.contains(&layer)).then_some(()))
-    })
+    wait_until(
+        "the store as it was",
+        BOUND,
+        || Ok((!stored(bench)?.contains(&layer)).then_some(())),
+    )
 }
 
 /// Both clients refuse to write an archive to a terminal, or to wait for one to be typed.
@@ -182,6 +188,9 @@ fn layers_hide_and_link(bench: &Bench<'_>) -> Result<()> {
     ensure!(run("cat /hard && stat -c %h /hard")? == "text2", "hard links are one file");
     ensure!(run("stat -c %a:%u:%g /setuid")? == "4755:4000000000:7", "modes and owners");
     ensure!(run("test -p /fifo && echo yes")? == "yes", "a fifo");
+    ensure!(run("stat -c %t:%T /kmsg")? == "1:b", "a device");
+    let opened = run("head -c 1 /kmsg 2>&1 || true")?;
+    ensure!(opened.contains("Operation not permitted"), "and nobody opens it: {opened}");
     ensure!(run("stat -c %s /holes; du -k /holes | cut -f1")? == "8388608\n0", "holes");
     Ok(())
 }
@@ -214,11 +223,10 @@ fn images_in_use_stay(bench: &Bench<'_>) -> Result<()> {
     ensure!(!untagged.contains("Deleted"), "{untagged}");
     ensure!(bench.exec(&container, &["echo", "alive"])? == "alive", "it runs on");
     bench.cli.ok(&["service", "rm", &service])?;
-    let removed =
-        wait_until("the end of the container", std::time::Duration::from_secs(30), || {
-            let out = bench.cli.run(&["rmi", &id])?;
-            Ok((out.code == 0).then_some(out.stdout))
-        })?;
+    let removed = wait_until("the end of the container", BOUND, || {
+        let out = bench.cli.run(&["rmi", &id])?;
+        Ok((out.code == 0).then_some(out.stdout))
+    })?;
     ensure!(removed.starts_with(&format!("Deleted: {id}")), "{removed}");
     let blob = format!("images/blobs/sha256/{}", id.trim_start_matches("sha256:"));
     ensure!(!stored(bench)?.contains(&blob), "its files are gone");
@@ -228,4 +236,44 @@ fn images_in_use_stay(bench: &Bench<'_>) -> Result<()> {
 /// Whether a client's half of a scenario is the docker CLI's.
 fn by_docker(bench: &Bench<'_>) -> bool {
     bench.cli.program == Program::Docker
+}
+
+/// An upload that ends half-way, by its client or with the daemon, leaves nothing on disk.
+#[test]
+fn an_upload_that_breaks_off_leaves_nothing() -> Result<()> {
+    let node = Node::start(Options::default())?;
+    let mut files = archive::Files::default();
+    files.image(&[archive::layer(&[("a", &"a".repeat(100_000))])?], &["app"])?;
+    let tar = files.tar()?;
+    let half = tar.get(..tar.len() / 2).unwrap_or_default();
+    let staged = || -> Result<usize> {
+        let mut count = 0;
+        for entry in fs::read_dir(node.data_root().join("images"))? {
+            let path = entry?.path();
+            if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(".tmp-")) {
+                // One that is being taken away may be gone by now.
+                count += fs::read_dir(&path).map_or(0, Iterator::count);
+            }
+        }
+        Ok(count)
+    };
+    let begin = || -> Result<skep_integration::Http> {
+        let mut http = node.http()?;
+        let head =
+            "POST /images/load HTTP/1.1\r\nHost: skep\r\nContent-Type: application/x-tar\r\n";
+        http.raw(format!("{head}Content-Length: {}\r\n\r\n", tar.len()).as_bytes())?;
+        http.raw(half)?;
+        wait_until("the first file", BOUND, || Ok((staged()? > 0).then_some(())))?;
+        Ok(http)
+    };
+    drop(begin()?);
+    wait_until("nothing left by the client", BOUND, || Ok((staged()? == 0).then_some(())))?;
+    let _open = begin()?;
+    node.kill_daemon()?;
+    ensure!(staged()? > 0, "the daemon had no time to clear it");
+    node.launch()?;
+    ensure!(staged()? == 0, "the next start clears it");
+    let reply = node.http()?.request("POST", "/images/load?quiet=1", "application/x-tar", &tar)?;
+    ensure!(reply.status == 200, "{:?}", reply.message());
+    Ok(())
 }

@@ -93,27 +93,24 @@ impl Disk {
             .map_err(ImageError::disk("make a directory in", &self.images))
     }
 
-    /// Puts a layer in its place, durably: files that are there already are kept.
-    pub(super) fn install(&self, layer: Layer) -> Result<(), ImageError> {
-        if let Some(files) = &layer.files {
-            self.install_layer(files, &layer.diff_id)?;
-        }
-        match layer.archive {
-            Some(blob) => self.install_blob(blob, &blob_name(&layer.diff_id, &layer.diff_id)),
-            None => Ok(()),
-        }
+    /// Makes durable whatever was written to the store so far.
+    pub(super) fn sync(&self) -> Result<(), ImageError> {
+        let dir = File::open(&self.layers).map_err(ImageError::disk("open", &self.layers))?;
+        rustix::fs::syncfs(&dir).map_err(|e| ImageError::disk("sync", &self.layers)(e.into()))
     }
 
-    fn install_layer(&self, unpacked: &Unpacked, diff_id: &str) -> Result<(), ImageError> {
-        let target = self.layer_dir(diff_id);
-        if target.exists() {
-            return Ok(());
+    /// Puts a layer in its place: files that are there already are kept. They are durable if
+    /// [`Disk::sync`] came before.
+    pub(super) fn install(&self, layer: Layer) -> Result<(), ImageError> {
+        let target = self.layer_dir(&layer.diff_id);
+        if let Some(files) = layer.files.filter(|_| !target.exists()) {
+            fs::rename(&files.path, &target).map_err(ImageError::disk("rename to", &target))?;
+            sync_dir(&self.layers)?;
         }
-        let source = &unpacked.path;
-        let dir = File::open(source).map_err(ImageError::disk("open", source))?;
-        rustix::fs::syncfs(&dir).map_err(|e| ImageError::disk("sync", source)(e.into()))?;
-        fs::rename(source, &target).map_err(ImageError::disk("rename to", &target))?;
-        sync_dir(&self.layers)
+        match layer.archive {
+            Some(blob) => self.install_file(&blob, &blob_name(&layer.diff_id, &layer.diff_id)),
+            None => Ok(()),
+        }
     }
 
     /// Puts a written blob in its place, durably.

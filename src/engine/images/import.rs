@@ -15,6 +15,7 @@ use super::manifest::{self, Document};
 use super::reference::Reference;
 use super::unpack::{self, Layer, Wanted};
 use super::view::ImageConfig;
+use crate::limits::ARCHIVE_BYTES;
 
 /// What an import is told beside the archive.
 #[derive(Debug, Default, Clone)]
@@ -47,7 +48,7 @@ pub(super) fn build(
         "" => "Imported from -".to_owned(),
         message => message.to_owned(),
     };
-    let layer = unpack::layer(disk, archive, Wanted { files: true, archive: true })?;
+    let layer = unpack::layer(disk, archive, Wanted { files: true, archive: true }, ARCHIVE_BYTES)?;
     Ok(Built { layer, config, message })
 }
 
@@ -76,6 +77,7 @@ impl Built {
         let (diff_id, bytes) = (self.layer.diff_id.clone(), self.layer.bytes);
         let layers = [(diff_id.as_str(), self.layer.archive_bytes)];
         let manifest = manifest::plain(&config, layers.into_iter())?;
+        disk.sync()?;
         disk.install(self.layer)?;
         disk.put_document(&config.bytes)?;
         disk.put_document(&manifest.bytes)?;

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::Read;
 
-use tempfile::NamedTempFile;
+use tempfile::{NamedTempFile, TempPath};
 
 use super::archive::{Archive, ArchiveError};
 use super::disk::{Disk, Unpacked};
@@ -31,16 +31,18 @@ pub(super) struct Layer {
     /// Bytes of its files.
     pub(super) bytes: u64,
     pub(super) files: Option<Unpacked>,
-    pub(super) archive: Option<NamedTempFile>,
+    /// Closed: there may be many of them.
+    pub(super) archive: Option<TempPath>,
 }
 
-/// Reads a layer's archive: plain, gzip or zstd.
+/// Reads a layer's archive, plain, gzip or zstd, of at most so many plain bytes.
 pub(super) fn layer(
     disk: &Disk,
     archive: &mut dyn Read,
     wanted: Wanted,
+    limit: u64,
 ) -> Result<Layer, ImageError> {
-    let plain = Plain::new(archive, ARCHIVE_BYTES);
+    let plain = Plain::new(archive, limit.min(ARCHIVE_BYTES));
     let plain = plain.map_err(|e| ImageError::Archive(ArchiveError::Read(e)))?;
     let files = wanted.files.then(|| disk.new_layer()).transpose()?;
     let blob = wanted.archive.then(|| disk.new_blob()).transpose()?;
@@ -57,7 +59,13 @@ pub(super) fn layer(
     if let (Some(packer), Some(blob)) = (packer, &blob) {
         packer.finish().map_err(ImageError::disk("write", blob.path()))?;
     }
-    Ok(Layer { diff_id, archive_bytes: plain.count(), bytes, files, archive: blob })
+    Ok(Layer {
+        diff_id,
+        archive_bytes: plain.count(),
+        bytes,
+        files,
+        archive: blob.map(NamedTempFile::into_temp_path),
+    })
 }
 
 fn packer(blob: &NamedTempFile) -> Result<zstd::Encoder<'static, &File>, ImageError> {

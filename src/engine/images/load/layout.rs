@@ -111,6 +111,8 @@ fn name_of(image: &str, descriptor: &Descriptor) -> Result<Option<Reference>, Lo
     let notes = descriptor.annotations().as_ref();
     let note = |key: &str| notes.and_then(|notes| notes.get(key)).map(String::as_str);
     match (note(FULL_NAME), note(REF_NAME)) {
+        // A digest is no name: the image has it anyway.
+        (Some(full), _) if full.contains('@') => Ok(None),
         (Some(full), _) if !full.is_empty() => name(image, full).map(Some),
         // A bare word is the tag of who knows what.
         (_, Some(text)) if text.contains([':', '/']) => name(image, text).map(Some),

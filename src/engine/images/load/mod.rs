@@ -57,24 +57,18 @@ impl Plans {
         progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<Built, ImageError> {
         let mut built = Built { layers: BTreeMap::new(), plans: self };
+        let mut left = IMAGE_BYTES;
         for image in &built.plans.images {
-            let mut bytes = 0u64;
             for (at, layer) in image.layers.iter().enumerate() {
                 let key = (layer.blob.digest.clone(), layer.diff_id.clone());
-                if !built.layers.contains_key(&key) {
-                    let unpacked = built
-                        .layers
-                        .iter()
-                        .any(|(k, one)| k.1 == layer.diff_id && one.files.is_some());
-                    let one = read(disk, image, at, !unpacked, progress)?;
-                    built.layers.insert(key.clone(), one);
+                if built.layers.contains_key(&key) {
+                    continue;
                 }
-                let more = built.layers.get(&key).map_or(0, |one| one.archive_bytes);
-                bytes = bytes.saturating_add(more);
-            }
-            if bytes > IMAGE_BYTES {
-                let what = format!("{bytes} bytes unpacked are more than {IMAGE_BYTES}");
-                return Err(LoadError::field(&image.shown, "layers", what).into());
+                let mut same = built.layers.values().filter(|one| one.diff_id == layer.diff_id);
+                let is_unpacked = same.any(|one| one.files.is_some());
+                let one = read(disk, image, at, (!is_unpacked, left), progress)?;
+                left = left.saturating_sub(one.archive_bytes);
+                built.layers.insert(key, one);
             }
         }
         Ok(built)
@@ -85,7 +79,7 @@ fn read(
     disk: &Disk,
     image: &Plan,
     at: usize,
-    may_unpack: bool,
+    (may_unpack, limit): (bool, u64),
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<unpack::Layer, ImageError> {
     let Some(plan::Layer { blob, diff_id, kept }) = image.layers.get(at) else {
@@ -100,8 +94,8 @@ fn read(
     let name = bare(diff_id).get(..12).unwrap_or_default();
     let report = LoadProgress { layer: name.to_owned(), current: 0, total: blob.bytes };
     let mut counted = Reporting { from: file, report, told: 0, to: progress };
-    let done =
-        unpack::layer(disk, &mut BufReader::with_capacity(BUFFER_BYTES, &mut counted), wanted);
+    let mut counted = BufReader::with_capacity(BUFFER_BYTES, &mut counted);
+    let done = unpack::layer(disk, &mut counted, wanted, limit);
     let layer = done.map_err(|error| match error {
         ImageError::Archive(source) => {
             LoadError::Layer { image: image.shown.clone(), index: at + 1, source }.into()
@@ -162,6 +156,7 @@ impl Built {
         for image in &self.plans.images {
             manifests.push(self.manifest(image)?);
         }
+        disk.sync()?;
         let mut moved = BTreeSet::new();
         for layer in self.plans.images.iter().flat_map(|image| &image.layers) {
             if is_as_it_came(&layer.blob, &layer.kept) && moved.insert(layer.kept.clone()) {

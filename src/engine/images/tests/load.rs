@@ -282,11 +282,16 @@ fn names_may_be_in_either_place_or_nowhere() {
     assert!(store.store.resolve(&loaded[0].id).unwrap().repo_tags.is_empty());
     described["annotations"] = json!({"org.opencontainers.image.ref.name": "latest"});
     files.0.retain(|(name, _)| name != "index.json");
-    files.index(&[described]);
+    files.index(&[described.clone()]);
     assert!(
         store.load(&files.tar()).unwrap()[0].names.is_empty(),
         "a bare word is a tag of nothing"
     );
+    let pinned = format!("docker.io/library/app@{}", described["digest"].as_str().unwrap());
+    described["annotations"] = json!({"io.containerd.image.name": pinned});
+    files.0.retain(|(name, _)| name != "index.json");
+    files.index(&[described]);
+    assert!(store.load(&files.tar()).unwrap()[0].names.is_empty(), "a digest is no name");
     let path = format!("blobs/sha256/{}", sha(&config(&layers, "amd64")));
     let layer = format!("blobs/sha256/{}", sha(&gzip(&layers[0])));
     files.json(
