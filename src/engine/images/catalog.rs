@@ -22,6 +22,9 @@ pub(super) struct Catalog {
     names: BTreeMap<Reference, String>,
 }
 
+/// An image to be saved, and a name to save it by.
+pub(super) type Meant = (Arc<Image>, Option<Reference>);
+
 /// What a text was found to name.
 enum Found {
     Id(String),
@@ -85,10 +88,7 @@ impl Catalog {
 
     /// What somebody means who saves this: the image, and the names to save it by. A repository
     /// without a tag means all its tags; an id or a digest is no name.
-    pub(super) fn meant(
-        &self,
-        text: &str,
-    ) -> Result<Vec<(Arc<Image>, Option<Reference>)>, ImageError> {
+    pub(super) fn meant(&self, text: &str) -> Result<Vec<Meant>, ImageError> {
         if let Ok(typed) = Reference::parse(text) {
             let tags = self.names.iter().filter(|(name, _)| {
                 name.tag().is_some() && name.repository() == typed.repository()

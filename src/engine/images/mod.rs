@@ -184,7 +184,10 @@ impl ImageStore {
     pub fn hold(&self, name: &str, container: &str) -> Result<(Arc<Image>, Hold), ImageError> {
         let image = self.resolve(name)?;
         if let Ok(hold) = self.disk.pins.hold_for(&image.id, container) {
-            return Ok((image, hold));
+            // A removal may have ended before the hold began.
+            if self.catalog().stored(&image.id).is_some() {
+                return Ok((image, hold));
+            }
         }
         // Whether a removal takes it away shows when that is over.
         let _writer = self.lock();

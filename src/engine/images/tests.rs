@@ -442,7 +442,21 @@ proptest! {
     }
 
     #[test]
-    fn no_extended_header_panics(records in "([0-9]{1,3} (path|size|mtime|uid|x)=[a-z0-9.-]{0,6}\n){0,3}") {
+    fn no_extended_header_panics(
+        records in "([0-9]{1,3} (path|size|mtime|uid|x)=[a-z0-9.-]{0,6}\n){0,3}",
+        sparse in proptest::collection::vec(
+            ("(map|size|realsize|major|minor|name|offset|numbytes)", "[0-9]{0,2}(,[0-9]{1,2}){0,4}"),
+            0..5,
+        ),
+    ) {
+        let store = Store::new();
+        let mut tar = Tar::new();
+        let named: Vec<_> =
+            sparse.iter().map(|(key, value)| (format!("GNU.sparse.{key}"), value)).collect();
+        let pairs = named.iter().map(|(key, value)| (key.as_str(), value.as_bytes()));
+        tar.0.append_pax_extensions(pairs).unwrap();
+        tar.file("a", b"2\n0\n1\n3\n2\nabc");
+        let _ = store.import(&tar.done(), None);
         let store = Store::new();
         let mut tar = Tar::new();
         tar.entry(EntryType::XHeader, "x", "", records.as_bytes());

@@ -131,10 +131,8 @@ impl Upload {
             io::ErrorKind::UnexpectedEof => LoadError::Archive(ArchiveError::Truncated),
             _ => LoadError::Archive(ArchiveError::Unpack { path: path.to_owned(), source }),
         })?;
-        if let Some(hex) = path.strip_prefix(BLOBS) {
-            if digest != format!("sha256:{hex}") {
-                return Err(LoadError::Content { path: path.to_owned(), found: digest });
-            }
+        if path.strip_prefix(BLOBS).is_some_and(|hex| digest != format!("sha256:{hex}")) {
+            return Err(LoadError::Content { path: path.to_owned(), found: digest });
         }
         Ok(Blob { file, bytes, digest })
     }

@@ -374,3 +374,45 @@ fn what_a_crash_leaves_is_cleared() {
     store.reopen();
     assert_eq!(store.left(), 0);
 }
+
+/// Whatever is loaded and removed meanwhile: what is loaded is whole, and what is held stays.
+#[test]
+fn loads_removals_and_holds_at_once() {
+    let store = Store::new();
+    let base = layer("base");
+    let archive = |name: &str| {
+        Files::docker(&[(&[base.clone(), layer(name)], &[name]), (&[base.clone()], &[])]).tar()
+    };
+    let is_whole =
+        |image: &Image| image.diff_ids.iter().all(|id| layer_dir(store.dir.path(), id).is_dir());
+    std::thread::scope(|scope| {
+        for name in ["one", "two"] {
+            let (archive, store, is_whole) = (archive(name), &store, &is_whole);
+            scope.spawn(move || {
+                for _ in 0..20 {
+                    store.load(&archive).unwrap();
+                    assert!(is_whole(&store.store.resolve(name).unwrap()), "{name}");
+                    // The other may hold it.
+                    let _ = store.store.remove(name, false, &|_| None);
+                    let _ = store.store.remove(
+                        &digest(&config(&[layer("base")], "amd64")),
+                        true,
+                        &|_| None,
+                    );
+                }
+            });
+            scope.spawn(move || {
+                for _ in 0..200 {
+                    let Ok((image, hold)) = store.store.hold(name, "container") else { continue };
+                    assert!(is_whole(&image), "{name} is held");
+                    assert!(store.store.resolve(&image.id).is_ok(), "{name} is held");
+                    drop(hold);
+                }
+            });
+        }
+    });
+    for image in store.store.list() {
+        store.store.remove(&image.id, true, &|_| None).unwrap();
+    }
+    assert_eq!(store.left(), 0);
+}
