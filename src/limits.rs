@@ -38,6 +38,24 @@ pub const ARCHIVE_HEADER_BYTES: usize = 1 << 20;
 pub const ARCHIVE_ENTRIES: u64 = 2_000_000;
 /// Bytes of one layer of an image, unpacked.
 pub const ARCHIVE_BYTES: u64 = 64 << 30;
+/// Bytes that an archive may unpack to however small it is.
+pub const ARCHIVE_FREE_BYTES: u64 = 1 << 30;
+/// Beyond that, how many times its own size an archive may unpack to.
+pub const ARCHIVE_RATIO: u64 = 250;
+/// Bytes of all layers that one load unpacks.
+pub const IMAGE_BYTES: u64 = 128 << 30;
+/// Layers of one image: more than overlay can stack cannot run.
+pub const IMAGE_LAYERS: usize = 500;
+/// Bytes of an upload of images, as sent and unpacked.
+pub const IMAGE_UPLOAD_BYTES: u64 = 128 << 30;
+/// Entries in an archive of images.
+pub const IMAGE_UPLOAD_ENTRIES: usize = 20_000;
+/// Images in one archive.
+pub const IMAGE_UPLOAD_IMAGES: usize = 1_000;
+/// Names that one image has in an archive, or that one save asks for.
+pub const IMAGE_NAMES: usize = 1_000;
+/// How long the next piece of an archive may take to come or to be taken.
+pub const IMAGE_PIECE_WAIT: Duration = Duration::from_secs(120);
 /// Bytes of a manifest, an image configuration or the image index.
 pub const IMAGE_DOCUMENT_BYTES: u64 = 16 << 20;
 /// Bytes of the instructions given to an import.

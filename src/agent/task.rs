@@ -23,6 +23,7 @@ use super::spawn::spawn_shim;
 use super::store::{self, Found, Record};
 use super::{Context, lock};
 use crate::engine;
+use crate::engine::images::Hold;
 use crate::files::remove_dir;
 use crate::limits::{SHIM_END, SHIM_SILENCE};
 use crate::wire::launch::Launch;
@@ -238,10 +239,12 @@ impl Actor {
     async fn prepare(&mut self, assignment: &Arc<TaskAssignment>) -> Result<(), String> {
         let (context, assignment) = (Arc::clone(&self.context), Arc::clone(assignment));
         let planned = tokio::task::spawn_blocking(move || plan(&context, &assignment)).await;
-        let (launch, record) = planned.map_err(|e| chain(&e))??;
+        let (launch, record, hold) = planned.map_err(|e| chain(&e))??;
         self.stop_signal = record.stop_signal;
         self.traces = Some(Traces::of(&launch));
         lock(&self.shown).set_plan(&launch, record);
+        // From here on the image's removal sees the container.
+        drop(hold);
         let dir = self.context.task_dir(&self.id);
         spawn_shim(&self.context.supervisor, &dir).await.map_err(|e| chain(&e))?;
         let Err(error) = self.connect().await else { return Ok(()) };
@@ -557,11 +560,12 @@ pub(super) fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Makes the complete plan of a task and its files. Blocking.
-fn plan(context: &Context, assignment: &TaskAssignment) -> Result<(Launch, Record), String> {
+/// Makes the complete plan of a task and its files, and holds its image. Blocking.
+fn plan(context: &Context, assignment: &TaskAssignment) -> Result<(Launch, Record, Hold), String> {
     let dir: PathBuf = context.task_dir(&assignment.task.id);
     let name = &assignment.task.spec.container.image;
-    let image = context.images.resolve(name).map_err(|e| chain(&e))?;
+    let container = assignment.task.id.container_id();
+    let (image, hold) = context.images.hold(name, &container).map_err(|e| chain(&e))?;
     let plan =
         engine::plan::plan(assignment, &image, &context.plan_context()).map_err(|e| chain(&e))?;
     engine::files::prepare(&plan).map_err(|e| chain(&e))?;
@@ -574,5 +578,5 @@ fn plan(context: &Context, assignment: &TaskAssignment) -> Result<(Launch, Recor
     record.stop_signal = plan.stop_signal;
     record.save(&dir).map_err(|e| chain(&e))?;
     store::save_launch(&dir, &plan.launch).map_err(|e| chain(&e))?;
-    Ok((plan.launch, record))
+    Ok((plan.launch, record, hold))
 }

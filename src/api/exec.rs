@@ -122,7 +122,7 @@ async fn start(call: Call, id: &str) -> Outcome {
             Err(error) => debug!(%error, "a connection was not handed over to its exec"),
         }
     });
-    let mut reply = Response::new(Empty::new().boxed_unsync());
+    let mut reply = Response::new(Empty::new().map_err(|never| match never {}).boxed_unsync());
     *reply.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let headers = reply.headers_mut();
     headers.insert(CONTENT_TYPE, content);

@@ -1,19 +1,15 @@
 //! The images of this node.
 
-use std::collections::BTreeMap;
-use std::io::{self, Read};
-use std::sync::Arc;
-use std::time::Duration;
+mod pieces;
+mod transfer;
 
-use bytes::{Buf, Bytes};
-use http::{HeaderValue, StatusCode};
-use http_body_util::BodyExt;
-use hyper::body::Incoming;
+use std::sync::Arc;
+
+use http::StatusCode;
 use serde_json::{Value, json};
 use skep_core::time::Stamp;
-use tokio::sync::mpsc;
 
-use super::call::{Call, discard};
+use super::call::Call;
 use super::convert::container::seconds;
 use super::error::{ApiError, chain};
 use super::filters::Filters;
@@ -21,15 +17,9 @@ use super::reply::{self, Outcome};
 use super::time::rfc3339;
 use super::types::image as wire;
 use crate::engine::images::reference::Reference;
-use crate::engine::images::{Image, ImageError, ImageStore, ImageUse, Import, Removed};
+use crate::engine::images::{Image, ImageError, ImageStore, ImageUse, Removed};
 use crate::gate::{ContainerState, Gate};
 
-/// Bytes of an imported archive as sent.
-const IMPORT_BYTES: u64 = 32 << 30;
-/// How long the next piece of an archive may take.
-const PIECE_WAIT: Duration = Duration::from_secs(120);
-/// Pieces that wait for the disk.
-const PIECES: usize = 4;
 /// Up to this API version there is `VirtualSize`.
 const VIRTUAL_SIZE_UNTIL: u32 = 43;
 const FILTERS: [&str; 5] = ["before", "dangling", "label", "reference", "since"];
@@ -37,7 +27,16 @@ const FILTERS: [&str; 5] = ["before", "dangling", "label", "reference", "since"]
 pub(super) async fn serve(call: Call, path: &[&str]) -> Outcome {
     match (call.method.as_str(), path) {
         ("GET", ["json"]) => list(&call),
-        ("POST", ["create"]) => create(call).await,
+        ("POST", ["create"]) => transfer::create(call).await,
+        ("POST", ["load"]) => transfer::load(call).await,
+        ("GET", ["get"]) => {
+            let names = call.query.all("names").map(str::to_owned).collect();
+            transfer::save(call, names).await
+        }
+        ("GET", [name @ .., "get"]) => {
+            let name = name.join("/");
+            transfer::save(call, vec![name]).await
+        }
         ("GET", [name @ .., "json"]) if !name.is_empty() => {
             let image = resolve(&*call.gate, &name.join("/"))?;
             reply::ok(&inspect(&image, call.minor))
@@ -78,13 +77,17 @@ pub(super) async fn distribution(call: Call, path: &[&str]) -> Outcome {
 
 fn refused(error: &ImageError) -> ApiError {
     let status = match error {
-        ImageError::NotFound(_) => StatusCode::NOT_FOUND,
+        ImageError::NotFound(_) | ImageError::Platform { .. } => StatusCode::NOT_FOUND,
         ImageError::Conflict(_) => StatusCode::CONFLICT,
         ImageError::Ambiguous(_)
         | ImageError::Reference(_)
         | ImageError::Change(_)
-        | ImageError::Archive(_) => StatusCode::BAD_REQUEST,
-        ImageError::Damaged { .. } | ImageError::Disk { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+        | ImageError::TooManyNames(_)
+        | ImageError::Archive(_)
+        | ImageError::Load(_) => StatusCode::BAD_REQUEST,
+        ImageError::Damaged { .. } | ImageError::Disk { .. } | ImageError::Send(_) => {
+            StatusCode::INTERNAL_SERVER_ERROR
+        }
     };
     ApiError::Said(status, chain(error))
 }
@@ -256,21 +259,21 @@ async fn tag(call: &Call, name: String) -> Outcome {
     reply::empty(StatusCode::CREATED)
 }
 
+/// The container that keeps an image from being removed: first of all one that runs.
+fn user_of(gate: &dyn Gate, image: &str) -> Option<ImageUse> {
+    let containers = gate.containers();
+    let users = containers.into_iter().filter(|container| container.image_id == image);
+    let users = users.map(|container| match container.state {
+        ContainerState::Exited => ImageUse::Stopped(container.id),
+        ContainerState::Created | ContainerState::Running => ImageUse::Running(container.id),
+    });
+    users.min_by_key(|user| matches!(user, ImageUse::Stopped(_)))
+}
+
 async fn remove(call: &Call, name: String) -> Outcome {
     let force = call.query.flag("force");
     let removed = blocking(&call.gate, move |gate, images| {
-        let mut users: BTreeMap<String, ImageUse> = BTreeMap::new();
-        for container in gate.containers() {
-            match container.state {
-                ContainerState::Exited => {
-                    users.entry(container.image_id).or_insert(ImageUse::Stopped(container.id));
-                }
-                ContainerState::Created | ContainerState::Running => {
-                    users.insert(container.image_id, ImageUse::Running(container.id));
-                }
-            }
-        }
-        images.remove(&name, force, &|id| users.get(id).cloned())
+        images.remove(&name, force, &|id| user_of(gate, id))
     })
     .await?;
     let shown: Vec<_> = removed
@@ -283,129 +286,6 @@ async fn remove(call: &Call, name: String) -> Outcome {
     reply::ok(&shown)
 }
 
-async fn create(call: Call) -> Outcome {
-    let query = &call.query;
-    if !query.get("fromImage").is_empty() {
-        let name = match query.get("tag") {
-            "" => query.get("fromImage").to_owned(),
-            tag => format!("{}:{tag}", query.get("fromImage")),
-        };
-        discard(call.body).await?;
-        return Err(ApiError::not_found(format!(
-            "cannot pull {name}: this version of skep does not pull images; make the image \
-             with import on every node that is to run it"
-        )));
-    }
-    match query.get("fromSrc") {
-        "-" => {}
-        other => {
-            return Err(ApiError::unsupported(format!(
-                "images/create with fromSrc={other:?} is not supported by this version of skep: \
-                 send the archive as the body, with fromSrc=-"
-            )));
-        }
-    }
-    let import = Import {
-        reference: reference(query.get("repo"), query.get("tag"))?,
-        message: query.get("message").to_owned(),
-        changes: query.all("changes").map(str::to_owned).collect(),
-    };
-    let (to, pieces) = mpsc::channel(PIECES);
-    let gate = Arc::clone(&call.gate);
-    let importing = tokio::spawn(async move {
-        blocking(&gate, move |_, images| {
-            images.import(&mut Archive { pieces, piece: Bytes::new(), done: false }, &import)
-        })
-        .await
-    });
-    pass_on(call.body, to).await;
-    let image = importing
-        .await
-        .map_err(|error| ApiError::failed(format!("an import broke off: {error}")))??;
-    let line = serde_json::to_string(&wire::Progress { status: image.id.clone() })
-        .map_err(|error| ApiError::failed(error.to_string()))?;
-    let line = Bytes::from(format!("{line}\r\n"));
-    let content = HeaderValue::from_static("application/json");
-    Ok(reply::stream(Some(content), futures_util::stream::iter([line])))
-}
-
-fn reference(repo: &str, tag: &str) -> Result<Option<Reference>, ApiError> {
-    if repo.is_empty() {
-        return Ok(None);
-    }
-    let bad = |error: &dyn std::error::Error| ApiError::bad(error.to_string());
-    let reference = Reference::parse(repo).map_err(|error| bad(&error))?;
-    if reference.digest().is_some() {
-        return Err(ApiError::bad("cannot import digest reference"));
-    }
-    match tag {
-        "" => Ok(Some(reference.or_latest())),
-        tag => reference.with_tag(tag).map(Some).map_err(|error| bad(&error)),
-    }
-}
-
-/// Hands a body on piece by piece. When nobody takes the pieces any more, the rest is read and
-/// dropped, so that the client is there for the answer.
-async fn pass_on(mut body: Incoming, to: mpsc::Sender<io::Result<Bytes>>) {
-    let mut total: u64 = 0;
-    loop {
-        let piece = match tokio::time::timeout(PIECE_WAIT, body.frame()).await {
-            Ok(Some(Ok(frame))) => frame.into_data().map(Ok),
-            Ok(Some(Err(error))) => Ok(Err(io::Error::other(error))),
-            Ok(None) => break,
-            Err(_) => Ok(Err(io::Error::new(
-                io::ErrorKind::TimedOut,
-                format!("no more of the archive came within {} s", PIECE_WAIT.as_secs()),
-            ))),
-        };
-        let Ok(mut piece) = piece else { continue };
-        // An empty piece says that this was all.
-        if piece.as_ref().is_ok_and(Bytes::is_empty) {
-            continue;
-        }
-        total += piece.as_ref().map_or(0, |bytes| bytes.len() as u64);
-        if total > IMPORT_BYTES {
-            piece = Err(io::Error::other(format!("the archive has over {IMPORT_BYTES} bytes")));
-        }
-        let last = piece.is_err();
-        let _ = to.send(piece).await;
-        if last {
-            return;
-        }
-    }
-    // Told apart from a sender that was dropped half-way.
-    let _ = to.send(Ok(Bytes::new())).await;
-}
-
-/// The pieces of a body as something to read from, on a thread that may block.
-struct Archive {
-    pieces: mpsc::Receiver<io::Result<Bytes>>,
-    piece: Bytes,
-    done: bool,
-}
-
-impl Read for Archive {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.piece.is_empty() && !self.done {
-            self.piece = match self.pieces.blocking_recv() {
-                Some(piece) => piece?,
-                None => {
-                    return Err(io::Error::new(
-                        io::ErrorKind::UnexpectedEof,
-                        "the client broke off",
-                    ));
-                }
-            };
-            self.done = self.piece.is_empty();
-        }
-        let len = self.piece.len().min(buffer.len());
-        if let Some(to) = buffer.get_mut(..len) {
-            self.piece.copy_to_slice(to);
-        }
-        Ok(len)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -416,22 +296,5 @@ mod tests {
         assert!(fits("busybox:latest", "busy*") && fits("busybox", "b*y*x") && fits("", "*"));
         assert!(fits("aXbXc", "a*Xc") && fits("abc", "abc"));
         assert!(!fits("busybox", "busy") && !fits("busybox", "*a") && !fits("", "a"));
-    }
-
-    #[test]
-    fn an_archive_that_breaks_off_is_an_error() {
-        let archive = |pieces: Vec<io::Result<Bytes>>| {
-            let (to, receiver) = mpsc::channel(8);
-            for piece in pieces {
-                to.try_send(piece).unwrap();
-            }
-            Archive { pieces: receiver, piece: Bytes::new(), done: false }
-        };
-        let mut text = String::new();
-        let whole = vec![Ok("ab".into()), Ok("c".into()), Ok(Bytes::new())];
-        archive(whole).read_to_string(&mut text).unwrap();
-        assert_eq!(text, "abc");
-        let cut = archive(vec![Ok("ab".into())]).read_to_end(&mut Vec::new());
-        assert_eq!(cut.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
     }
 }

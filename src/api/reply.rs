@@ -1,6 +1,6 @@
 //! Answers.
 
-use std::convert::Infallible;
+use std::io;
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
@@ -14,7 +14,7 @@ use serde::Serialize;
 use super::error::ApiError;
 
 /// The body of an answer.
-pub(super) type Body = UnsyncBoxBody<Bytes, Infallible>;
+pub(super) type Body = UnsyncBoxBody<Bytes, io::Error>;
 /// An answer.
 pub(super) type Reply = Response<Body>;
 /// What a route gives.
@@ -32,7 +32,7 @@ fn with(status: StatusCode, content: Option<HeaderValue>, body: Body) -> Reply {
 }
 
 fn full(bytes: impl Into<Bytes>) -> Body {
-    Full::new(bytes.into()).boxed_unsync()
+    Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
 }
 
 /// JSON with this status. Docker ends it with a newline.
@@ -64,7 +64,16 @@ pub(super) fn stream(
     content: Option<HeaderValue>,
     stream: impl Stream<Item = Bytes> + Send + 'static,
 ) -> Reply {
-    let frames = stream.map(|bytes| Ok::<_, Infallible>(Frame::data(bytes)));
+    breakable(content, stream.map(Ok))
+}
+
+/// As [`stream`]. After an error the connection is closed, so that nobody takes what came for the
+/// whole.
+pub(super) fn breakable(
+    content: Option<HeaderValue>,
+    stream: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
+) -> Reply {
+    let frames = stream.map(|piece| piece.map(Frame::data));
     with(StatusCode::OK, content, StreamBody::new(frames).boxed_unsync())
 }
 

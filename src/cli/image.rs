@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+pub(super) use super::archive::{LOAD, SAVE};
 use super::call::{Call, outln};
 use super::client::{Client, Target};
 use super::error::CliError;
@@ -48,6 +49,7 @@ pub(super) const IMAGE: Command = Command::group(
         )
         .flags(&[INSPECT_FORMAT])
         .takes(Arity::AtLeast(1)),
+        LOAD.aliases(&[], LOAD_ALSO),
         Command::client("ls", "[OPTIONS] [REPOSITORY[:TAG]]", "List images", list)
             .flags(LIST_FLAGS)
             .takes(Arity::AtMost(1))
@@ -56,11 +58,14 @@ pub(super) const IMAGE: Command = Command::group(
             .flags(REMOVE_FLAGS)
             .takes(Arity::AtLeast(1))
             .aliases(&["remove"], REMOVE_ALSO),
+        SAVE.aliases(&[], SAVE_ALSO),
         TAG.aliases(&[], &["image tag", "tag"]),
     ],
 )
 .section("Management Commands");
 
+pub(super) const LOAD_ALSO: &[&str] = &["image load", "load"];
+pub(super) const SAVE_ALSO: &[&str] = &["image save", "save"];
 const LIST_ALSO: &[&str] = &["image ls", "image list", "images"];
 const REMOVE_ALSO: &[&str] = &["image rm", "image remove", "rmi"];
 

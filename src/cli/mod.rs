@@ -3,6 +3,7 @@
 //! The words, options, columns and exit codes are the docker CLI's; what Docker has no words
 //! for stands under "Beyond Docker".
 
+mod archive;
 mod call;
 mod client;
 mod commands;
@@ -21,6 +22,7 @@ mod inspect;
 mod json;
 mod logs;
 mod material;
+mod messages;
 mod network;
 mod node;
 mod node_args;

@@ -38,7 +38,7 @@ pub(super) struct FakeGate {
     execs: Mutex<Vec<ExecView>>,
     /// The payloads that came in, in plain: what a test may look at and a daemon never keeps.
     pub(super) payloads: Mutex<Vec<(MaterialId, Vec<u8>)>>,
-    _dir: tempfile::TempDir,
+    pub(super) dir: tempfile::TempDir,
 }
 
 fn mint<K>() -> Id<K> {
@@ -75,7 +75,7 @@ impl FakeGate {
             lines: Mutex::default(),
             execs: Mutex::default(),
             payloads: Mutex::default(),
-            _dir: dir,
+            dir,
         })
     }
 

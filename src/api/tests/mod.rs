@@ -1,5 +1,6 @@
 //! The API over a socket, against a node of memory: real HTTP, real state, no daemon.
 
+mod archives;
 mod fake;
 mod goldens;
 mod objects;

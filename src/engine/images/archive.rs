@@ -3,11 +3,16 @@
 //! Only the layout of the 512-byte header is left to the `tar` crate: its own iterator reads long
 //! names and extended headers into memory however long they say they are.
 
+mod extended;
+mod sparse;
+
 use std::io::{self, Read};
 
 use tar::{EntryType, Header};
 
 use crate::limits::{ARCHIVE_HEADER_BYTES, ARCHIVE_PATH_BYTES};
+use extended::Extended;
+pub(super) use sparse::Piece;
 
 const BLOCK: u64 = 512;
 
@@ -50,6 +55,20 @@ pub enum ArchiveError {
         /// Its kind.
         what: &'static str,
     },
+    /// The map of a file's holes does not fit the file.
+    #[error("entry {0:?} has a bad map of its holes")]
+    Sparse(String),
+    /// An owner that no kernel knows.
+    #[error("entry {path:?} belongs to {id}, which is no user or group id")]
+    Owner {
+        /// Entry.
+        path: String,
+        /// User or group.
+        id: u64,
+    },
+    /// All files together are too large.
+    #[error("the archive's files have more than {0} bytes")]
+    TooLarge(u64),
     /// An entry cannot be written.
     #[error("cannot unpack entry {path:?}")]
     Unpack {
@@ -87,8 +106,10 @@ pub(super) struct Entry {
     pub(super) mtime: (i64, u32),
     /// Major and minor number.
     pub(super) device: (u32, u32),
-    /// Bytes of content behind the header.
+    /// Bytes of the file, holes included.
     pub(super) size: u64,
+    /// Which parts of a file with holes are stored, one behind the other.
+    pub(super) pieces: Option<Vec<Piece>>,
     pub(super) xattrs: Vec<(String, Vec<u8>)>,
 }
 
@@ -103,19 +124,6 @@ fn shown(path: &[u8]) -> String {
     String::from_utf8_lossy(path).chars().take(256).collect()
 }
 
-/// What extended headers say of the next entry.
-#[derive(Debug, Default)]
-struct Extended {
-    path: Option<Vec<u8>>,
-    link: Option<Vec<u8>>,
-    size: Option<u64>,
-    uid: Option<u64>,
-    gid: Option<u64>,
-    mtime: Option<(i64, u32)>,
-    sparse: bool,
-    xattrs: Vec<(String, Vec<u8>)>,
-}
-
 /// A tar stream. Between two calls of [`Archive::next`] it reads as the content of the entry.
 #[derive(Debug)]
 pub(super) struct Archive<R> {
@@ -125,16 +133,19 @@ pub(super) struct Archive<R> {
     /// Bytes of the current entry not read yet, and the padding behind them.
     rest: u64,
     padding: u64,
+    /// Bytes of headers that the next entry may still have.
+    header_room: usize,
 }
 
 impl<R: Read> Archive<R> {
     pub(super) fn new(input: R) -> Self {
-        Self { input, at: 0, rest: 0, padding: 0 }
+        Self { input, at: 0, rest: 0, padding: 0, header_room: 0 }
     }
 
     /// The header of the next entry; none at the end of the archive.
     pub(super) fn next(&mut self) -> Result<Option<Entry>, ArchiveError> {
         let mut extended = Extended::default();
+        self.header_room = ARCHIVE_HEADER_BYTES;
         loop {
             self.skip_rest()?;
             let at = self.at;
@@ -148,13 +159,33 @@ impl<R: Read> Archive<R> {
                     extended.read(&records).ok_or(ArchiveError::Header(at))?;
                 }
                 EntryType::XGlobalHeader => self.expect(size),
-                _ => {
-                    let entry = extended.complete(&header, size, at)?;
-                    self.expect(entry.size);
-                    return Ok(Some(entry));
-                }
+                _ => return self.entry(&header, extended, size, at).map(Some),
             }
         }
+    }
+
+    fn entry(
+        &mut self,
+        header: &Header,
+        mut extended: Extended,
+        size: u64,
+        at: u64,
+    ) -> Result<Entry, ArchiveError> {
+        let mut entry = extended.complete(header, size, at)?;
+        if header.entry_type() == EntryType::GNUSparse {
+            let (real, numbers) = self.old_map(header, &entry.path)?;
+            self.expect(entry.size);
+            self.set_pieces(&mut entry, real, &numbers)?;
+            return Ok(entry);
+        }
+        self.expect(entry.size);
+        if extended.sparse.any {
+            if entry.kind != EntryKind::File {
+                return Err(ArchiveError::Sparse(entry.shown()));
+            }
+            self.extended_map(&mut entry, extended.sparse)?;
+        }
+        Ok(entry)
     }
 
     /// Reads whatever stands behind the last entry, so that a digest covers it.
@@ -204,11 +235,11 @@ impl<R: Read> Archive<R> {
 
     fn expect(&mut self, size: u64) {
         self.rest = size;
-        self.padding = size.next_multiple_of(BLOCK) - size;
+        self.padding = (BLOCK - size % BLOCK) % BLOCK;
     }
 
     fn skip_rest(&mut self) -> Result<(), ArchiveError> {
-        let left = self.rest + self.padding;
+        let left = self.rest.saturating_add(self.padding);
         let skipped = io::copy(&mut (&mut self.input).take(left), &mut io::sink())
             .map_err(ArchiveError::Read)?;
         self.at += skipped;
@@ -237,8 +268,9 @@ impl<R: Read> Archive<R> {
         let at = self.at;
         let len = usize::try_from(size)
             .ok()
-            .filter(|len| *len <= limit)
+            .filter(|len| *len <= limit.min(self.header_room))
             .ok_or(ArchiveError::TooLong { what, limit, at })?;
+        self.header_room -= len;
         let mut bytes = vec![0; len];
         self.expect(size);
         self.read_exact(&mut bytes).map_err(|e| match e.kind() {
@@ -262,109 +294,5 @@ impl<R: Read> Read for Archive<R> {
         self.rest -= n as u64;
         self.at += n as u64;
         Ok(n)
-    }
-}
-
-impl Extended {
-    /// Takes over the records of an extended header; none if they are malformed.
-    fn read(&mut self, mut records: &[u8]) -> Option<()> {
-        while !records.is_empty() {
-            // "LENGTH KEY=VALUE\n", the length counting itself.
-            let space = records.iter().position(|b| *b == b' ')?;
-            let len: usize = std::str::from_utf8(&records[..space]).ok()?.parse().ok()?;
-            let record = records.get(space + 1..len)?.strip_suffix(b"\n")?;
-            let equals = record.iter().position(|b| *b == b'=')?;
-            let (key, value) =
-                (std::str::from_utf8(&record[..equals]).ok()?, &record[equals + 1..]);
-            let text = || std::str::from_utf8(value).ok();
-            match key {
-                "path" => self.path = Some(value.to_vec()),
-                "linkpath" => self.link = Some(value.to_vec()),
-                "size" => self.size = Some(text()?.parse().ok()?),
-                "uid" => self.uid = Some(text()?.parse().ok()?),
-                "gid" => self.gid = Some(text()?.parse().ok()?),
-                "mtime" => self.mtime = Some(parse_time(text()?)?),
-                _ => {
-                    self.sparse |= key.starts_with("GNU.sparse.");
-                    if let Some(name) = key.strip_prefix("SCHILY.xattr.") {
-                        self.xattrs.push((name.to_owned(), value.to_vec()));
-                    }
-                }
-            }
-            records = &records[len..];
-        }
-        Some(())
-    }
-
-    fn complete(&mut self, header: &Header, size: u64, at: u64) -> Result<Entry, ArchiveError> {
-        let this = std::mem::take(self);
-        let path = this.path.unwrap_or_else(|| header.path_bytes().into_owned());
-        if path.len() > ARCHIVE_PATH_BYTES {
-            let limit = ARCHIVE_PATH_BYTES;
-            return Err(ArchiveError::TooLong { what: "name", limit, at });
-        }
-        let kind = kind_of(header.entry_type(), &path)?;
-        if this.sparse {
-            return Err(ArchiveError::Unsupported { path: shown(&path), what: "sparse file" });
-        }
-        let link = this.link.or_else(|| header.link_name_bytes().map(|l| l.into_owned()));
-        let bad = |_| ArchiveError::Header(at);
-        let owner = |extended: Option<u64>, plain: io::Result<u64>| match extended {
-            Some(id) => u32::try_from(id).map_err(|_| ArchiveError::Header(at)),
-            None => u32::try_from(plain.map_err(bad)?).map_err(|_| ArchiveError::Header(at)),
-        };
-        let seconds = i64::try_from(header.mtime().unwrap_or(0)).unwrap_or(0);
-        let device = |number: io::Result<Option<u32>>| number.ok().flatten().unwrap_or(0);
-        Ok(Entry {
-            kind,
-            link: link.unwrap_or_default(),
-            mode: header.mode().map_err(bad)? & 0o7777,
-            uid: owner(this.uid, header.uid())?,
-            gid: owner(this.gid, header.gid())?,
-            mtime: this.mtime.unwrap_or((seconds, 0)),
-            device: (device(header.device_major()), device(header.device_minor())),
-            // Only files have content, whatever the header of a link says.
-            size: if kind == EntryKind::File { this.size.unwrap_or(size) } else { 0 },
-            xattrs: this.xattrs,
-            path,
-        })
-    }
-}
-
-fn kind_of(entry: EntryType, path: &[u8]) -> Result<EntryKind, ArchiveError> {
-    Ok(match entry {
-        // An old archive marks a directory by its trailing slash alone.
-        EntryType::Regular if path.ends_with(b"/") => EntryKind::Directory,
-        EntryType::Regular | EntryType::Continuous => EntryKind::File,
-        EntryType::Directory => EntryKind::Directory,
-        EntryType::Symlink => EntryKind::Symlink,
-        EntryType::Link => EntryKind::Hardlink,
-        EntryType::Char => EntryKind::Char,
-        EntryType::Block => EntryKind::Block,
-        EntryType::Fifo => EntryKind::Fifo,
-        EntryType::GNUSparse => {
-            return Err(ArchiveError::Unsupported { path: shown(path), what: "sparse file" });
-        }
-        _ => {
-            return Err(ArchiveError::Unsupported {
-                path: shown(path),
-                what: "entry of unknown type",
-            });
-        }
-    })
-}
-
-/// Seconds with an optional fraction: `1700000000.25`, `-1.5`.
-fn parse_time(text: &str) -> Option<(i64, u32)> {
-    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
-    let seconds: i64 = whole.parse().ok()?;
-    if !fraction.bytes().all(|b| b.is_ascii_digit()) {
-        return None;
-    }
-    let digits: String = fraction.chars().chain("000000000".chars()).take(9).collect();
-    let nanos: u32 = digits.parse().ok()?;
-    match whole.starts_with('-') && nanos > 0 {
-        true => Some((seconds.checked_sub(1)?, 1_000_000_000 - nanos)),
-        false => Some((seconds, nanos)),
     }
 }

@@ -1,6 +1,6 @@
 //! Which images there are and what names them: the decisions of the image store, without disk.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::error::ImageError;
@@ -21,6 +21,9 @@ pub(super) struct Catalog {
     images: BTreeMap<String, Stored>,
     names: BTreeMap<Reference, String>,
 }
+
+/// An image to be saved, and a name to save it by.
+pub(super) type Meant = (Arc<Image>, Option<Reference>);
 
 /// What a text was found to name.
 enum Found {
@@ -60,10 +63,51 @@ impl Catalog {
         let Some(stored) = self.images.get(id) else {
             return Err(ImageError::NotFound(id.to_owned()));
         };
-        let digest = format!("{}@{}", tag.repository(), stored.image.manifest_digest);
-        self.name(Reference::parse(&digest)?, id);
+        let digest = stored.image.manifest_digest.clone();
+        self.name_digest(tag, &digest, id)?;
         self.name(tag.clone(), id);
         Ok(())
+    }
+
+    /// Gives a tag's repository the digest of a manifest: of this one, or of another that the
+    /// image came with.
+    pub(super) fn name_digest(
+        &mut self,
+        tag: &Reference,
+        digest: &str,
+        id: &str,
+    ) -> Result<(), ImageError> {
+        self.name(Reference::parse(&format!("{}@{digest}", tag.repository()))?, id);
+        Ok(())
+    }
+
+    /// The id that a name stands for.
+    pub(super) fn id_of(&self, name: &Reference) -> Option<&String> {
+        self.names.get(name)
+    }
+
+    /// What somebody means who saves this: the image, and the names to save it by. A repository
+    /// without a tag means all its tags; an id or a digest is no name.
+    pub(super) fn meant(&self, text: &str) -> Result<Vec<Meant>, ImageError> {
+        if let Ok(typed) = Reference::parse(text) {
+            let tags = self.names.iter().filter(|(name, _)| {
+                name.tag().is_some() && name.repository() == typed.repository()
+            });
+            let tags = tags.filter(|_| typed.tag().is_none() && typed.digest().is_none());
+            let tagged = tags.filter_map(|(name, id)| {
+                Some((Arc::clone(&self.images.get(id)?.image), Some(name.clone())))
+            });
+            let tagged: Vec<_> = tagged.collect();
+            if !tagged.is_empty() {
+                return Ok(tagged);
+            }
+        }
+        let image = self.resolve(text)?;
+        let name = match self.find(text)? {
+            Found::Name(name, _) if name.digest().is_none() => Some(name),
+            _ => None,
+        };
+        Ok(vec![(image, name)])
     }
 
     /// Finds an image by name, digest, id or the beginning of one.
@@ -153,6 +197,11 @@ impl Catalog {
         Ok(removed)
     }
 
+    /// The image with this id.
+    pub(super) fn stored(&self, id: &str) -> Option<&Stored> {
+        self.images.get(id)
+    }
+
     fn names_of(&self, id: &str) -> Vec<Reference> {
         self.names.iter().filter(|(_, of)| *of == id).map(|(name, _)| name.clone()).collect()
     }
@@ -178,9 +227,12 @@ impl Catalog {
     fn delete(&mut self, id: &str, removed: &mut Vec<Removed>) {
         if let Some(stored) = self.images.remove(id) {
             removed.push(Removed::Deleted(id.to_owned()));
-            let kept: Vec<&String> = self.images().flat_map(|s| &s.image.diff_ids).collect();
-            let gone = stored.image.diff_ids.iter().rev().filter(|layer| !kept.contains(layer));
-            removed.extend(gone.cloned().map(Removed::Deleted));
+            // Docker counts a layer by all that is below it, too.
+            let kept: BTreeSet<String> =
+                self.images().flat_map(|stored| stored.image.chain_ids()).collect();
+            let mut gone = stored.image.chain_ids();
+            gone.retain(|layer| !kept.contains(layer));
+            removed.extend(gone.into_iter().rev().map(Removed::Deleted));
         }
     }
 

@@ -19,7 +19,9 @@ use tempfile::NamedTempFile;
 
 use super::catalog::{Catalog, Stored};
 use super::error::ImageError;
+use super::pins::Pins;
 use super::reference::{Reference, is_digest};
+use super::unpack::Layer;
 use super::view::Image;
 use crate::limits::IMAGE_DOCUMENT_BYTES;
 
@@ -29,6 +31,8 @@ const NAME: &str = "org.opencontainers.image.ref.name";
 const UNPACKED: &str = "skep.image.unpacked-bytes";
 /// What begins with this is not finished, or no longer wanted.
 const TEMPORARY: &str = ".tmp-";
+/// Behind the digest of a plain layer: it is kept packed, and its name tells.
+const PACKED: &str = ".zst";
 
 /// The directories of the store.
 #[derive(Debug)]
@@ -36,6 +40,7 @@ pub(super) struct Disk {
     images: PathBuf,
     blobs: PathBuf,
     layers: PathBuf,
+    pub(super) pins: Arc<Pins>,
 }
 
 impl Disk {
@@ -47,7 +52,7 @@ impl Disk {
             crate::files::make_dir(dir, 0o700)
                 .map_err(|e| ImageError::disk("make", dir)(e.source))?;
         }
-        let disk = Self { images, blobs, layers };
+        let disk = Self { images, blobs, layers, pins: Arc::default() };
         for dir in [&disk.images, &disk.blobs, &disk.layers] {
             clear(dir, |name| name.starts_with(TEMPORARY))?;
         }
@@ -81,29 +86,70 @@ impl Disk {
             .map_err(ImageError::disk("make a file in", &self.blobs))
     }
 
-    /// Puts an unpacked layer in its place, durably. One that is there already is kept.
-    pub(super) fn install_layer(
-        &self,
-        unpacked: &Unpacked,
-        diff_id: &str,
-    ) -> Result<(), ImageError> {
-        let target = self.layer_dir(diff_id);
-        if target.exists() {
-            return Ok(());
+    /// A directory for what is not known to be good yet; gone when dropped.
+    pub(super) fn new_staging(&self) -> Result<tempfile::TempDir, ImageError> {
+        tempfile::Builder::new()
+            .prefix(TEMPORARY)
+            .tempdir_in(&self.images)
+            .map_err(ImageError::disk("make a directory in", &self.images))
+    }
+
+    /// Makes durable whatever was written to the store so far.
+    pub(super) fn sync(&self) -> Result<(), ImageError> {
+        let dir = File::open(&self.layers).map_err(ImageError::disk("open", &self.layers))?;
+        rustix::fs::syncfs(&dir).map_err(|e| ImageError::disk("sync", &self.layers)(e.into()))
+    }
+
+    /// Puts a layer in its place: files that are there already are kept. They are durable if
+    /// [`Disk::sync`] came before.
+    pub(super) fn install(&self, layer: Layer) -> Result<(), ImageError> {
+        let target = self.layer_dir(&layer.diff_id);
+        if let Some(files) = layer.files.filter(|_| !target.exists()) {
+            fs::rename(&files.path, &target).map_err(ImageError::disk("rename to", &target))?;
+            sync_dir(&self.layers)?;
         }
-        let source = &unpacked.path;
-        let dir = File::open(source).map_err(ImageError::disk("open", source))?;
-        rustix::fs::syncfs(&dir).map_err(|e| ImageError::disk("sync", source)(e.into()))?;
-        fs::rename(source, &target).map_err(ImageError::disk("rename to", &target))?;
-        sync_dir(&self.layers)
+        match layer.archive {
+            Some(blob) => self.install_file(&blob, &blob_name(&layer.diff_id, &layer.diff_id)),
+            None => Ok(()),
+        }
     }
 
     /// Puts a written blob in its place, durably.
-    pub(super) fn install_blob(&self, blob: NamedTempFile, hex: &str) -> Result<(), ImageError> {
-        let target = self.blobs.join(hex);
+    fn install_blob(&self, blob: NamedTempFile, name: &str) -> Result<(), ImageError> {
+        let target = self.blobs.join(name);
         blob.as_file().sync_all().map_err(ImageError::disk("sync", blob.path()))?;
         blob.persist(&target).map_err(|e| ImageError::disk("rename to", &target)(e.error))?;
         sync_dir(&self.blobs)
+    }
+
+    /// Moves a file into its place as a blob, durably.
+    pub(super) fn install_file(&self, file: &Path, name: &str) -> Result<(), ImageError> {
+        let target = self.blobs.join(name);
+        let sync = || File::open(file)?.sync_all();
+        sync().map_err(ImageError::disk("sync", file))?;
+        fs::rename(file, &target).map_err(ImageError::disk("rename to", &target))?;
+        sync_dir(&self.blobs)
+    }
+
+    /// Whether there is a blob of this name.
+    pub(super) fn has_blob(&self, name: &str) -> bool {
+        self.blobs.join(name).is_file()
+    }
+
+    /// A layer's blob as its digest means it: what is kept packed is unpacked on the way.
+    pub(super) fn open_blob(&self, name: &str) -> Result<Box<dyn Read>, ImageError> {
+        let path = self.blobs.join(name);
+        let file = File::open(&path).map_err(ImageError::disk("open", &path))?;
+        if !name.ends_with(PACKED) {
+            return Ok(Box::new(file));
+        }
+        let decoder = zstd::Decoder::new(file).map_err(ImageError::disk("read", &path))?;
+        Ok(Box::new(decoder))
+    }
+
+    /// The path of a blob, for messages.
+    pub(super) fn blob_path(&self, name: &str) -> PathBuf {
+        self.blobs.join(name)
     }
 
     /// Writes a small blob; returns its bare hex digest.
@@ -181,7 +227,8 @@ impl Disk {
             }
         }
         let mut blobs = vec![bare(&digest).to_owned(), bare(&id).to_owned()];
-        blobs.extend(manifest.layers().iter().map(|l| l.digest().digest().to_owned()));
+        let layers = manifest.layers().iter().zip(&image.diff_ids);
+        blobs.extend(layers.map(|(l, diff_id)| blob_name(l.digest().as_ref(), diff_id)));
         image.id = id;
         image.manifest_digest = digest;
         image.manifest_bytes = bytes.len() as u64;
@@ -223,8 +270,9 @@ impl Disk {
         let layers: BTreeSet<&str> =
             catalog.images().flat_map(|s| &s.image.diff_ids).map(|id| bare(id)).collect();
         // Imports that are under way keep theirs under a temporary name.
-        clear(&self.blobs, |n| !n.starts_with(TEMPORARY) && !blobs.contains(n))?;
-        clear(&self.layers, |n| !n.starts_with(TEMPORARY) && !layers.contains(n))
+        let is_free = |n: &str| !n.starts_with(TEMPORARY) && !self.pins.has(n);
+        clear(&self.blobs, |n| is_free(n) && !blobs.contains(n))?;
+        clear(&self.layers, |n| is_free(n) && !layers.contains(n))
     }
 
     fn replace(&self, path: &Path, bytes: &[u8]) -> Result<(), ImageError> {
@@ -262,6 +310,12 @@ impl Drop for Unpacked {
 /// The hex part of a digest.
 pub(super) fn bare(digest: &str) -> &str {
     digest.strip_prefix("sha256:").unwrap_or(digest)
+}
+
+/// The name of a layer's blob: a plain one is kept packed.
+pub(super) fn blob_name(digest: &str, diff_id: &str) -> String {
+    let packed = if digest == diff_id { PACKED } else { "" };
+    format!("{}{packed}", bare(digest))
 }
 
 /// A descriptor of an image's manifest as the index holds it.

@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::archive::ArchiveError;
+use super::load::LoadError;
 use super::reference::ReferenceError;
 
 /// An operation on images failed.
@@ -27,6 +28,25 @@ pub enum ImageError {
     /// The archive is broken, dangerous or over a limit.
     #[error("the archive cannot be imported")]
     Archive(#[source] ArchiveError),
+    /// An archive of images is broken, dangerous or over a limit.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// An image is for another platform than the one asked for.
+    #[error("image {image} was found, but it is for {found}, not for {wanted}")]
+    Platform {
+        /// As the user named it.
+        image: String,
+        /// What it is for.
+        found: String,
+        /// What was asked for.
+        wanted: String,
+    },
+    /// More names than one request may have.
+    #[error("more than {0} images in one request")]
+    TooManyNames(usize),
+    /// An archive that is written out could not be read from disk, or nobody takes it.
+    #[error("cannot write the archive")]
+    Send(#[source] io::Error),
     /// The store on disk does not hold together.
     #[error("the image store is damaged at {path}: {what}")]
     Damaged {

@@ -1,12 +1,15 @@
 //! Unpacks a layer's archive into a directory, as root, without ever leaving it.
 //!
 //! Every parent directory is opened by `openat2` with `RESOLVE_IN_ROOT`: symbolic links lead
-//! where they would lead in the container. The last component is never followed. Whiteouts are
-//! written as overlayfs reads them.
+//! where they would lead in the container. The last component is never followed. A name that
+//! begins with a slash is taken from the root, as Docker does. Whiteouts are written as overlayfs
+//! reads them.
 
+use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use rustix::fs::{
@@ -15,12 +18,14 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::archive::{Archive, ArchiveError, Entry, EntryKind};
-use crate::limits::ARCHIVE_ENTRIES;
+use crate::limits::{ARCHIVE_BYTES, ARCHIVE_ENTRIES};
 
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 /// Other names that begin so are bookkeeping of an old storage driver.
 const BOOKKEEPING: &[u8] = b".wh..wh.";
+
+const OPAQUE_XATTR: &str = "trusted.overlay.opaque";
 
 /// Unpacks all entries below `root`, an empty directory; returns the bytes of all files.
 pub(super) fn unpack<R: Read>(archive: &mut Archive<R>, root: &Path) -> Result<u64, ArchiveError> {
@@ -29,18 +34,35 @@ pub(super) fn unpack<R: Read>(archive: &mut Archive<R>, root: &Path) -> Result<u
     // Archives without an entry for the root mean the usual mode.
     let _ = rustix::fs::fchmod(&root, Mode::from_raw_mode(0o755));
     let mut unpacker = Unpacker { root, last_parent: None, directories: Vec::new() };
+    let bytes = walk(archive, |entry, names, archive| unpacker.entry(entry, names, archive))?;
+    unpacker.finish()?;
+    Ok(bytes)
+}
+
+/// The bytes of all files, with nothing unpacked: for a layer that is there already.
+pub(super) fn measure<R: Read>(archive: &mut Archive<R>) -> Result<u64, ArchiveError> {
+    walk(archive, |_, _, _| Ok(()))
+}
+
+/// Hands on every entry that has a proper name, within the limits of a layer.
+fn walk<R: Read>(
+    archive: &mut Archive<R>,
+    mut each: impl FnMut(&Entry, &[&[u8]], &mut Archive<R>) -> io::Result<()>,
+) -> Result<u64, ArchiveError> {
     let (mut entries, mut bytes) = (0u64, 0u64);
     while let Some(entry) = archive.next()? {
         entries += 1;
         if entries > ARCHIVE_ENTRIES {
             return Err(ArchiveError::TooMany(ARCHIVE_ENTRIES));
         }
+        bytes = bytes.saturating_add(entry.size);
+        if bytes > ARCHIVE_BYTES {
+            return Err(ArchiveError::TooLarge(ARCHIVE_BYTES));
+        }
         let names = split(&entry.path).ok_or_else(|| ArchiveError::Path(entry.shown()))?;
-        let done = unpacker.entry(&entry, &names, archive);
-        done.map_err(|source| ArchiveError::Unpack { path: entry.shown(), source })?;
-        bytes += entry.size;
+        each(&entry, &names, archive)
+            .map_err(|source| ArchiveError::Unpack { path: entry.shown(), source })?;
     }
-    unpacker.finish()?;
     Ok(bytes)
 }
 
@@ -67,8 +89,7 @@ impl Unpacker {
             return Err(io::ErrorKind::NotFound.into());
         };
         if *name == OPAQUE {
-            let flags = XattrFlags::empty();
-            return Ok(rustix::fs::fsetxattr(parent, "trusted.overlay.opaque", b"y", flags)?);
+            return make_opaque(parent);
         }
         if name.starts_with(BOOKKEEPING) {
             return Ok(());
@@ -134,9 +155,9 @@ impl Unpacker {
     }
 }
 
-/// The components of an entry's path; none if it is absolute, climbs, or cannot be a path.
-fn split(path: &[u8]) -> Option<Vec<&[u8]>> {
-    if path.is_empty() || path.starts_with(b"/") || path.contains(&0) {
+/// The components of an entry's path, from the root; none if it climbs or cannot be a path.
+pub(super) fn split(path: &[u8]) -> Option<Vec<&[u8]>> {
+    if path.is_empty() || path.contains(&0) {
         return None;
     }
     let names = path.split(|b| *b == b'/').filter(|name| !name.is_empty() && *name != b".");
@@ -151,11 +172,15 @@ fn open_in(root: &OwnedFd, path: &[u8]) -> Result<OwnedFd, Errno> {
     rustix::fs::openat2(root, path, DIRECTORY, Mode::empty(), resolve)
 }
 
-/// Takes away what has this name, unless it is a directory with something in it.
+/// Takes away what has this name, whatever it is: the later entry counts.
 fn make_room(parent: &OwnedFd, name: &[u8]) -> io::Result<()> {
     match rustix::fs::unlinkat(parent, name, AtFlags::empty()) {
         Err(Errno::NOENT) | Ok(()) => Ok(()),
-        Err(Errno::ISDIR) => Ok(rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR)?),
+        Err(Errno::ISDIR) => {
+            let above = format!("/proc/self/fd/{}", parent.as_raw_fd());
+            let path = Path::new(&above).join(OsStr::from_bytes(name));
+            crate::files::remove_dir(&path).map_err(|e| e.source)
+        }
         Err(e) => Err(e.into()),
     }
 }
@@ -172,7 +197,18 @@ fn file(parent: &OwnedFd, name: &[u8], entry: &Entry, content: &mut impl Read) -
     };
     let mut file = File::from(fd);
     // A content that ends early is an error of the reader, never a short file.
-    io::copy(content, &mut file)?;
+    match &entry.pieces {
+        None => {
+            io::copy(content, &mut file)?;
+        }
+        Some(pieces) => {
+            for piece in pieces {
+                file.seek(SeekFrom::Start(piece.offset))?;
+                io::copy(&mut content.by_ref().take(piece.bytes), &mut file)?;
+            }
+            file.set_len(entry.size)?;
+        }
+    }
     own(&file, entry)?;
     Ok(rustix::fs::futimens(&file, &times(entry.mtime))?)
 }
@@ -185,9 +221,15 @@ fn directory(parent: &OwnedFd, name: &[u8], entry: &Entry) -> io::Result<()> {
         Err(Errno::EXIST) => match open() {
             Ok(fd) => fd,
             Err(_) => {
+                // One that the layers below have was taken away before this one was made.
+                let is_new = is_whiteout(parent, name)?;
                 make_room(parent, name)?;
                 make()?;
-                open()?
+                let fd = open()?;
+                if is_new {
+                    make_opaque(&fd)?;
+                }
+                fd
             }
         },
         Err(e) => return Err(e.into()),
@@ -200,9 +242,25 @@ fn hardlink(root: &OwnedFd, parent: &OwnedFd, name: &[u8], entry: &Entry) -> io:
     let Some((target_name, above)) = target.split_last() else {
         return Err(io::Error::other("its link has a forbidden path"));
     };
-    let above = open_in(root, &above.join(&b'/'))?;
+    // Docker, too, unpacks a layer without those below it.
+    let missing = |e: Errno| match e {
+        Errno::NOENT | Errno::NOTDIR => io::Error::other(format!(
+            "it is a hard link to {:?}, which this layer does not have before it",
+            String::from_utf8_lossy(&entry.link)
+        )),
+        e => e.into(),
+    };
+    let above = open_in(root, &above.join(&b'/')).map_err(missing)?;
+    let found = rustix::fs::statat(&above, *target_name, AtFlags::SYMLINK_NOFOLLOW);
+    let found = found.map_err(missing)?;
+    if let Ok(own) = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
+        // A link to itself is there already.
+        if (own.st_dev, own.st_ino) == (found.st_dev, found.st_ino) {
+            return Ok(());
+        }
+    }
     make_room(parent, name)?;
-    Ok(rustix::fs::linkat(&above, *target_name, parent, name, AtFlags::empty())?)
+    rustix::fs::linkat(&above, *target_name, parent, name, AtFlags::empty()).map_err(missing)
 }
 
 fn symlink(parent: &OwnedFd, name: &[u8], entry: &Entry) -> io::Result<()> {
@@ -228,14 +286,35 @@ fn node(parent: &OwnedFd, name: &[u8], entry: &Entry) -> io::Result<()> {
     Ok(rustix::fs::utimensat(parent, name, &times(entry.mtime), flags)?)
 }
 
-/// A character device 0/0 hides the name in the layers below.
+/// A character device 0/0 hides the name in the layers below. What this layer itself has of that
+/// name stays: a directory then begins empty.
 fn whiteout(parent: &OwnedFd, hidden: &[u8]) -> io::Result<()> {
     if matches!(hidden, b"" | b"." | b"..") {
         return Err(io::Error::other("it hides no name"));
     }
-    make_room(parent, hidden)?;
     let kind = FileType::CharacterDevice;
-    Ok(rustix::fs::mknodat(parent, hidden, kind, Mode::empty(), rustix::fs::makedev(0, 0))?)
+    let device = rustix::fs::makedev(0, 0);
+    match rustix::fs::mknodat(parent, hidden, kind, Mode::empty(), device) {
+        Err(Errno::EXIST) => {
+            let flags = DIRECTORY | OFlags::NOFOLLOW;
+            match rustix::fs::openat(parent, hidden, flags, Mode::empty()) {
+                Ok(directory) => make_opaque(&directory),
+                Err(_) => Ok(()),
+            }
+        }
+        other => Ok(other?),
+    }
+}
+
+fn is_whiteout(parent: &OwnedFd, name: &[u8]) -> io::Result<bool> {
+    let found = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
+    let kind = FileType::from_raw_mode(found.st_mode);
+    Ok(kind == FileType::CharacterDevice && found.st_rdev == rustix::fs::makedev(0, 0))
+}
+
+/// Hides what the layers below have in this directory.
+fn make_opaque(directory: &OwnedFd) -> io::Result<()> {
+    Ok(rustix::fs::fsetxattr(directory, OPAQUE_XATTR, b"y", XattrFlags::empty())?)
 }
 
 /// Sets owner, mode and extended attributes, in this order: a change of owner takes away the
@@ -245,8 +324,13 @@ fn own(fd: &impl AsFd, entry: &Entry) -> io::Result<()> {
     rustix::fs::fchmod(fd, Mode::from_raw_mode(entry.mode))?;
     for (name, value) in &entry.xattrs {
         // Others, `trusted.overlay.*` above all, would steer the node's own kernel.
-        if name == "security.capability" || name.starts_with("user.") {
-            rustix::fs::fsetxattr(fd, name.as_str(), value, XattrFlags::empty())?;
+        let may_lack = name.starts_with("user.") || name.starts_with("system.posix_acl_");
+        if may_lack || name == "security.capability" {
+            match rustix::fs::fsetxattr(fd, name.as_str(), value, XattrFlags::empty()) {
+                // As Docker does where a filesystem has no such attributes.
+                Err(Errno::OPNOTSUPP) if may_lack => {}
+                other => other?,
+            }
         }
     }
     Ok(())

@@ -10,23 +10,38 @@ mod disk;
 mod error;
 mod import;
 mod layer;
+mod load;
+mod manifest;
+mod pins;
 pub mod reference;
+mod save;
+mod stream;
 #[cfg(test)]
 mod tests;
+mod unpack;
 mod view;
 
-use std::io::Read;
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 pub use archive::ArchiveError;
 pub use error::ImageError;
 pub use import::Import;
-pub use view::{HistoryEntry, Image, ImageConfig, ImageUse, Removed};
+pub use load::{LoadError, Upload};
+pub use pins::Hold;
+pub use save::Export;
+pub use view::{
+    HistoryEntry, Image, ImageConfig, ImageUse, LoadProgress, Loaded, Platform, Removed,
+};
 
 use catalog::Catalog;
 use disk::Disk;
+use load::Plans;
 use reference::{Reference, ReferenceError};
+
+use crate::limits::IMAGE_NAMES;
 
 /// Where a layer is unpacked. The name is bare hex: overlay splits its options at colons.
 #[must_use]
@@ -68,7 +83,7 @@ impl ImageStore {
     ) -> Result<Arc<Image>, ImageError> {
         import.reference.as_ref().map_or(Ok(()), refuse_digest)?;
         let built = import::build(&self.disk, archive, import)?;
-        let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let _writer = self.lock();
         let stored = built.install(&self.disk)?;
         let id = stored.image.id.clone();
         let mut catalog = Catalog::clone(&self.catalog());
@@ -77,6 +92,110 @@ impl ImageStore {
             catalog.tag(name, &id)?;
         }
         self.commit(catalog)?.resolve(&id)
+    }
+
+    /// Takes in an archive of images: plain, gzip or zstd. Nothing is loaded yet.
+    ///
+    /// # Errors
+    /// If it is no such archive, over a limit, or the disk fails.
+    pub fn receive(&self, archive: &mut dyn Read) -> Result<Upload, ImageError> {
+        Upload::receive(&self.disk, archive)
+    }
+
+    /// Loads every image of an archive, or none: for `wanted` where there is a choice of
+    /// platforms, or else for this machine.
+    ///
+    /// # Errors
+    /// If an image is broken, dangerous or over a limit, or the disk fails.
+    pub fn load(
+        &self,
+        upload: Upload,
+        wanted: Option<&Platform>,
+        progress: &mut dyn FnMut(LoadProgress),
+    ) -> Result<Vec<Loaded>, ImageError> {
+        let plans = Plans::of(upload, wanted)?;
+        let hold = {
+            // While the store is swept it is too late to hold anything.
+            let _writer = self.lock();
+            self.disk.pins.hold(plans.needs())
+        };
+        let built = plans.build(&self.disk, progress);
+        let _writer = self.lock();
+        let mut catalog = Catalog::clone(&self.catalog());
+        let loaded = built.and_then(|built| {
+            let loaded = built.install(&self.disk, &mut catalog)?;
+            self.commit(catalog)?;
+            Ok(loaded)
+        });
+        drop(hold);
+        // What a failure left, and what was needed by nobody but this.
+        let swept = self.disk.sweep(&self.catalog());
+        let loaded = loaded?;
+        swept?;
+        Ok(loaded)
+    }
+
+    /// Gets images ready to be saved: by `name`, `name:tag`, digest or id.
+    ///
+    /// # Errors
+    /// If one is missing or for another platform, or the disk fails.
+    pub fn export(
+        &self,
+        names: &[String],
+        wanted: Option<&Platform>,
+    ) -> Result<Export, ImageError> {
+        if names.len() > IMAGE_NAMES {
+            return Err(ImageError::TooManyNames(IMAGE_NAMES));
+        }
+        let writer = self.lock();
+        let catalog = self.catalog();
+        let mut images: BTreeMap<String, (Arc<Image>, Vec<Reference>)> = BTreeMap::new();
+        for text in names {
+            for (image, name) in catalog.meant(text)? {
+                image.check_platform(text, wanted)?;
+                let entry = images.entry(image.id.clone()).or_insert((image, Vec::new()));
+                entry.1.extend(name);
+            }
+        }
+        let blobs = images.keys().filter_map(|id| catalog.stored(id));
+        let hold = self.disk.pins.hold(blobs.flat_map(|stored| stored.blobs.clone()).collect());
+        drop(writer);
+        let mut images: Vec<_> = images.into_values().collect();
+        for (_, names) in &mut images {
+            names.sort();
+            names.dedup();
+        }
+        Export::new(&self.disk, &images, hold)
+    }
+
+    /// Writes an archive that `docker load` takes.
+    ///
+    /// # Errors
+    /// If it cannot be written, or the store is damaged: what was written is not whole then.
+    pub fn write(&self, export: &Export, to: &mut dyn Write) -> Result<(), ImageError> {
+        export.write(&self.disk, to)
+    }
+
+    /// Finds an image as [`ImageStore::resolve`] does, and keeps it from being removed for as long
+    /// as the hold lives: for a container that is not among those in use yet.
+    ///
+    /// # Errors
+    /// If there is none, or the name is not well-formed.
+    pub fn hold(&self, name: &str, container: &str) -> Result<(Arc<Image>, Hold), ImageError> {
+        let image = self.resolve(name)?;
+        if let Ok(hold) = self.disk.pins.hold_for(&image.id, container) {
+            // A removal may have ended before the hold began.
+            if self.catalog().stored(&image.id).is_some() {
+                return Ok((image, hold));
+            }
+        }
+        // Whether a removal takes it away shows when that is over.
+        let _writer = self.lock();
+        let image = self.resolve(name)?;
+        match self.disk.pins.hold_for(&image.id, container) {
+            Ok(hold) => Ok((image, hold)),
+            Err(_) => Err(ImageError::NotFound(name.to_owned())),
+        }
     }
 
     /// Every image, the newest first.
@@ -104,7 +223,7 @@ impl ImageStore {
     pub fn tag(&self, source: &str, target: &str) -> Result<(), ImageError> {
         let target = Reference::parse(target)?.or_latest();
         refuse_digest(&target)?;
-        let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let _writer = self.lock();
         let mut catalog = Catalog::clone(&self.catalog());
         let id = catalog.resolve(source)?.id.clone();
         catalog.tag(&target, &id)?;
@@ -112,7 +231,8 @@ impl ImageStore {
     }
 
     /// Takes off a name, and with the last one the image and the layers nothing else uses.
-    /// `in_use` tells whether a container uses the image with this id.
+    /// `in_use` tells whether a container uses the image with this id; it is asked while nothing
+    /// else changes the store.
     ///
     /// # Errors
     /// If there is no such image, or it is in use.
@@ -122,11 +242,15 @@ impl ImageStore {
         force: bool,
         in_use: &dyn Fn(&str) -> Option<ImageUse>,
     ) -> Result<Vec<Removed>, ImageError> {
-        let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let _writer = self.lock();
         let mut catalog = Catalog::clone(&self.catalog());
-        let removed = catalog.remove(name, force, in_use)?;
-        let catalog = self.commit(catalog)?;
-        self.disk.sweep(&catalog)?;
+        let pins = &self.disk.pins;
+        let user = |id: &str| pins.claim(id).map(ImageUse::Running).or_else(|| in_use(id));
+        let removed = catalog.remove(name, force, &user);
+        let removed = removed.and_then(|removed| self.commit(catalog).map(|_| removed));
+        pins.settle();
+        let removed = removed?;
+        self.disk.sweep(&self.catalog())?;
         Ok(removed)
     }
 
@@ -136,6 +260,10 @@ impl ImageStore {
     /// If the disk fails or the blob is damaged.
     pub fn manifest(&self, image: &Image) -> Result<Vec<u8>, ImageError> {
         self.disk.document(&image.manifest_digest)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, ()> {
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn catalog(&self) -> Arc<Catalog> {

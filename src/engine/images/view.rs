@@ -1,9 +1,44 @@
 //! An image as the rest of the node sees it.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 
 use oci_spec::image::{Config, History, ImageConfiguration};
+use sha2::{Digest as _, Sha256};
+use skep_core::id::hex;
 use skep_core::time::Stamp;
+
+use super::error::ImageError;
+
+/// A platform that images are made for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Platform {
+    /// `linux`.
+    pub os: String,
+    /// Go's word: `amd64` and the like.
+    pub architecture: String,
+    /// Mostly empty; an empty one wants any.
+    pub variant: String,
+}
+
+impl Platform {
+    /// Whether an image for `found` is what somebody means by this.
+    pub(super) fn fits(&self, found: &Self) -> bool {
+        self.os == found.os
+            && self.architecture == found.architecture
+            && (self.variant.is_empty() || self.variant == found.variant)
+    }
+}
+
+impl fmt::Display for Platform {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.os, self.architecture)?;
+        match self.variant.as_str() {
+            "" => Ok(()),
+            variant => write!(f, "/{variant}"),
+        }
+    }
+}
 
 /// An image. Names are in the form that is shown, sorted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,6 +122,28 @@ pub enum Removed {
     Deleted(String),
 }
 
+/// An image that was loaded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Loaded {
+    /// `sha256:…`.
+    pub id: String,
+    /// The names it came with, as they are shown.
+    pub names: Vec<String>,
+    /// Those of them that another image had before, with its id.
+    pub moved: Vec<(String, String)>,
+}
+
+/// How far the unpacking of a layer is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoadProgress {
+    /// Beginning of the layer's digest.
+    pub layer: String,
+    /// Bytes read so far.
+    pub current: u64,
+    /// Bytes it has.
+    pub total: u64,
+}
+
 /// Which container uses an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ImageUse {
@@ -119,6 +176,42 @@ impl Image {
             diff_ids: config.rootfs().diff_ids().clone(),
             history,
         }
+    }
+
+    /// Refuses an image that is for another platform than the wanted one.
+    pub(super) fn check_platform(
+        &self,
+        name: &str,
+        wanted: Option<&Platform>,
+    ) -> Result<(), ImageError> {
+        let found = Platform {
+            os: self.os.clone(),
+            architecture: self.architecture.clone(),
+            variant: self.variant.clone(),
+        };
+        match wanted {
+            Some(wanted) if !wanted.fits(&found) => Err(ImageError::Platform {
+                image: name.to_owned(),
+                found: found.to_string(),
+                wanted: wanted.to_string(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Ids of its stacks of layers, lowest first: a layer with all that are below it.
+    pub(super) fn chain_ids(&self) -> Vec<String> {
+        let mut chain: Vec<String> = Vec::new();
+        for diff_id in &self.diff_ids {
+            chain.push(match chain.last() {
+                None => diff_id.clone(),
+                Some(below) => {
+                    let text = format!("{below} {diff_id}");
+                    format!("sha256:{}", hex(&Sha256::digest(text.as_bytes())))
+                }
+            });
+        }
+        chain
     }
 }
 
