@@ -9,6 +9,8 @@ mod api;
 #[cfg(test)]
 mod cluster_tests;
 pub mod disk;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod index;
 mod keeper;
 mod key;
