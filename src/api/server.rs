@@ -106,11 +106,7 @@ async fn turn_away(mut stream: UnixStream, (count, why): (usize, &str)) {
 }
 
 /// Serves one connection until it ends.
-pub(super) async fn connection(
-    stream: UnixStream,
-    turn: Turn,
-    gate: Arc<dyn Gate>,
-) {
+pub(super) async fn connection(stream: UnixStream, turn: Turn, gate: Arc<dyn Gate>) {
     let peer = Arc::new(Peer::new(&stream, turn));
     let service = service_fn(move |request: Request<Incoming>| {
         let (gate, peer) = (Arc::clone(&gate), Arc::clone(&peer));

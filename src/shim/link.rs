@@ -98,7 +98,10 @@ impl Outbox {
 }
 
 pub(super) fn send(
-    stream: &mut UnixStream, bytes: &[u8], fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    stream: &mut UnixStream,
+    bytes: &[u8],
+    fd: Option<BorrowedFd<'_>>,
+) -> io::Result<()> {
     let Some(fd) = fd else { return stream.write_all(bytes) };
     let fds = [fd.as_raw_fd()];
     let sent = sendmsg::<()>(

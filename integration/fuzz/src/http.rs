@@ -5,7 +5,7 @@ use crate::cursor::{Cursor, input};
 use crate::exchange::{exchange, parse, run};
 use crate::fake::FakeGate;
 
-pub(crate) const TARGET: Target = Target { name: "http", run: serve, seeds, mutations: 1_500 };
+pub(crate) const TARGET: Target = Target { name: "http", run: serve, seeds, mutations: 4_000 };
 
 /// A piece of the input is what one write of the client sends.
 fn serve(bytes: &[u8]) {
@@ -19,7 +19,8 @@ fn serve(bytes: &[u8]) {
         if let Some((status, body)) = parse(&answer) {
             assert_ne!(status, 500, "{}", String::from_utf8_lossy(body));
         }
-        let ping = exchange(&gate, &[b"GET /_ping HTTP/1.1\r\nHost: s\r\nConnection: close\r\n\r\n"]);
+        let ping =
+            exchange(&gate, &[b"GET /_ping HTTP/1.1\r\nHost: s\r\nConnection: close\r\n\r\n"]);
         assert_eq!(parse(&ping.await).map(|(status, _)| status), Some(200), "dead afterwards");
     });
 }
@@ -48,7 +49,9 @@ fn seeds() -> Vec<Vec<u8>> {
         post("/exec/abc/start", r#"{"Detach":false,"Tty":true}"#)
             .replace("Host", "Connection: Upgrade\r\nUpgrade: tcp\r\nHost"),
         post("/services/create", r#"{"Name":"w","TaskTemplate":{"ContainerSpec":{"Image":"b"}}}"#),
-        format!("POST /secrets/create HTTP/1.1\r\nHost: s\r\nTransfer-Encoding: chunked\r\n\r\n{chunked}"),
+        format!(
+            "POST /secrets/create HTTP/1.1\r\nHost: s\r\nTransfer-Encoding: chunked\r\n\r\n{chunked}"
+        ),
         "DELETE /v1.50/services/w?force=1 HTTP/1.0\r\nExpect: 100-continue\r\n\r\n".to_owned(),
         "HEAD /_ping HTTP/1.1\r\nHost: s\r\n\r\nOPTIONS * HTTP/1.1\r\nHost: s\r\n\r\n".to_owned(),
     ];

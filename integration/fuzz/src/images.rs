@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use crate::Target;
 use crate::cursor::{Cursor, input};
 
-pub(crate) const TARGET: Target = Target { name: "images", run, seeds, mutations: 3_000 };
+pub(crate) const TARGET: Target = Target { name: "images", run, seeds, mutations: 6_000 };
 
 /// What stands beside the store, and must stay as it is.
 const CANARY: &str = "canary";
@@ -124,8 +124,13 @@ fn seeds() -> Vec<Vec<u8>> {
         format!("{len} {text}\n")
     };
     let pax = [
-        record("path=long/path"), record("mtime=1.5"), record("uid=7"), record("size=1"),
-        record("SCHILY.xattr.user.a=b"), record("linkpath=x"), record("GNU.sparse.major=1"),
+        record("path=long/path"),
+        record("mtime=1.5"),
+        record("uid=7"),
+        record("size=1"),
+        record("SCHILY.xattr.user.a=b"),
+        record("linkpath=x"),
+        record("GNU.sparse.major=1"),
     ]
     .concat();
     let archives = [
@@ -135,9 +140,11 @@ fn seeds() -> Vec<Vec<u8>> {
         [entry("../../canary", b'0', "", b"no"), entry("/abs", b'0', "", b"x")].concat(),
         [entry("up", b'2', "..", b""), entry("up/up/canary", b'0', "", b"no")].concat(),
         [entry("h", b'1', "../../../canary", b"")].concat(),
-        [entry("tty", b'3', "", b""), entry("disk", b'4', "", b""), entry("f", b'6', "", b"")].concat(),
+        [entry("tty", b'3', "", b""), entry("disk", b'4', "", b""), entry("f", b'6', "", b"")]
+            .concat(),
         [entry("x", b'x', "", pax.as_bytes()), entry("short", b'0', "", b"c")].concat(),
-        [entry("././@LongLink", b'L', "", b"very/long/name\0"), entry("short", b'0', "", b"c")].concat(),
+        [entry("././@LongLink", b'L', "", b"very/long/name\0"), entry("short", b'0', "", b"c")]
+            .concat(),
         [entry("././@LongLink", b'K', "", b"target\0"), entry("s", b'2', "", b"")].concat(),
         [entry("d/.wh.gone", b'0', "", b""), entry("d/.wh..wh..opq", b'0', "", b"")].concat(),
         [entry("g", b'g', "", record("path=x").as_bytes()), entry("s", b'S', "", b"")].concat(),
@@ -160,8 +167,10 @@ fn seeds() -> Vec<Vec<u8>> {
         "Entrypoint":["sh"],"Cmd":["-c"],"Volumes":{"/v":{}},"WorkingDir":"/","Labels":{"a":"b"},
         "StopSignal":"TERM"},"rootfs":{"type":"layers","diff_ids":["sha256:LAYER"]},
         "history":[{"created":"2026-01-01T00:00:00Z","created_by":"x","empty_layer":true}]}"#;
-    let mut seeds: Vec<Vec<u8>> =
-        archives.iter().map(|archive| [input(0, &[b"some/name:tag"]), archive.clone()].concat()).collect();
+    let mut seeds: Vec<Vec<u8>> = archives
+        .iter()
+        .map(|archive| [input(0, &[b"some/name:tag"]), archive.clone()].concat())
+        .collect();
     seeds.push([input(1, &[changes.as_bytes()]), b"ENV X=y".to_vec()].concat());
     seeds.push(input(2, &[index.as_bytes(), manifest.as_bytes(), config.as_bytes()]));
     seeds

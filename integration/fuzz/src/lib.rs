@@ -22,8 +22,15 @@ mod text;
 mod fake;
 use skep::{engine, gate, seal};
 
+use std::path::Path;
+
+use cursor::Cursor;
+
 /// Bytes of memory that a target may have at once, whatever its input.
 pub const MEMORY: u64 = 512 << 20;
+
+/// Inputs in one pack at most.
+const PACKED: usize = 4_096;
 
 /// One fuzz target.
 #[derive(Debug, Clone, Copy)]
@@ -39,8 +46,38 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 7] =
-    [http::TARGET, json::TARGET, shim::TARGET, log::TARGET, state::TARGET, images::TARGET, text::TARGET];
+pub const TARGETS: [Target; 7] = [
+    http::TARGET,
+    json::TARGET,
+    shim::TARGET,
+    log::TARGET,
+    state::TARGET,
+    images::TARGET,
+    text::TARGET,
+];
+
+impl Target {
+    /// Its seeds, the inputs that failed once, and what earlier runs found worth keeping: one
+    /// file, `corpus/NAME.pack`, of pieces as [`cursor::Cursor`] takes them.
+    ///
+    /// # Errors
+    /// If a file cannot be read.
+    pub fn corpus(&self) -> std::io::Result<Vec<Vec<u8>>> {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus");
+        let pack = std::fs::read(dir.join(self.name).with_extension("pack"))?;
+        let mut inputs: Vec<Vec<u8>> =
+            Cursor::new(&pack).pieces(PACKED).into_iter().map(<[u8]>::to_vec).collect();
+        if let Ok(failed) = std::fs::read_dir(dir.join(self.name)) {
+            let mut files = failed.collect::<Result<Vec<_>, _>>()?;
+            files.sort_by_key(std::fs::DirEntry::path);
+            for file in files {
+                inputs.push(std::fs::read(file.path())?);
+            }
+        }
+        inputs.extend((self.seeds)());
+        Ok(inputs)
+    }
+}
 
 /// The target of this name.
 #[must_use]
@@ -50,5 +87,6 @@ pub fn target(name: &str) -> Option<&'static Target> {
 
 /// Bounds the memory of this process: what asks for more is ended.
 pub fn bound_memory() {
-    nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_DATA, MEMORY, MEMORY).unwrap();
+    nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_DATA, MEMORY, MEMORY)
+        .unwrap();
 }

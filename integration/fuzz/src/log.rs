@@ -9,7 +9,7 @@ use crate::Target;
 use crate::cursor::{Cursor, input, piece};
 use crate::disk::Memory;
 
-pub(crate) const TARGET: Target = Target { name: "log", run, seeds, mutations: 20_000 };
+pub(crate) const TARGET: Target = Target { name: "log", run, seeds, mutations: 40_000 };
 
 const KEY: [u8; 32] = [9; 32];
 /// Segments and frames in one of them that an input makes at most.
@@ -76,9 +76,17 @@ fn seeds() -> Vec<Vec<u8>> {
     };
     let (head, next, own) = (1 | 16, 4, 16);
     let entries: &[(u8, &[u8])] = &[
-        (head, &batch(3)), (next, &blank), (next, &normal), (next, &members),
-        (head, &batch(2)), (own, &vote), (own, &committed),
-        (head, &batch(1)), (own, &purged), (head, &batch(1)), (next, &normal),
+        (head, &batch(3)),
+        (next, &blank),
+        (next, &normal),
+        (next, &members),
+        (head, &batch(2)),
+        (own, &vote),
+        (own, &committed),
+        (head, &batch(1)),
+        (own, &purged),
+        (head, &batch(1)),
+        (next, &normal),
     ];
     let zeros = [0; 64];
     let carried = b"\xa5\x00\xa3\x00\x02\x01\x07\x02\xf5\x01\xa2\x00\x02\x01\x03\x03\xa2\x00\x02\x01\x02\x04\x02\
@@ -87,7 +95,8 @@ fn seeds() -> Vec<Vec<u8>> {
         [vec![0], segment(&[], entries, &[])].concat(),
         [vec![0], segment(&[], entries, &zeros)].concat(),
         [vec![0], segment(&[], &entries[..7], &[]), segment(carried, &entries[7..], &[])].concat(),
-        [vec![0], segment(&header.replace_first(4, 0), &[(10 | head, &batch(1))], b"skfr")].concat(),
+        [vec![0], segment(&header.replace_first(4, 0), &[(10 | head, &batch(1))], b"skfr")]
+            .concat(),
         input(7, &[b"SKEPLOG1"]),
     ]
 }

@@ -20,7 +20,7 @@ use skep_core::time::Stamp;
 use crate::Target;
 use crate::cursor::{Cursor, input};
 
-pub(crate) const TARGET: Target = Target { name: "shim", run, seeds, mutations: 30_000 };
+pub(crate) const TARGET: Target = Target { name: "shim", run, seeds, mutations: 60_000 };
 
 /// Reads a message; one that is understood is understood again the same.
 fn message<T: Debug + PartialEq + Encode<()> + for<'b> Decode<'b, ()>>(bytes: &[u8]) -> Option<T> {
@@ -144,8 +144,12 @@ fn seeds() -> Vec<Vec<u8>> {
     let all = frames.concat();
     let (first, second) = all.split_at(70);
     let exit = Exit { code: 137, oom: true, at_ns: 5, error: Some("x".to_owned()), started_ns: 4 };
-    let status =
-        ShimStatus { state: ShimState::Exited, pid: 1, started: Stamp(1), exit: Some(exit.clone()) };
+    let status = ShimStatus {
+        state: ShimState::Exited,
+        pid: 1,
+        started: Stamp(1),
+        exit: Some(exit.clone()),
+    };
     let hello = FromShim::Hello(Hello {
         protocol: PROTOCOL,
         task: id(),
@@ -172,7 +176,10 @@ fn seeds() -> Vec<Vec<u8>> {
         cbor(4, &frame(&ToAgent::Deliver { task: id(), delivery })),
         [input(5, &[&frame(&exec())[4..]]), BUNDLE.as_bytes().to_vec()].concat(),
         input(6, &[&serde_json::to_vec(&exit).unwrap()]),
-        input(7, &[b"root:x:0:0:r:/:/bin/sh\napp:x:1:2::/:\n", b"wheel:x:10:app\n", b"app", b"wheel"]),
+        input(
+            7,
+            &[b"root:x:0:0:r:/:/bin/sh\napp:x:1:2::/:\n", b"wheel:x:10:app\n", b"app", b"wheel"],
+        ),
     ]);
     seeds
 }

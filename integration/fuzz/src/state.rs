@@ -16,7 +16,7 @@ use crate::Target;
 use crate::cursor::{Cursor, input};
 use crate::disk::Memory;
 
-pub(crate) const TARGET: Target = Target { name: "state", run, seeds, mutations: 10_000 };
+pub(crate) const TARGET: Target = Target { name: "state", run, seeds, mutations: 20_000 };
 
 const KEY: [u8; 32] = [9; 32];
 /// The bytes of every command, outcome and snapshot record, as they are written for ever.
@@ -53,7 +53,10 @@ fn proposals(pieces: &[&[u8]]) {
         let mut changes = Vec::new();
         let first = apply(&mut state, &proposal, &mut changes);
         if !matches!(first, Outcome::Rejected(_)) {
-            assert!(apply(&mut state, &proposal, &mut Vec::new()) == first, "not the first outcome");
+            assert!(
+                apply(&mut state, &proposal, &mut Vec::new()) == first,
+                "not the first outcome"
+            );
         }
         control.step(&state, Input::Changes(&changes), proposal.stamp);
         control.step(&state, Input::Deadline, proposal.stamp);
@@ -96,19 +99,40 @@ fn seeds() -> Vec<Vec<u8>> {
     let (proposals, records) = (lines("proposal"), lines("record"));
     // What a snapshot covers: nothing.
     let covered = b"\xa1\x02\xa2\x00\x80\x01\xa0".to_vec();
-    let plain: Vec<u8> = std::iter::once(&covered).chain(&records).flat_map(|record| {
-        [&u32::try_from(record.len()).unwrap().to_le_bytes()[..], record].concat()
-    }).collect();
+    let plain: Vec<u8> = std::iter::once(&covered)
+        .chain(&records)
+        .flat_map(|record| {
+            [&u32::try_from(record.len()).unwrap().to_le_bytes()[..], record].concat()
+        })
+        .collect();
     let (first, second) = plain.split_at(plain.len() / 2);
     let behind = |first: u8, bytes: &[u8]| [&[first], bytes].concat();
     let vote = b"\xa3\x00\x02\x01\x01\x02\xf5";
     let at = b"\xa2\x00\x01\x01\x04";
-    let append = [b"\x82\x00\x81\xa4\x00", &vote[..], b"\x01", at, b"\x02\x81\xa2\x00", at,
-        b"\x01\x82\x01\x81\x41p\x03", at].concat();
+    let append = [
+        b"\x82\x00\x81\xa4\x00",
+        &vote[..],
+        b"\x01",
+        at,
+        b"\x02\x81\xa2\x00",
+        at,
+        b"\x01\x82\x01\x81\x41p\x03",
+        at,
+    ]
+    .concat();
     let campaign = [b"\x82\x01\x81\xa3\x00", &vote[..], b"\x01", at, b"\x02\xf4"].concat();
-    let part = [b"\x82\x04\x81\xa5\x00", &vote[..], b"\x01", &covered, b"\x02\x00\x03\x81",
-        &encode(&minicbor::bytes::ByteVec::from(records[0].clone())), b"\x04\xf5"].concat();
-    let mut seeds: Vec<Vec<u8>> = proposals[1..].iter().map(|p| input(0, &[&proposals[0], p])).collect();
+    let part = [
+        b"\x82\x04\x81\xa5\x00",
+        &vote[..],
+        b"\x01",
+        &covered,
+        b"\x02\x00\x03\x81",
+        &encode(&minicbor::bytes::ByteVec::from(records[0].clone())),
+        b"\x04\xf5",
+    ]
+    .concat();
+    let mut seeds: Vec<Vec<u8>> =
+        proposals[1..].iter().map(|p| input(0, &[&proposals[0], p])).collect();
     seeds.extend([
         input(0, &proposals.iter().map(Vec::as_slice).collect::<Vec<_>>()),
         input(1, &records.iter().map(Vec::as_slice).collect::<Vec<_>>()),

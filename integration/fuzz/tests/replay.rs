@@ -1,12 +1,11 @@
 //! Every target over its corpus, its seeds, and mutations of both that are the same in every run.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use skep_hostile::{Target, bound_memory, target};
+use skep_hostile::{bound_memory, target};
 
 /// How long one input may take on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -25,9 +24,15 @@ impl Chance {
     }
 
     fn byte(&mut self) -> u8 {
-        const TELLING: [u8; 16] =
-            [0, 1, 0x7f, 0x80, 0xff, b'0', b'9', b'"', b'{', b'}', b'/', b'.', b'\n', b' ', 0x9f, 0xbf];
-        if self.below(2) == 0 { TELLING[self.below(16)] } else { u8::try_from(self.below(256)).unwrap() }
+        const TELLING: [u8; 16] = [
+            0, 1, 0x7f, 0x80, 0xff, b'0', b'9', b'"', b'{', b'}', b'/', b'.', b'\n', b' ', 0x9f,
+            0xbf,
+        ];
+        if self.below(2) == 0 {
+            TELLING[self.below(16)]
+        } else {
+            u8::try_from(self.below(256)).unwrap()
+        }
     }
 
     /// Changes an input in one of the ways that fuzzers have.
@@ -61,20 +66,11 @@ impl Chance {
     }
 }
 
-fn corpus(target: &Target) -> Vec<Vec<u8>> {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target.name);
-    let mut files: Vec<_> =
-        std::fs::read_dir(dir).map(|dir| dir.map(|file| file.unwrap().path()).collect()).unwrap_or_default();
-    files.sort();
-    let files = files.iter().map(|file| std::fs::read(file).unwrap());
-    files.chain((target.seeds)()).collect()
-}
-
 /// Runs every input; one that takes too long ends the process, one that fails is shown.
 fn replay(name: &str) {
     bound_memory();
     let target = target(name).unwrap();
-    let inputs = corpus(target);
+    let inputs = target.corpus().unwrap();
     let current = Arc::new(Mutex::new(Vec::new()));
     let (tick, ticks) = mpsc::sync_channel::<()>(1);
     let watched = Arc::clone(&current);

@@ -149,7 +149,10 @@ fn mounts_of_secrets_stay_as_they_are() -> Result<()> {
     ] {
         let (code, text) = pair.attack(attempt)?;
         let refused = ["not permitted", "denied", "Operation not"];
-        ensure!(code != 0 && refused.iter().any(|why| text.contains(why)), "{attempt}: {code} {text}");
+        ensure!(
+            code != 0 && refused.iter().any(|why| text.contains(why)),
+            "{attempt}: {code} {text}"
+        );
     }
     for attempt in [
         "echo x >/run/secrets/own",
@@ -163,7 +166,10 @@ fn mounts_of_secrets_stay_as_they_are() -> Result<()> {
     ] {
         let (code, text) = pair.attack(attempt)?;
         let refused = ["Read-only file system", "busy"];
-        ensure!(code != 0 && refused.iter().any(|why| text.contains(why)), "{attempt}: {code} {text}");
+        ensure!(
+            code != 0 && refused.iter().any(|why| text.contains(why)),
+            "{attempt}: {code} {text}"
+        );
     }
     pair.unharmed()
 }
@@ -211,13 +217,17 @@ fn device_nodes_open_nothing() -> Result<()> {
 fn nothing_of_the_host_is_in_sight() -> Result<()> {
     let pair = pair("sight")?;
     // Its own processes alone, and their roots and descriptors lead nowhere else.
-    let (_, pids) = pair.attack("for p in /proc/[0-9]*; do tr '\\0' ' ' <$p/cmdline; echo; done")?;
+    let (_, pids) =
+        pair.attack("for p in /proc/[0-9]*; do tr '\\0' ' ' <$p/cmdline; echo; done")?;
     ensure!(!pids.contains("skep") && !pids.contains("shim"), "{pids}");
-    let (_, roots) = pair.attack("ls /proc/*/root/ 2>/dev/null | grep -c probe; ls -l /proc/*/fd 2>&1")?;
+    let (_, roots) =
+        pair.attack("ls /proc/*/root/ 2>/dev/null | grep -c probe; ls -l /proc/*/fd 2>&1")?;
     ensure!(!roots.contains("fuse") && !roots.contains("shim.sock"), "{roots}");
     let host = pair.victim_pid;
     for path in ["root/run/secrets/own", "mem", "environ", "fd/0", "ns/mnt"] {
-        let told = pair.bench.exec(&pair.attacker, &["/probe", "open", &format!("/proc/{host}/{path}"), "r"])?;
+        let told = pair
+            .bench
+            .exec(&pair.attacker, &["/probe", "open", &format!("/proc/{host}/{path}"), "r"])?;
         // The number may be that of a process of its own only by chance: it is far above those.
         ensure!(told == "open ENOENT", "/proc/{host}/{path}: {told}");
     }

@@ -40,14 +40,18 @@ fn another_user_of_the_host_reaches_neither_secret_nor_sockets() -> Result<()> {
     }
     let tasks = bench.node.run_root().join("tasks");
     let mut paths: Vec<PathBuf> = vec![bench.node.data_root().join("key.pem"), tasks.clone()];
-    paths.extend(std::fs::read_dir(&tasks)?.filter_map(|entry| Some(entry.ok()?.path().join("shim.sock"))));
+    paths.extend(
+        std::fs::read_dir(&tasks)?.filter_map(|entry| Some(entry.ok()?.path().join("shim.sock"))),
+    );
     for path in paths {
         // The roots of a test are below a directory that nobody else enters: look at modes too.
         let (code, text) = as_nobody(&["ls", &path.display().to_string()])?;
         ensure!(code != 0 && text.contains("denied"), "{}: {code} {text}", path.display());
         let closed = std::iter::successors(Some(path.as_path()), |path| path.parent())
             .take_while(|path| *path != bench.node.root())
-            .any(|path| std::fs::metadata(path).is_ok_and(|meta| meta.permissions().mode() & 0o077 == 0));
+            .any(|path| {
+                std::fs::metadata(path).is_ok_and(|meta| meta.permissions().mode() & 0o077 == 0)
+            });
         ensure!(closed, "nothing of {} is closed to others", path.display());
     }
     let mode = std::fs::metadata(bench.node.socket())?.permissions().mode();
