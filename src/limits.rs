@@ -6,6 +6,10 @@ use std::time::Duration;
 pub const JSON_BODY_BYTES: usize = 4 << 20;
 /// Connections to the local socket at once.
 pub const API_CONNECTIONS: usize = 256;
+/// How many of them one client process may hold: the rest is for others.
+pub const API_CONNECTIONS_PER_PROCESS: usize = 192;
+/// Clients that are being told at once that there is no room; others are closed without a word.
+pub const API_TURNED_AWAY: usize = 64;
 /// Exec records kept on a node.
 pub const EXECS: usize = 256;
 /// How long an ended exec can still be inspected.

@@ -104,14 +104,15 @@ async fn take(
     Ok(Reply::Snapshot((&installed.vote).into()))
 }
 
-enum Step {
+/// What a part leads to.
+pub(crate) enum Step {
     Whole(Box<Reader>),
     Answer(Reply),
 }
 
 impl Incoming {
     /// Takes a part in its turn.
-    fn push(&self, part: SnapshotPart) -> Result<Step, AnswerError> {
+    pub(crate) fn push(&self, part: SnapshotPart) -> Result<Step, AnswerError> {
         let mut slot = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut partial = match slot.take() {
             _ if part.number == 0 => {

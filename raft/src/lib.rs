@@ -11,6 +11,8 @@ mod cluster_tests;
 #[cfg(test)]
 mod crash_tests;
 pub mod disk;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod index;
 mod keeper;
 mod key;

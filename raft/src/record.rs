@@ -148,7 +148,7 @@ pub(crate) fn push_frame(
     base: u64,
     batch: u64,
     index: u64,
-    record: &Record<'_>,
+    record: &impl Encode<()>,
     out: &mut Vec<u8>,
 ) -> Result<u64, Unreadable> {
     let at = out.len();

@@ -102,17 +102,7 @@ impl Segment {
         header: Header,
     ) -> io::Result<Self> {
         let id = random_id()?;
-        let cipher = key.cipher(PURPOSE, &id);
-        let mut sealed = minicbor::to_vec(header).map_err(io::Error::other)?;
-        let too_long = || io::Error::other("segment header too long");
-        let len = u32::try_from(sealed.len() + TAG_BYTES).map_err(|_| too_long())?;
-        let mut bytes = [&MAGIC[..], &id[..], &len.to_le_bytes()[..]].concat();
-        let tag = cipher.seal(0, &bytes, &mut sealed).map_err(|_| too_long())?;
-        bytes.extend_from_slice(&sealed);
-        bytes.extend_from_slice(&tag);
-        if bytes.len() as u64 > HEADER_BYTES {
-            return Err(too_long());
-        }
+        let (cipher, bytes) = seal_header(key, &id, &header)?;
         file.write_at(0, &bytes)?;
         Ok(Self { name: name(header.seq), id, header, file, cipher })
     }
@@ -143,6 +133,26 @@ impl Segment {
         let text = format!("{} is damaged at offset {offset}", self.name);
         io::Error::new(io::ErrorKind::InvalidData, text)
     }
+}
+
+/// The bytes a segment begins with, and the cipher of what follows.
+pub(crate) fn seal_header(
+    key: &StorageKey,
+    id: &[u8; 16],
+    header: &impl Encode<()>,
+) -> io::Result<(Cipher, Vec<u8>)> {
+    let cipher = key.cipher(PURPOSE, id);
+    let mut sealed = minicbor::to_vec(header).map_err(io::Error::other)?;
+    let too_long = || io::Error::other("segment header too long");
+    let len = u32::try_from(sealed.len() + TAG_BYTES).map_err(|_| too_long())?;
+    let mut bytes = [&MAGIC[..], &id[..], &len.to_le_bytes()[..]].concat();
+    let tag = cipher.seal(0, &bytes, &mut sealed).map_err(|_| too_long())?;
+    bytes.extend_from_slice(&sealed);
+    bytes.extend_from_slice(&tag);
+    if bytes.len() as u64 > HEADER_BYTES {
+        return Err(too_long());
+    }
+    Ok((cipher, bytes))
 }
 
 fn read_header(key: &StorageKey, bytes: &[u8]) -> Option<([u8; 16], Header, Cipher)> {

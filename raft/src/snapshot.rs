@@ -22,7 +22,7 @@ use crate::limits::{CHUNK_BYTES, SNAPSHOT_RECORD_BYTES};
 use crate::types::{Covered, SnapshotMeta};
 
 const MAGIC: &[u8; 8] = b"SKEPSNP1";
-const PURPOSE: &str = "skep snapshot/1";
+pub(crate) const PURPOSE: &str = "skep snapshot/1";
 const HEADER_BYTES: u64 = 24;
 const CHUNK_HEAD: usize = 5;
 const UNFINISHED: &str = "snapshot.tmp";
@@ -168,10 +168,7 @@ impl Snapshots {
         cipher: &Cipher,
     ) -> Result<Box<dyn DiskFile>, SnapshotError> {
         let file = self.disk.create(UNFINISHED, 0).during("make a snapshot")?;
-        let head = [&MAGIC[..], &id[..]].concat();
-        file.write_at(0, &head).during("write a snapshot")?;
-        let (offset, buffer) = (HEADER_BYTES, Vec::new());
-        let mut out = Chunks { file: &*file, cipher, id, number: 0, offset, buffer };
+        let mut out = Chunks::begin(&*file, cipher, id)?;
         out.push(&codec::encode(&Covered::from(meta)))?;
         let mut result = Ok(());
         skep_core::snapshot::write(state, &mut |record| {
@@ -216,16 +213,28 @@ fn aad(id: &[u8; 16], number: u64, last: bool) -> Vec<u8> {
 }
 
 /// Writes records as chunks.
-struct Chunks<'a> {
+pub(crate) struct Chunks<'a> {
     file: &'a dyn DiskFile,
     cipher: &'a Cipher,
     id: [u8; 16],
     number: u64,
     offset: u64,
-    buffer: Vec<u8>,
+    /// What the next chunk will hold.
+    pub(crate) buffer: Vec<u8>,
 }
 
-impl Chunks<'_> {
+impl<'a> Chunks<'a> {
+    /// Writes the head of a snapshot.
+    pub(crate) fn begin(
+        file: &'a dyn DiskFile,
+        cipher: &'a Cipher,
+        id: [u8; 16],
+    ) -> Result<Self, SnapshotError> {
+        let head = [&MAGIC[..], &id[..]].concat();
+        file.write_at(0, &head).during("write a snapshot")?;
+        Ok(Self { file, cipher, id, number: 0, offset: HEADER_BYTES, buffer: Vec::new() })
+    }
+
     fn push(&mut self, record: &[u8]) -> Result<(), SnapshotError> {
         let too_long = || io::Error::other("a record is too long");
         let len = u32::try_from(record.len()).map_err(|_| too_long()).during("write a snapshot")?;
@@ -243,7 +252,7 @@ impl Chunks<'_> {
         self.chunk(true)
     }
 
-    fn chunk(&mut self, last: bool) -> Result<(), SnapshotError> {
+    pub(crate) fn chunk(&mut self, last: bool) -> Result<(), SnapshotError> {
         let fail = || io::Error::other("a chunk cannot be sealed");
         let mut plain = std::mem::take(&mut self.buffer);
         let aad = aad(&self.id, self.number, last);

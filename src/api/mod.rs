@@ -9,6 +9,8 @@ mod convert;
 mod error;
 mod exec;
 mod filters;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod images;
 mod json;
 mod logs;
@@ -29,6 +31,7 @@ mod tasks;
 #[cfg(test)]
 mod tests;
 mod time;
+mod turn;
 mod types;
 
 pub use bind::{BindError, bind};

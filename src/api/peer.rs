@@ -5,7 +5,8 @@ use std::os::fd::OwnedFd;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
-use tokio::sync::OwnedSemaphorePermit;
+
+use super::turn::Turn;
 
 /// Tells whether the client is still there. Half a close is none: a client that has nothing more
 /// to say shuts its side and goes on listening.
@@ -13,11 +14,11 @@ use tokio::sync::OwnedSemaphorePermit;
 pub(super) struct Peer {
     socket: Option<AsyncFd<OwnedFd>>,
     /// Held as long as anything serves this client.
-    _turn: OwnedSemaphorePermit,
+    _turn: Turn,
 }
 
 impl Peer {
-    pub(super) fn new(stream: &UnixStream, turn: OwnedSemaphorePermit) -> Self {
+    pub(super) fn new(stream: &UnixStream, turn: Turn) -> Self {
         // No kernel event but the client's going is waited for: that is always reported.
         let socket = rustix::io::fcntl_dupfd_cloexec(stream, 0).ok().and_then(|fd| {
             // SAFETY: the descriptor is owned: it stays open, and the same, until it is dropped.

@@ -11,12 +11,13 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
 use super::peer::Peer;
 use super::routes;
+use super::turn::{Shares, Turn};
 use crate::gate::Gate;
 use crate::limits;
 
@@ -29,6 +30,14 @@ const DRAIN_WAIT: Duration = Duration::from_secs(2);
 /// Pause after an accept that failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// How a client is turned away when there is no room for anybody.
+const FULL: (usize, &str) = (limits::API_CONNECTIONS, "of the API socket are in use");
+/// How it is turned away when there is none for its own process.
+const GREEDY: (usize, &str) = (
+    limits::API_CONNECTIONS_PER_PROCESS,
+    "that one process may have to the API socket are in use by yours",
+);
+
 /// Serves the API until `shutdown` resolves, then lets answers under way end for a short while.
 pub async fn serve(
     listener: UnixListener,
@@ -36,6 +45,8 @@ pub async fn serve(
     shutdown: impl Future<Output = ()> + Send,
 ) {
     let turns = Arc::new(Semaphore::new(limits::API_CONNECTIONS));
+    let shares = Arc::new(Shares::default());
+    let farewells = Arc::new(Semaphore::new(limits::API_TURNED_AWAY));
     let mut connections = JoinSet::new();
     tokio::pin!(shutdown);
     loop {
@@ -52,12 +63,24 @@ pub async fn serve(
                 continue;
             }
         };
+        let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
+        let Some(share) = shares.take(pid.unwrap_or_default()) else {
+            // One process that asks for ever more must not keep others from being accepted.
+            if let Ok(farewell) = Arc::clone(&farewells).try_acquire_owned() {
+                connections.spawn(async move {
+                    turn_away(stream, GREEDY).await;
+                    drop(farewell);
+                });
+            }
+            continue;
+        };
         let turn = tokio::time::timeout(TURN_WAIT, Arc::clone(&turns).acquire_owned()).await;
         match turn {
             Ok(Ok(turn)) => {
+                let turn = Turn::new(turn, Some(share));
                 connections.spawn(connection(stream, turn, Arc::clone(&gate)));
             }
-            _ => turn_away(stream).await,
+            _ => turn_away(stream, FULL).await,
         }
     }
     drop(listener);
@@ -65,12 +88,9 @@ pub async fn serve(
     let _ = tokio::time::timeout(DRAIN_WAIT, drained).await;
 }
 
-/// Tells a client that there is no room.
-async fn turn_away(mut stream: UnixStream) {
-    let body = format!(
-        "{{\"message\":\"all {} connections of the API socket are in use: try again\"}}\n",
-        limits::API_CONNECTIONS
-    );
+/// Tells a client that there is no room, and how many connections that is.
+async fn turn_away(mut stream: UnixStream, (count, why): (usize, &str)) {
+    let body = format!("{{\"message\":\"all {count} connections {why}: try again\"}}\n");
     let answer = format!(
         "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n\
          Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
@@ -86,11 +106,7 @@ async fn turn_away(mut stream: UnixStream) {
 }
 
 /// Serves one connection until it ends.
-pub(super) async fn connection(
-    stream: UnixStream,
-    turn: OwnedSemaphorePermit,
-    gate: Arc<dyn Gate>,
-) {
+pub(super) async fn connection(stream: UnixStream, turn: Turn, gate: Arc<dyn Gate>) {
     let peer = Arc::new(Peer::new(&stream, turn));
     let service = service_fn(move |request: Request<Incoming>| {
         let (gate, peer) = (Arc::clone(&gate), Arc::clone(&peer));

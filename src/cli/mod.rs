@@ -13,6 +13,8 @@ mod error;
 mod exec;
 mod flags;
 mod frames;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod help;
 mod human;
 mod image;

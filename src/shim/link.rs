@@ -97,7 +97,11 @@ impl Outbox {
     }
 }
 
-fn send(stream: &mut UnixStream, bytes: &[u8], fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
+pub(super) fn send(
+    stream: &mut UnixStream,
+    bytes: &[u8],
+    fd: Option<BorrowedFd<'_>>,
+) -> io::Result<()> {
     let Some(fd) = fd else { return stream.write_all(bytes) };
     let fds = [fd.as_raw_fd()];
     let sent = sendmsg::<()>(

@@ -8,6 +8,8 @@ mod bundle;
 mod console;
 mod events;
 mod exec;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod link;
 mod log;
 mod materials;

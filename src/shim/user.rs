@@ -43,8 +43,8 @@ pub(super) struct User {
 /// What the container's root says of users and groups.
 #[derive(Debug, Default, Clone)]
 pub(super) struct Accounts {
-    passwd: String,
-    group: String,
+    pub(super) passwd: String,
+    pub(super) group: String,
 }
 
 impl Accounts {

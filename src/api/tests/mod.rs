@@ -53,6 +53,7 @@ impl Answer {
 fn connect(gate: &Arc<FakeGate>) -> UnixStream {
     let (client, server) = UnixStream::pair().unwrap();
     let turn = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+    let turn = super::turn::Turn::new(turn, None);
     let gate: Arc<dyn crate::gate::Gate> = gate.clone();
     tokio::spawn(super::server::connection(server, turn, gate));
     client
