@@ -28,7 +28,8 @@ pub enum SpawnError {
 
 /// Spawns the shim of the task in `task_dir` and returns once it listens.
 ///
-/// The shim leaves the daemon's session by itself; this waits for its end only so that it leaves
+/// The shim leaves the daemon's session and directory by itself: what the library must do between
+/// fork and exec would cost a copy of all the daemon's page tables. This waits for its end only so that it leaves
 /// no zombie.
 ///
 /// # Errors
@@ -47,7 +48,6 @@ pub async fn spawn_shim(supervisor: &Supervisor, task_dir: &Path) -> Result<u32,
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
-        .current_dir("/")
         .kill_on_drop(false)
         .spawn()?;
     let pid = child.id().unwrap_or(0);

@@ -49,6 +49,8 @@ pub(crate) struct Engine {
     pub(crate) kind: Kind,
     pub(crate) image: String,
     root: PathBuf,
+    /// Where the engine keeps what does not last: in memory, as in real life.
+    run: PathBuf,
     program: PathBuf,
     daemon: Option<Child>,
     began_ns: u64,
@@ -68,11 +70,12 @@ impl Engine {
     /// A directory without a daemon.
     pub(crate) fn prepare(kind: Kind, program: &Path) -> Result<Self> {
         let root = tempfile::Builder::new().prefix("skep-bench.").tempdir()?.keep();
+        let run = tempfile::Builder::new().prefix("skep-bench.").tempdir_in("/run")?.keep();
         fs::create_dir(root.join("stamp"))?;
         fs::set_permissions(root.join("stamp"), Permissions::from_mode(0o777))?;
         let program = program.to_owned();
         let image = String::new();
-        Ok(Self { kind, image, root, program, daemon: None, began_ns: 0 })
+        Ok(Self { kind, image, root, run, program, daemon: None, began_ns: 0 })
     }
 
     /// Starts the daemon; it may not answer yet.
@@ -99,7 +102,7 @@ impl Engine {
             Kind::Skep => vec![
                 "daemon".into(),
                 format!("--data-root={}", below("data")),
-                format!("--run-root={}", below("run")),
+                format!("--run-root={}", self.run.display()),
                 format!("--host={socket}"),
                 "--node-name=bench".into(),
                 "--listen-addr=127.0.0.1:0".into(),
@@ -108,7 +111,7 @@ impl Engine {
             ],
             Kind::Docker => vec![
                 format!("--data-root={}", below("data")),
-                format!("--exec-root={}", below("run")),
+                format!("--exec-root={}", self.run.display()),
                 format!("--pidfile={}", below("pid")),
                 format!("--host={socket}"),
             ],
@@ -199,6 +202,8 @@ impl Engine {
     /// Processes of the engine by what they are for.
     pub(crate) fn processes(&self) -> Result<Processes> {
         let root = self.root.display().to_string() + "/";
+        let run = self.run.display().to_string() + "/";
+        let is_ours = |line: &str| line.contains(&root) || line.contains(&run);
         let mut parents = BTreeMap::new();
         let mut named = Vec::new();
         for entry in fs::read_dir("/proc")? {
@@ -213,14 +218,14 @@ impl Engine {
             let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
             let line = String::from_utf8_lossy(&line).replace('\0', " ");
             let is_own = pid == i32::try_from(std::process::id())?;
-            if !is_own && (line.contains(&root) || line.contains("/probe ")) {
+            if !is_own && (is_ours(&line) || line.contains("/probe ")) {
                 named.push((pid, line));
             }
         }
         let mut found = Processes::default();
         for (pid, line) in named {
             let is_supervisor = line.contains("containerd-shim") || line.contains(" shim ");
-            if line.contains("/probe ") && !line.contains(&root) {
+            if line.contains("/probe ") && !is_ours(&line) {
                 found.probes.push(pid);
             } else if is_supervisor {
                 found.supervisors.push(pid);
@@ -261,6 +266,7 @@ impl Drop for Engine {
             kill(Pid::from_raw(pid), Signal::SIGKILL).ok();
         }
         fs::remove_dir_all(&self.root).ok();
+        fs::remove_dir_all(&self.run).ok();
     }
 }
 
