@@ -8,11 +8,11 @@ use skep_core::state::State;
 
 use crate::StorageKey;
 use crate::log::{Log, OpenError, lock};
-use crate::log_model::{Model, Op, open, run};
 use crate::record::Write;
 use crate::samples::{records, state};
 use crate::snapshot::Snapshots;
 use crate::testing::{Bytes, CrashDisk, Fault, Kind, Survival};
+use crate::tests::log_model::{Model, Op, open, run};
 use crate::types::{LogId, Membership, Position, SnapshotMeta, StoredMembership, VoteRecord};
 
 const EIO: i32 = 5;

@@ -19,8 +19,6 @@ mod key;
 pub mod limits;
 mod log;
 #[cfg(test)]
-mod log_model;
-#[cfg(test)]
 mod log_tests;
 mod machine;
 mod message;
@@ -52,3 +50,9 @@ pub use log::OpenError;
 pub use machine::{Applied, Event, Subscription};
 pub use node::Raft;
 pub use snapshot::SnapshotError;
+
+/// What several tests share.
+#[cfg(test)]
+mod tests {
+    pub(crate) mod log_model;
+}

@@ -6,9 +6,9 @@ use proptest::prelude::*;
 
 use crate::StorageKey;
 use crate::log::{Log, OpenError, lock};
-use crate::log_model::{Model, Op, append, entries, entry, open, run};
 use crate::record::Write;
 use crate::testing::{Chance, CrashDisk};
+use crate::tests::log_model::{Model, Op, append, entries, entry, open, run};
 use crate::types::{Entry, Position, VoteRecord};
 
 fn first_segment(disk: &CrashDisk) -> String {

@@ -61,6 +61,17 @@ fn write(node: &Node, name: &str) -> Result<(u16, String)> {
     Ok((reply.status, said))
 }
 
+/// What is in the image store.
+fn stored(node: &Node) -> Result<Vec<PathBuf>> {
+    let dirs = ["images", "images/blobs/sha256", "layers"];
+    let mut all = Vec::new();
+    for dir in dirs {
+        all.extend(crate::listed(&node.data_root().join(dir))?);
+    }
+    all.sort();
+    Ok(all)
+}
+
 /// What must go on while the disk is full.
 fn reads_go_on(bench: &Bench<'_>, container: &str, secret: &str) -> Result<()> {
     ensure!(bench.cli.ok(&["secret", "ls"])?.contains(secret), "secret ls");
@@ -100,6 +111,11 @@ fn a_full_disk_refuses_writes_and_nothing_else() -> Result<()> {
     let refused = bench.cli.fails_with(1, &["secret", "create", "refused-too", "-"], b"x")?;
     ensure!(refused.contains(&named), "{refused}");
     reads_go_on(&bench, &talker, &secret)?;
+    // An image that does not fit is refused, and gives back what it took.
+    let kept = stored(&node)?;
+    let refused = node.import_busybox().unwrap_err().to_string();
+    ensure!(refused.contains("No space left"), "{refused}");
+    ensure!(stored(&node)? == kept, "{:?}, before {kept:?}", stored(&node)?);
 
     let pid = running(&node, &ends)?.pop_first().context("no task")?.1;
     kill(Pid::from_raw(i32::try_from(pid)?), Signal::SIGTERM)?;
