@@ -9,7 +9,7 @@ pub const API_CONNECTIONS: usize = 256;
 /// How many of them one client process may hold: the rest is for others.
 pub const API_CONNECTIONS_PER_PROCESS: usize = 192;
 /// Clients that are being told at once that there is no room; others are closed without a word.
-pub const API_TURNED_AWAY: usize = 64;
+pub const API_TURNED_AWAY: usize = 128;
 /// Exec records kept on a node.
 pub const EXECS: usize = 256;
 /// How long an ended exec can still be inspected.

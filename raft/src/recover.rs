@@ -14,7 +14,7 @@ use crate::disk::Disk;
 use crate::index::{Hole, Index, Place, entry_of};
 use crate::log::WriteError;
 use crate::record::{ALIGN, Frame, Record, looks_like_frame, open_frame};
-use crate::segment::{self, Carry, HEADER_BYTES, Segment};
+use crate::segment::{self, Carry, HEADER_BYTES, Segment, UNCOUNTED};
 use crate::types::Position;
 
 /// Why the log does not open.
@@ -219,7 +219,11 @@ impl Recovered {
             frame.record().map_err(|source| OpenError::Unknown { file: file(), offset, source })?;
         let expected = self.carry.batch + u64::from(batch.left == 0);
         let heads = matches!(record, Record::Batch { .. });
-        if frame.batch != expected || heads != (batch.left == 0) {
+        let place = match &record {
+            Record::Committed(at) | Record::Purged(at) => at.index,
+            _ => frame.index,
+        };
+        if frame.batch != expected || heads != (batch.left == 0) || place >= UNCOUNTED {
             return Err(OpenError::Damaged { file: file(), offset });
         }
         batch.left = batch.left.saturating_sub(1);

@@ -20,6 +20,9 @@ const PURPOSE: &str = "skep log segment/1";
 pub(crate) const HEADER_BYTES: u64 = 512;
 /// Bytes before the sealed header: magic, id, its length.
 const HEADER_PREFIX: usize = 28;
+/// No segment, batch or entry has a number like this: what says so is damaged, and below it no
+/// sum overflows.
+pub(crate) const UNCOUNTED: u64 = 1 << 62;
 /// Name of the file that is preallocated for the next segment.
 pub(crate) const SPARE: &str = "spare.tmp";
 /// Name of a segment before it is complete.
@@ -66,6 +69,14 @@ pub(crate) struct Header {
     pub(crate) previous: Option<Previous>,
     #[n(2)]
     pub(crate) carry: Carry,
+}
+
+impl Header {
+    fn is_possible(&self) -> bool {
+        let Carry { committed, purged, last, batch, .. } = self.carry;
+        let mut places = [committed, purged, last].into_iter().flatten();
+        self.seq < UNCOUNTED && batch < UNCOUNTED && places.all(|at| at.index < UNCOUNTED)
+    }
 }
 
 /// A segment's file, open.
@@ -166,6 +177,7 @@ fn read_header(key: &StorageKey, bytes: &[u8]) -> Option<([u8; 16], Header, Ciph
     let cipher = key.cipher(PURPOSE, id);
     let plain = cipher.open(0, prefix, rest.get(..usize::try_from(len).ok()?)?).ok()?;
     let mut decoder = minicbor::Decoder::new(&plain);
-    let header = decoder.decode().ok()?;
-    (decoder.position() == plain.len()).then_some((*id, header, cipher))
+    let header: Header = decoder.decode().ok()?;
+    let is_whole = decoder.position() == plain.len();
+    (is_whole && header.is_possible()).then_some((*id, header, cipher))
 }

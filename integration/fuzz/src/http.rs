@@ -5,7 +5,7 @@ use crate::cursor::{Cursor, input};
 use crate::exchange::{exchange, parse, run};
 use crate::fake::FakeGate;
 
-pub(crate) const TARGET: Target = Target { name: "http", run: serve, seeds, mutations: 4_000 };
+pub(crate) const TARGET: Target = Target { name: "http", run: serve, seeds, mutations: 2_500 };
 
 /// A piece of the input is what one write of the client sends.
 fn serve(bytes: &[u8]) {

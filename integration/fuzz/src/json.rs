@@ -9,7 +9,7 @@ use crate::cursor::{Cursor, input};
 use crate::exchange::{exchange, parse, run};
 use crate::fake::FakeGate;
 
-pub(crate) const TARGET: Target = Target { name: "json", run: call, seeds, mutations: 3_000 };
+pub(crate) const TARGET: Target = Target { name: "json", run: call, seeds, mutations: 2_000 };
 
 /// What is called: `ID` stands for the id of the object that the endpoint is about.
 const ENDPOINTS: [(&str, &str); 24] = [

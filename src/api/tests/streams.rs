@@ -154,7 +154,11 @@ async fn a_follower_that_goes_frees_its_connection() {
     let (mut stream, server) = UnixStream::pair().unwrap();
     let turns = Arc::new(Semaphore::new(1));
     let turn = Arc::clone(&turns).try_acquire_owned().unwrap();
-    tokio::spawn(crate::api::server::connection(server, turn, gate.clone()));
+    tokio::spawn(crate::api::server::connection(
+        server,
+        crate::api::turn::Turn::new(turn, None),
+        gate.clone(),
+    ));
     let request = "GET /services/web/logs?follow=1&stdout=1 HTTP/1.1\r\nHost: x\r\n\r\n";
     stream.write_all(request.as_bytes()).await.unwrap();
     // The head comes before the first line does.

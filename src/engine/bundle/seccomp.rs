@@ -19,7 +19,7 @@ const ALLOWED: &str = "\
     getsockopt get_thread_area gettid gettimeofday getuid getuid32 getxattr \
     inotify_add_watch inotify_init inotify_init1 inotify_rm_watch io_cancel ioctl io_destroy \
     io_getevents io_pgetevents io_pgetevents_time64 ioprio_get ioprio_set io_setup io_submit \
-    ipc kill landlock_add_rule \
+    io_uring_enter io_uring_register io_uring_setup ipc kill landlock_add_rule \
     landlock_create_ruleset landlock_restrict_self lchown lchown32 lgetxattr link linkat \
     listen listxattr llistxattr _llseek lremovexattr lseek lsetxattr lstat lstat64 madvise \
     membarrier memfd_create memfd_secret mincore mkdir mkdirat mknod mknodat mlock mlock2 \
@@ -41,7 +41,7 @@ const ALLOWED: &str = "\
     setregid setregid32 setresgid setresgid32 setresuid setresuid32 setreuid setreuid32 \
     setrlimit set_robust_list setsid setsockopt set_thread_area set_tid_address setuid \
     setuid32 setxattr shmat shmctl shmdt shmget shutdown sigaltstack signalfd signalfd4 \
-    sigprocmask sigreturn socketcall socketpair splice stat stat64 statfs statfs64 \
+    sigprocmask sigreturn socket socketcall socketpair splice stat stat64 statfs statfs64 \
     statx symlink symlinkat sync sync_file_range syncfs sysinfo tee tgkill time timer_create \
     timer_delete timer_getoverrun timer_gettime timer_gettime64 timer_settime \
     timer_settime64 timerfd_create timerfd_gettime timerfd_gettime64 timerfd_settime \
@@ -78,8 +78,6 @@ const BY_CAPABILITY: [(&str, &str); 14] = [
 ];
 /// Execution domains: Linux, 16-bit uids, both with the 3 GiB limit, and the question which.
 const PERSONALITIES: [u64; 5] = [0x0, 0x8, 0x2_0000, 0x2_0008, 0xffff_ffff];
-/// The address family that reaches the host below a virtual machine.
-const AF_VSOCK: u64 = 40;
 /// Flags of `clone` that make namespaces.
 const NEW_NAMESPACES: u64 = 0x7e02_0000;
 const ENOSYS: u32 = 38;
@@ -88,8 +86,6 @@ const ENOSYS: u32 = 38;
 pub(super) fn filter(arch: &str, capabilities: &[&str]) -> Value {
     let is_admin = capabilities.contains(&"CAP_SYS_ADMIN");
     let mut rules = vec![allow(ALLOWED), allow("ptrace")];
-    let no_vsock = json!({"index": 0, "value": AF_VSOCK, "op": "SCMP_CMP_NE"});
-    rules.push(allow_if("socket", no_vsock));
     for domain in PERSONALITIES {
         let equals = json!({"index": 0, "value": domain, "op": "SCMP_CMP_EQ"});
         rules.push(allow_if("personality", equals));
