@@ -56,6 +56,8 @@ pub const IMAGE_UPLOAD_BYTES: u64 = 128 << 30;
 pub const IMAGE_UPLOAD_ENTRIES: usize = 20_000;
 /// Images in one archive.
 pub const IMAGE_UPLOAD_IMAGES: usize = 1_000;
+/// Bytes of all documents that one load or save keeps in memory.
+pub const IMAGE_UPLOAD_DOCUMENT_BYTES: u64 = 128 << 20;
 /// Names that one image has in an archive, or that one save asks for.
 pub const IMAGE_NAMES: usize = 1_000;
 /// How long the next piece of an archive may take to come or to be taken.

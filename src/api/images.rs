@@ -83,6 +83,7 @@ fn refused(error: &ImageError) -> ApiError {
         | ImageError::Reference(_)
         | ImageError::Change(_)
         | ImageError::TooManyNames(_)
+        | ImageError::TooMuch(_)
         | ImageError::Archive(_)
         | ImageError::Load(_) => StatusCode::BAD_REQUEST,
         ImageError::Damaged { .. } | ImageError::Disk { .. } | ImageError::Send(_) => {

@@ -136,7 +136,8 @@ async fn a_damaged_image_breaks_the_connection_off() {
     std::fs::write(&packed, zstd::encode_all(whole.as_slice(), 1).unwrap()).unwrap();
     let request = Request::get("/images/app:1/get").header("host", "skep");
     let request = request.body(Full::new(Bytes::new())).unwrap();
-    let reply = client(&gate).await.send_request(request).await.unwrap();
-    assert_eq!(reply.status().as_u16(), 200);
-    assert!(reply.into_body().collect().await.is_err(), "it must not look whole");
+    // The connection may end before or after the head of the answer is on its way.
+    if let Ok(reply) = client(&gate).await.send_request(request).await {
+        assert!(reply.into_body().collect().await.is_err(), "it must not look whole");
+    }
 }

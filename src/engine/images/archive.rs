@@ -124,7 +124,8 @@ fn shown(path: &[u8]) -> String {
     String::from_utf8_lossy(path).chars().take(256).collect()
 }
 
-/// A tar stream. Between two calls of [`Archive::next`] it reads as the content of the entry.
+/// A tar stream. Between two calls of [`Archive::next`] it reads as the content of the entry: of a
+/// file with holes only what is stored, one piece behind the other.
 #[derive(Debug)]
 pub(super) struct Archive<R> {
     input: R,

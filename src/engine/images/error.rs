@@ -44,6 +44,9 @@ pub enum ImageError {
     /// More names than one request may have.
     #[error("more than {0} images in one request")]
     TooManyNames(usize),
+    /// More manifests and configurations than are kept in memory at once.
+    #[error("the documents of these images have more than {0} bytes: save fewer at once")]
+    TooMuch(u64),
     /// An archive that is written out could not be read from disk, or nobody takes it.
     #[error("cannot write the archive")]
     Send(#[source] io::Error),

@@ -16,7 +16,7 @@ use super::pins::Hold;
 use super::reference::Reference;
 use super::stream::{Plain, copy};
 use super::view::Image;
-use crate::limits::ARCHIVE_BYTES;
+use crate::limits::{ARCHIVE_BYTES, IMAGE_UPLOAD_DOCUMENT_BYTES};
 
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -60,12 +60,16 @@ impl Export {
         hold: Hold,
     ) -> Result<Self, ImageError> {
         let (mut blobs, mut items, mut described) = (BTreeMap::new(), Vec::new(), Vec::new());
+        let mut room = IMAGE_UPLOAD_DOCUMENT_BYTES;
         for (image, names) in images {
             let config = Document::new(disk.document(&image.id)?, CONFIG);
             let (manifest, layers) = parts(disk, image, &config)?;
             items.push(item(&config, names, &layers));
             described.extend(describe(&manifest, names));
             for document in [config, manifest] {
+                room = room
+                    .checked_sub(document.bytes.len() as u64)
+                    .ok_or(ImageError::TooMuch(IMAGE_UPLOAD_DOCUMENT_BYTES))?;
                 let name = bare(&document.digest).to_owned();
                 blobs.insert(name, Content::Document(document.bytes));
             }

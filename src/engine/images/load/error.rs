@@ -43,8 +43,8 @@ pub enum LoadError {
          image again with a newer Docker"
     )]
     Ancient,
-    /// A document is longer than any real one.
-    #[error("{path}: {bytes} bytes are too many for a document, the limit is {limit}")]
+    /// A document is longer than any real one, or all of them together are.
+    #[error("{path}: {bytes} bytes are too many for a document: {limit} may still come")]
     TooLong {
         /// File in the archive.
         path: String,

@@ -78,6 +78,9 @@ type Group<'a> = (String, Option<Reference>, Vec<&'a Descriptor>);
 /// What belongs to one image: descriptors of the same name. Without a name each is one, unless
 /// they say that they are one image for several platforms.
 fn groups(index: &ImageIndex) -> Result<Vec<Group<'_>>, LoadError> {
+    if index.manifests().len() > IMAGE_UPLOAD_IMAGES {
+        return Err(LoadError::TooMany { what: "images", limit: IMAGE_UPLOAD_IMAGES });
+    }
     let mut groups: Vec<Group<'_>> = Vec::new();
     for descriptor in index.manifests().iter().filter(|one| !is_remark(one)) {
         let shown = descriptor.digest().to_string();
@@ -99,9 +102,6 @@ fn groups(index: &ImageIndex) -> Result<Vec<Group<'_>>, LoadError> {
                 let shown = name.as_ref().map_or(shown, Reference::familiar);
                 groups.push((shown, name, vec![descriptor]));
             }
-        }
-        if groups.len() > IMAGE_UPLOAD_IMAGES {
-            return Err(LoadError::TooMany { what: "images", limit: IMAGE_UPLOAD_IMAGES });
         }
     }
     Ok(groups)

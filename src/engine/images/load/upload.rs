@@ -2,6 +2,7 @@
 //!
 //! No name of an entry becomes a name on disk: files are numbered, and looked up in a table.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
@@ -20,7 +21,7 @@ use super::super::stream::{Plain, copy};
 use super::LoadError;
 use crate::limits::{
     ARCHIVE_FREE_BYTES, ARCHIVE_RATIO, IMAGE_DOCUMENT_BYTES, IMAGE_UPLOAD_BYTES,
-    IMAGE_UPLOAD_ENTRIES,
+    IMAGE_UPLOAD_DOCUMENT_BYTES, IMAGE_UPLOAD_ENTRIES,
 };
 
 /// Where an OCI layout has its blobs.
@@ -33,6 +34,8 @@ const LINKS: usize = 8;
 pub struct Upload {
     directory: TempDir,
     entries: BTreeMap<String, Found>,
+    /// Bytes of documents that may still be read.
+    document_room: Cell<u64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,7 +61,11 @@ impl Upload {
         disk: &Disk,
         stream: &mut dyn Read,
     ) -> Result<Self, ImageError> {
-        let mut this = Self { directory: disk.new_staging()?, entries: BTreeMap::new() };
+        let mut this = Self {
+            directory: disk.new_staging()?,
+            entries: BTreeMap::new(),
+            document_room: Cell::new(IMAGE_UPLOAD_DOCUMENT_BYTES),
+        };
         this.fill(stream)?;
         Ok(this)
     }
@@ -184,10 +191,11 @@ impl Upload {
 
     /// The bytes of a document.
     pub(super) fn document(&self, path: &str, blob: &Blob) -> Result<Vec<u8>, LoadError> {
-        let limit = IMAGE_DOCUMENT_BYTES;
+        let limit = IMAGE_DOCUMENT_BYTES.min(self.document_room.get());
         if blob.bytes > limit {
             return Err(LoadError::TooLong { path: path.to_owned(), bytes: blob.bytes, limit });
         }
+        self.document_room.set(self.document_room.get() - blob.bytes);
         std::fs::read(&blob.file).map_err(|source| {
             LoadError::Archive(ArchiveError::Unpack { path: path.to_owned(), source })
         })

@@ -71,6 +71,14 @@ fn manifests_that_lie() {
     let mut files = Files::default();
     files.add("manifest.json", &vec![b' '; 17 << 20]);
     refused(&files.tar(), &["manifest.json: 17825792 bytes are too many"]);
+    // Each configuration is short enough, all of them together are not.
+    let (mut files, mut items) = (Files::default(), Vec::new());
+    let mut long = config(&[], "amd64");
+    long.resize(16 << 20, b' ');
+    files.add("config", &long);
+    items.resize(9, json!({"Config": "config"}));
+    files.json("manifest.json", &json!(items));
+    refused(&files.tar(), &["config: 16777216 bytes are too many"]);
     let mut files = Files::default();
     files.add("repositories", b"{}");
     refused(&files.tar(), &["before 1.10"]);
@@ -102,7 +110,7 @@ fn descriptors_that_lie() {
     let (mut files, mut one) = Files::oci(&[layer("a")], gzip, "tar+gzip");
     files.0.retain(|(name, _)| name != "index.json");
     one["mediaType"] = json!("application/vnd.docker.distribution.manifest.v1+prettyjws");
-    files.index(&[one.clone()]);
+    files.index(std::slice::from_ref(&one));
     refused(&files.tar(), &["mediaType", "neither a manifest nor an index"]);
     one["digest"] = json!(format!("sha512:{}", "a".repeat(128)));
     one["mediaType"] = json!("application/vnd.oci.image.manifest.v1+json");

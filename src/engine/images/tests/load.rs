@@ -85,7 +85,7 @@ impl Files {
     pub(super) fn oci(layers: &[Vec<u8>], pack: fn(&[u8]) -> Vec<u8>, kind: &str) -> (Self, Value) {
         let mut files = Self::default();
         let described = files.manifest(&config(layers, "amd64"), layers, pack, kind);
-        files.index(&[described.clone()]);
+        files.index(std::slice::from_ref(&described));
         (files, described)
     }
 
@@ -211,7 +211,7 @@ fn a_layout_keeps_its_manifest() {
         described["annotations"] = json!({"io.containerd.image.name": "docker.io/library/app:7",
             "org.opencontainers.image.ref.name": "7"});
         files.0.retain(|(name, _)| name != "index.json" && name != "oci-layout");
-        files.index(&[described.clone()]);
+        files.index(std::slice::from_ref(&described));
         let mut store = Store::new();
         let loaded = store.load(&files.tar()).unwrap();
         assert_eq!(loaded[0].names, ["app:7"]);
@@ -282,7 +282,7 @@ fn names_may_be_in_either_place_or_nowhere() {
     assert!(store.store.resolve(&loaded[0].id).unwrap().repo_tags.is_empty());
     described["annotations"] = json!({"org.opencontainers.image.ref.name": "latest"});
     files.0.retain(|(name, _)| name != "index.json");
-    files.index(&[described.clone()]);
+    files.index(std::slice::from_ref(&described));
     assert!(
         store.load(&files.tar()).unwrap()[0].names.is_empty(),
         "a bare word is a tag of nothing"
@@ -310,7 +310,7 @@ fn a_second_manifest_of_an_image_is_a_name_of_it() {
     let (mut files, mut described) = Files::oci(&layers, gzip, "tar+gzip");
     described["annotations"] = json!({"io.containerd.image.name": "app:1"});
     files.0.retain(|(name, _)| name != "index.json");
-    files.index(&[described.clone()]);
+    files.index(std::slice::from_ref(&described));
     assert_eq!(store.load(&files.tar()).unwrap()[0].id, first[0].id);
     let pinned = format!("app:1@{}", described["digest"].as_str().unwrap());
     assert_eq!(store.store.resolve(&pinned).unwrap().id, first[0].id);
@@ -365,7 +365,6 @@ fn what_a_crash_leaves_is_cleared() {
     let mut store = Store::new();
     let upload = store.store.receive(&mut Cursor::new(Files::docker(&[]).tar())).unwrap();
     assert_eq!(store.left(), 1, "the upload");
-    std::mem::forget(upload);
     // A layer and blobs put in their place, and then no index that names them.
     store.image("a", "app");
     fs::remove_file(store.dir.path().join("images/index.json")).unwrap();
@@ -373,6 +372,7 @@ fn what_a_crash_leaves_is_cleared() {
         .unwrap();
     store.reopen();
     assert_eq!(store.left(), 0);
+    drop(upload);
 }
 
 /// Whatever is loaded and removed meanwhile: what is loaded is whole, and what is held stays.
@@ -381,7 +381,11 @@ fn loads_removals_and_holds_at_once() {
     let store = Store::new();
     let base = layer("base");
     let archive = |name: &str| {
-        Files::docker(&[(&[base.clone(), layer(name)], &[name]), (&[base.clone()], &[])]).tar()
+        Files::docker(&[
+            (&[base.clone(), layer(name)], &[name]),
+            (std::slice::from_ref(&base), &[]),
+        ])
+        .tar()
     };
     let is_whole =
         |image: &Image| image.diff_ids.iter().all(|id| layer_dir(store.dir.path(), id).is_dir());

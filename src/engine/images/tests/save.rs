@@ -122,7 +122,7 @@ fn a_damaged_layer_does_not_pass_for_a_good_one() {
         let name = if kind == "tar" { format!("{name}.zst") } else { name };
         for bytes in [zstd(b"another"), Vec::new()] {
             fs::write(blobs.join(&name), bytes).unwrap();
-            let done = store.store.export(&[id.clone()], None);
+            let done = store.store.export(std::slice::from_ref(&id), None);
             let done = done.and_then(|export| store.store.write(&export, &mut Vec::new()));
             assert!(done.is_err(), "{kind}");
         }
