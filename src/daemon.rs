@@ -21,6 +21,9 @@ const WORKERS: usize = 2;
 /// Parts of the heap for all threads. Each keeps what it once needed, because locked memory is
 /// not given back: one for each of many threads would grow to the sum of their peaks.
 const ARENAS: i32 = 2;
+/// Blocks from this size on are mapped alone, and given back when they are freed. Left to itself
+/// the allocator raises this to the largest block ever freed, and takes the next from a heap.
+const MAPPED_BYTES: i32 = 128 << 10;
 
 /// Runs a node until it is told to stop.
 #[must_use]
@@ -61,8 +64,11 @@ fn start(args: NodeArgs) -> anyhow::Result<()> {
 /// Keeps this process's memory out of swap and core files. Where the kernel refuses, the node
 /// still runs, since no plaintext rests here; the log says so.
 fn protect() {
-    // SAFETY: sets a parameter of the allocator, which has one thread to serve so far.
-    unsafe { nix::libc::mallopt(nix::libc::M_ARENA_MAX, ARENAS) };
+    // SAFETY: sets parameters of the allocator, which has one thread to serve so far.
+    unsafe {
+        nix::libc::mallopt(nix::libc::M_ARENA_MAX, ARENAS);
+        nix::libc::mallopt(nix::libc::M_MMAP_THRESHOLD, MAPPED_BYTES);
+    }
     if let Err(error) = setrlimit(Resource::RLIMIT_CORE, 0, 0) {
         tracing::warn!(%error, "core files cannot be turned off");
     }
