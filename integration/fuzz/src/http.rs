@@ -10,7 +10,7 @@ pub(crate) const TARGET: Target = Target { name: "http", run: serve, seeds, muta
 /// A piece of the input is what one write of the client sends.
 fn serve(bytes: &[u8]) {
     let mut cursor = Cursor::new(bytes);
-    let is_manager = cursor.byte() % 4 != 0;
+    let is_manager = !cursor.byte().is_multiple_of(4);
     let pieces = cursor.pieces(8);
     run(async {
         let gate = if is_manager { FakeGate::manager() } else { FakeGate::alone() };

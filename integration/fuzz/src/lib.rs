@@ -3,7 +3,7 @@
 //! A target takes any bytes and returns; what it must not do is panic, take long, or take more
 //! memory than [`MEMORY`]. `scripts/fuzz` runs the targets guided by coverage; the test `replay`
 //! runs each over its corpus, its seeds and a fixed number of mutations of both.
-#![allow(clippy::unwrap_used, reason = "targets are tests")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "targets are tests")]
 
 pub mod cursor;
 mod disk;

@@ -149,6 +149,8 @@ fn seeds() -> Vec<Vec<u8>> {
         pid: 1,
         started: Stamp(1),
         exit: Some(exit.clone()),
+        trouble: Some("x".to_owned()),
+        oom: true,
     };
     let hello = FromShim::Hello(Hello {
         protocol: PROTOCOL,

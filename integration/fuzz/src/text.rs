@@ -63,6 +63,40 @@ fn template(text: &str) {
     }
 }
 
+/// Command lines.
+const LINES: [&[&str]; 6] = [
+    &[
+        "service",
+        "create",
+        "--secret",
+        "source=a,target=b,uid=1,gid=2,mode=0400",
+        "--mount",
+        "type=bind,src=/a,dst=/b,readonly,bind-propagation=rprivate",
+        "--replicas=3",
+        "busybox",
+        "sh",
+    ],
+    &[
+        "service",
+        "update",
+        "--env-add",
+        "A=b",
+        "--limit-cpu",
+        ".5",
+        "--limit-memory",
+        "8m",
+        "--constraint-add",
+        "node.role==worker",
+        "--mount-add",
+        "type=tmpfs,dst=/t,tmpfs-size=1m",
+        "w",
+    ],
+    &["secret", "create", "-l", "a=b", "s", "-"],
+    &["up", "--data-root", "/d", "--listen-addr", "0.0.0.0:0", "--vault", "mlock"],
+    &["exec", "-it", "-u", "1", "--env=A=b", "x", "sh", "-c", "y"],
+    &["-H", "unix:///x", "help", "swarm", "init"],
+];
+
 fn seeds() -> Vec<Vec<u8>> {
     let behind = |first: u8, text: &str| [&[first], text.as_bytes()].concat();
     let digest = format!("a/b:c@sha256:{}", "0".repeat(64));
@@ -96,45 +130,13 @@ fn seeds() -> Vec<Vec<u8>> {
         "{\"a\":[1,\"<\"]}",
         "docker.io/library/busybox:latest",
     ];
-    let lines: [&[&str]; 6] = [
-        &[
-            "service",
-            "create",
-            "--secret",
-            "source=a,target=b,uid=1,gid=2,mode=0400",
-            "--mount",
-            "type=bind,src=/a,dst=/b,readonly,bind-propagation=rprivate",
-            "--replicas=3",
-            "busybox",
-            "sh",
-        ],
-        &[
-            "service",
-            "update",
-            "--env-add",
-            "A=b",
-            "--limit-cpu",
-            ".5",
-            "--limit-memory",
-            "8m",
-            "--constraint-add",
-            "node.role==worker",
-            "--mount-add",
-            "type=tmpfs,dst=/t,tmpfs-size=1m",
-            "w",
-        ],
-        &["secret", "create", "-l", "a=b", "s", "-"],
-        &["up", "--data-root", "/d", "--listen-addr", "0.0.0.0:0", "--vault", "mlock"],
-        &["exec", "-it", "-u", "1", "--env=A=b", "x", "sh", "-c", "y"],
-        &["-H", "unix:///x", "help", "swarm", "init"],
-    ];
     let mut seeds = Vec::new();
     seeds.extend(references.map(|text| behind(0, text)));
     seeds.extend(names.map(|text| behind(1, text)));
     seeds.extend(templates.map(|text| behind(2, text)));
     seeds.extend(values.map(|text| behind(3, text)));
     seeds.extend(
-        lines
+        LINES
             .iter()
             .map(|words| input(4, &words.iter().map(|word| word.as_bytes()).collect::<Vec<_>>())),
     );

@@ -1,4 +1,5 @@
 //! Every target over its corpus, its seeds, and mutations of both that are the same in every run.
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "all of it is a test")]
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{self, RecvTimeoutError};
