@@ -210,8 +210,9 @@ mod tests {
             let bytes = minicbor::to_vec(id).unwrap();
             assert_eq!(minicbor::decode::<TaskId>(&bytes).unwrap(), id);
         }
-        let mut ids: Vec<TaskId> =
-            (0..=255).map(|n| TaskId::from_entropy(core::array::from_fn(|i| n ^ i as u8))).collect();
+        let mut ids: Vec<TaskId> = (0..=255)
+            .map(|n| TaskId::from_entropy(core::array::from_fn(|i| n ^ i as u8)))
+            .collect();
         ids.sort();
         assert!(ids.is_sorted_by(|a, b| a.as_str() <= b.as_str()));
         assert!("ABC".parse::<TaskId>().is_err());

@@ -53,10 +53,7 @@ impl<'a> Pipeline<'a> {
 
     /// Why none of these nodes will do, in Docker's words. The first filter that turns a node
     /// away counts it.
-    pub(super) fn explain<'n>(
-        &self,
-        nodes: impl Iterator<Item = (&'n Node, Load<'n>)>,
-    ) -> String {
+    pub(super) fn explain<'n>(&self, nodes: impl Iterator<Item = (&'n Node, Load<'n>)>) -> String {
         let mut counted: Vec<(&Filter<'_>, u64)> =
             self.filters.iter().map(|filter| (filter, 0)).collect();
         for (node, load) in nodes {
@@ -87,9 +84,7 @@ impl Filter<'_> {
             Self::Resources(needs) => has_room(node, load, needs),
             Self::Constraints(all) => all.iter().all(|constraint| constraint.holds(node)),
             Self::Platforms(any) => any.iter().any(|(arch, os)| is_platform(node, arch, os)),
-            Self::MaxReplicas(service, max) => {
-                load.tasks_of(service) < *max
-            }
+            Self::MaxReplicas(service, max) => load.tasks_of(service) < *max,
         }
     }
 

@@ -5,6 +5,7 @@ use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use crate::apply::Change;
 use crate::command::{Command, Decision, NodeReport};
 use crate::control::{Control, Input, SessionEvent};
 use crate::id::{NodeId, TaskId};
@@ -51,6 +52,13 @@ impl Sim {
             public_key: Vec::new(),
         });
         id
+    }
+
+    /// Takes a node out of the swarm for ever.
+    pub(crate) fn drop_node(&mut self, id: NodeId) {
+        self.world.state.drop_node(&id);
+        self.world.changes.push(Change::Node(id));
+        self.settle();
     }
 
     pub(crate) fn node_up(&mut self, node: NodeId, description: NodeDescription) {
