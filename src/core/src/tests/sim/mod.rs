@@ -1,5 +1,15 @@
 //! A swarm in memory: the state, the control loop that leads it, and agents that do what they
 //! are told. Every step of the loop is committed before the next.
+//!
+//! Below it is the large swarm, where things go wrong: `swarm` with its leaders and its network,
+//! `agent` on each node, `users` and faults, `check` after every commit, and the `runs`.
+
+mod agent;
+mod check;
+mod random;
+mod runs;
+mod swarm;
+mod users;
 
 use alloc::boxed::Box;
 use alloc::string::String;
