@@ -36,6 +36,27 @@ pub fn encode<T: Encode<()>>(value: &T) -> Vec<u8> {
     bytes
 }
 
+/// How many bytes `encode` makes of `value`.
+pub(crate) fn length<T: Encode<()>>(value: &T) -> usize {
+    let mut counter = Counter(0);
+    let done: Result<(), minicbor::encode::Error<Infallible>> =
+        minicbor::encode(value, &mut counter);
+    debug_assert!(done.is_ok());
+    counter.0
+}
+
+/// Counts the bytes it is given.
+struct Counter(usize);
+
+impl minicbor::encode::Write for Counter {
+    type Error = Infallible;
+
+    fn write_all(&mut self, bytes: &[u8]) -> Result<(), Infallible> {
+        self.0 += bytes.len();
+        Ok(())
+    }
+}
+
 /// Reads a message of a peer: fields a newer version added are skipped, trailing bytes refused.
 ///
 /// # Errors
@@ -164,6 +185,7 @@ mod tests {
             b: u64,
         }
         let new = encode(&New { a: 1, b: 2 });
+        assert_eq!(length(&New { a: 1, b: 2 }), new.len());
         assert_eq!(decode::<Old>(&new), Ok(Old { a: 1 }));
         assert!(decode_strict::<Old>(&new).is_err());
         assert_eq!(decode_strict::<Old>(&encode(&Old { a: 1 })), Ok(Old { a: 1 }));

@@ -21,8 +21,13 @@ pub const LABELS: usize = 1_024;
 pub const LABEL_BYTES: usize = 256 << 10;
 /// Nodes in a swarm.
 pub const NODES: usize = 10_000;
-/// Tasks in a swarm, history included.
-pub const TASKS: usize = 1_000_000;
+/// Tasks in a swarm, history included. A slot that is new is not filled beyond; tests need fewer
+/// to get there.
+pub const TASKS: usize = if cfg!(test) { 16_000 } else { 1_000_000 };
+/// Tasks there may be beyond that to replace others: a full swarm still heals.
+pub const TASKS_SPARE: usize = TASKS / 10;
+/// When a slot that found no room is looked at again.
+pub const ROOM_RETRY: Span = Span::from_secs(5);
 /// Replicas one service may ask for.
 pub const REPLICAS: u64 = 100_000;
 /// Services in a swarm.
@@ -41,6 +46,9 @@ pub const OUTCOMES_MAX: usize = 65_536;
 pub const OUTCOME_AGE: Span = Span::from_secs(60);
 /// Commands in one proposal of the control loop.
 pub const CONTROL_BATCH: usize = 512;
+/// Bytes of tasks made in one such proposal, give or take the last one: a service's template may
+/// have megabytes.
+pub const CONTROL_BATCH_BYTES: usize = 1 << 20;
 /// How long a deleted payload may stay in a manager's log and snapshots.
 pub const PURGE_WITHIN: Span = Span::from_secs(600);
 /// Delay before a task is restarted unless its service says otherwise.

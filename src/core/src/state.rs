@@ -48,7 +48,7 @@ pub struct State {
 }
 
 /// What is derived from the objects. Never encoded.
-#[derive(Debug, Default, Clone)]
+#[derive(Debug, Default, Clone, PartialEq)]
 pub(crate) struct Index {
     pub(crate) material_names: BTreeMap<(MaterialKind, String), MaterialId>,
     pub(crate) service_names: BTreeMap<String, ServiceId>,
@@ -208,6 +208,14 @@ impl State {
         let tasks = self.index.loads.get(&node.id).map_or(0, |load| load.tasks);
         self.index.by_load.insert((tasks, node.id));
         self.nodes.insert(node.id, Arc::new(node));
+    }
+
+    /// No command removes a node yet; the deciders are ready for it.
+    #[cfg(test)]
+    pub(crate) fn drop_node(&mut self, id: &NodeId) {
+        self.nodes.remove(id);
+        let tasks = self.index.loads.get(id).map_or(0, |load| load.tasks);
+        self.index.by_load.remove(&(tasks, *id));
     }
 
     pub(crate) fn put_material(&mut self, material: Material) {

@@ -54,10 +54,14 @@ struct Swarm {
     state: State,
     control: Control,
     now: Stamp,
+    /// When the nodes were heard of last.
+    heard: Stamp,
     ids: u64,
     /// Changes of each commit the loop has not seen yet.
     unseen: VecDeque<Vec<Change>>,
     steps: Vec<Duration>,
+    /// Processor time of steps and applies.
+    cpu: Duration,
     applied: Duration,
     coded: Duration,
     log_bytes: usize,
@@ -71,9 +75,11 @@ impl Swarm {
             state: State::default(),
             control: Control::new([1; 32]),
             now: Stamp(1_000_000_000_000),
+            heard: Stamp(1_000_000_000_000),
             ids: 0,
             unseen: VecDeque::new(),
             steps: Vec::new(),
+            cpu: Duration::ZERO,
             applied: Duration::ZERO,
             coded: Duration::ZERO,
             log_bytes: 0,
@@ -118,9 +124,10 @@ impl Swarm {
         self.coded += started.elapsed();
         self.log_bytes += bytes.len();
         let mut changes = Vec::new();
-        let started = Instant::now();
+        let (started, cpu) = (Instant::now(), cpu()?);
         let outcome = apply(&mut self.state, &proposal, &mut changes);
         self.applied += started.elapsed();
+        self.cpu += cpu_since(cpu)?;
         ensure!(matches!(outcome, Outcome::Done(_)), "{outcome:?}");
         if let Command::Control(decisions) = &proposal.command {
             let places = |decision: &&Decision| match decision {
@@ -137,14 +144,25 @@ impl Swarm {
 
     fn step(&mut self, input: Input<'_>) -> Result<()> {
         self.now = self.now + Span::from_millis(1);
-        let started = Instant::now();
+        let (started, cpu) = (Instant::now(), cpu()?);
         let commands = self.control.step(&self.state, input, self.now);
         self.steps.push(started.elapsed());
+        self.cpu += cpu_since(cpu)?;
         commands.into_iter().try_for_each(|command| self.commit(command))
+    }
+
+    /// What all nodes say once a second.
+    fn heartbeats(&mut self) -> Result<()> {
+        self.heard = self.now;
+        let heard: Vec<_> = self.node_ids().into_iter().map(SessionEvent::Heard).collect();
+        heard.chunks(EVENTS).try_for_each(|events| self.step(Input::Sessions(events)))
     }
 
     /// The next step the leader would take; false if there is nothing to do.
     fn advance(&mut self) -> Result<bool> {
+        if self.now.since(self.heard) >= Span::from_secs(1) {
+            self.heartbeats()?;
+        }
         let is_due = self.control.deadline().is_some_and(|at| at <= self.now);
         match self.unseen.pop_front() {
             Some(changes) => self.step(Input::Changes(&changes))?,
@@ -161,7 +179,7 @@ impl Swarm {
 
     fn reset(&mut self) {
         self.steps.clear();
-        (self.applied, self.coded) = (Duration::ZERO, Duration::ZERO);
+        (self.applied, self.coded, self.cpu) = Default::default();
         (self.placed, self.log_bytes) = (0, 0);
     }
 
@@ -178,7 +196,8 @@ impl Swarm {
             "steps": self.steps.len(), "step_ms": millis(&stepped),
             "step_ms_p50": at(0.5), "step_ms_p99": at(0.99), "step_ms_max": at(1.0),
             "apply_ms": millis(&self.applied), "codec_ms": millis(&self.coded),
-            "log_bytes": self.log_bytes, "seconds": seconds.as_secs_f64(),
+            "log_bytes": self.log_bytes, "cpu_ms": millis(&self.cpu),
+            "seconds": seconds.as_secs_f64(),
         });
         (seconds, figures)
     }
@@ -228,31 +247,26 @@ impl Swarm {
             self.commit(Command::ServiceCreate { id, spec })?;
         }
         self.reset();
-        let (mut curve, mut steps) = (Vec::new(), Vec::new());
-        let (mut total, mut last) = (Duration::ZERO, 0);
-        let (mut applied, mut coded, mut bytes) = (Duration::ZERO, Duration::ZERO, 0);
+        let (mut curve, mut last) = (Vec::new(), (0, Duration::ZERO, Duration::ZERO));
         while self.placed < tasks {
-            let is_more = self.advance()?;
-            let is_point = self.placed - last >= tasks / POINTS;
-            if !is_more || is_point || self.placed >= tasks {
-                let (seconds, figures) = self.figures();
-                let rate = (self.placed - last) as f64 / seconds.as_secs_f64();
+            ensure!(self.advance()?, "{} of {tasks} are placed", self.placed);
+            if self.placed - last.0 >= tasks / POINTS || self.placed >= tasks {
+                let spent = self.steps.iter().sum::<Duration>() + self.applied;
+                let count = (self.placed - last.0) as f64;
                 curve.push(json!({
-                    "placed": self.placed, "per_s": rate as u64,
-                    "step_ms_p50": figures["step_ms_p50"], "apply_ms": figures["apply_ms"],
+                    "placed": self.placed,
+                    "per_s": rate(count, spent.saturating_sub(last.1)),
+                    "per_cpu_s": rate(count, self.cpu.saturating_sub(last.2)),
                 }));
-                (total, last) = (total + seconds, self.placed);
-                (applied, coded) = (applied + self.applied, coded + self.coded);
-                bytes += self.log_bytes;
-                steps.append(&mut self.steps);
-                self.reset();
-                self.placed = last;
+                last = (self.placed, spent, self.cpu);
             }
-            ensure!(is_more || self.placed >= tasks, "{} of {tasks} are placed", self.placed);
         }
-        (self.steps, self.applied, self.coded, self.log_bytes) = (steps, applied, coded, bytes);
-        let rate = tasks as f64 / total.as_secs_f64();
-        self.say("placements", json!({"placements_per_s": rate as u64, "curve": curve}))?;
+        let more = json!({
+            "placements_per_s": rate(tasks as f64, last.1),
+            "placements_per_cpu_s": rate(tasks as f64, last.2),
+            "curve": curve,
+        });
+        self.say("placements", more)?;
         self.settle()?;
         self.say("after the last placement", json!({}))
     }
@@ -268,9 +282,9 @@ impl Swarm {
                 self.commit(command)?;
                 self.settle()?;
             }
-            let (seconds, _) = self.figures();
-            let rate = tasks.len() as f64 / seconds.as_secs_f64();
-            self.say("reports", json!({"state": state.word(), "reports_per_s": rate as u64}))?;
+            let (spent, _) = self.figures();
+            let per_s = rate(tasks.len() as f64, spent);
+            self.say("reports", json!({"state": state.word(), "reports_per_s": per_s}))?;
         }
         Ok(())
     }
@@ -283,11 +297,7 @@ impl Swarm {
 
     /// Heartbeats of every node, and a look at a deadline.
     fn idle(&mut self) -> Result<()> {
-        let nodes = self.node_ids();
-        let heard: Vec<_> = nodes.into_iter().map(SessionEvent::Heard).collect();
-        for events in heard.chunks(EVENTS) {
-            self.step(Input::Sessions(events))?;
-        }
+        self.heartbeats()?;
         self.say("heartbeats", json!({}))?;
         for _ in 0..100 {
             self.step(Input::Deadline)?;
@@ -311,6 +321,7 @@ impl Swarm {
         let others = nodes.iter().filter(|id| **id != lost);
         let heard: Vec<_> = others.copied().map(SessionEvent::Heard).collect();
         self.now = self.now + Span::from_millis(2_500);
+        self.heard = self.now;
         for events in heard.chunks(EVENTS) {
             self.step(Input::Sessions(events))?;
         }
@@ -329,8 +340,22 @@ fn say(line: &Value) -> Result<()> {
     Ok(writeln!(std::io::stdout(), "{line}")?)
 }
 
+fn rate(count: f64, time: Duration) -> u64 {
+    (count / time.as_secs_f64().max(1e-9)) as u64
+}
+
 fn millis(time: &Duration) -> f64 {
     (time.as_secs_f64() * 1e6).round() / 1e3
+}
+
+/// Processor time of this thread.
+fn cpu() -> Result<Duration> {
+    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID)?;
+    Ok(Duration::from(time))
+}
+
+fn cpu_since(before: Duration) -> Result<Duration> {
+    Ok(cpu()?.saturating_sub(before))
 }
 
 /// Resident bytes of this process.

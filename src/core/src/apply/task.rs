@@ -59,7 +59,7 @@ impl Writer<'_> {
         let fits = service.spec_version == task.spec_version
             && task.node.is_none_or(|node| self.state.nodes.contains_key(&node))
             && !self.state.tasks.contains_key(&task.id)
-            && self.state.tasks.len() < limits::TASKS
+            && self.state.tasks.len() < limits::TASKS + limits::TASKS_SPARE
             && !slot.any(|task| is_rival(task));
         drop(slot);
         if fits {

@@ -7,9 +7,10 @@ use alloc::vec::Vec;
 
 use sha2::{Digest, Sha256};
 
-use super::BATCH;
+use crate::codec;
 use crate::command::Decision;
 use crate::id::{ENTROPY_LEN, ServiceId, TaskId};
+use crate::limits;
 use crate::model::Meta;
 use crate::model::service::{Service, UpdateState, UpdateStatus};
 use crate::model::task::{Task, TaskState, TaskStatus};
@@ -89,7 +90,7 @@ impl Slot {
 
     /// The task the slot had last.
     pub(super) fn newest(&self) -> Option<&Arc<Task>> {
-        self.kept().max_by_key(|task| (task.meta.created, task.spec_version, task.attempts))
+        self.kept().max_by_key(|task| task.age())
     }
 }
 
@@ -102,6 +103,9 @@ pub(super) struct Draft<'a> {
     /// Tasks that were told to end in this step.
     pub(super) ended: BTreeSet<TaskId>,
     made: usize,
+    /// Bytes of the tasks made, and how many one task of the service looked at last has.
+    bytes: usize,
+    weight: Option<(ServiceId, usize)>,
     mint: &'a mut Mint,
     timers: &'a mut BTreeSet<(Stamp, ServiceId, u64)>,
 }
@@ -114,20 +118,34 @@ impl<'a> Draft<'a> {
         timers: &'a mut BTreeSet<(Stamp, ServiceId, u64)>,
     ) -> Self {
         let (decisions, ended) = (Vec::new(), BTreeSet::new());
-        Self { state, now, decisions, ended, made: 0, mint, timers }
+        Self { state, now, decisions, ended, made: 0, bytes: 0, weight: None, mint, timers }
     }
 
     pub(super) fn is_full(&self) -> bool {
-        self.decisions.len() >= BATCH
+        self.decisions.len() >= limits::CONTROL_BATCH || self.bytes >= limits::CONTROL_BATCH_BYTES
     }
 
     pub(super) fn has_made(&self) -> bool {
         self.made > 0
     }
 
-    /// Tasks there will be.
-    pub(super) fn task_count(&self) -> usize {
-        self.state.tasks.len() + self.made
+    /// Whether a task for a slot that is new has room.
+    pub(super) fn has_room(&self) -> bool {
+        self.state.tasks.len() + self.made < limits::TASKS
+    }
+
+    /// Whether a task that replaces another has room. If not, the service is looked at again.
+    pub(super) fn has_spare_room(&mut self, service: ServiceId) -> bool {
+        let fits = self.state.tasks.len() + self.made < limits::TASKS + limits::TASKS_SPARE;
+        if !fits {
+            self.wait_for_room(service);
+        }
+        fits
+    }
+
+    /// Looks at a service again when there may be room for more of its tasks.
+    pub(super) fn wait_for_room(&mut self, service: ServiceId) {
+        self.wake(self.now + limits::ROOM_RETRY, service, 0);
     }
 
     /// Looks at a slot (0 for the whole service) again at `at`.
@@ -163,9 +181,22 @@ impl<'a> Draft<'a> {
     }
 
     pub(super) fn create(&mut self, slot: &mut Slot, task: Task) {
+        self.bytes += self.weigh(&task);
         self.decisions.push(Decision::TaskCreate(task.clone()));
         slot.tasks.push(Arc::new(task));
         self.made += 1;
+    }
+
+    /// Bytes of a task, much like those of the other tasks of its service.
+    fn weigh(&mut self, task: &Task) -> usize {
+        match self.weight {
+            Some((service, bytes)) if service == task.service => bytes,
+            _ => {
+                let bytes = codec::length(task);
+                self.weight = Some((task.service, bytes));
+                bytes
+            }
+        }
     }
 
     /// Moves the desired state of those tasks of a slot that `which` picks.

@@ -25,7 +25,6 @@ use core::mem;
 use crate::apply::Change;
 use crate::command::Command;
 use crate::id::ServiceId;
-use crate::limits;
 use crate::model::service::{Service, ServiceMode};
 use crate::model::task::{Task, TaskSpec};
 use crate::state::State;
@@ -33,7 +32,7 @@ use crate::time::Stamp;
 
 use draft::{Draft, Mint, Slot};
 pub use sessions::SessionEvent;
-use sessions::Sessions;
+use sessions::{Reports, Sessions};
 
 /// What makes the loop step.
 #[derive(Debug, Clone, Copy)]
@@ -102,7 +101,7 @@ impl Control {
                 self.dirty.insert(*id, Dirty::Whole);
             }
         }
-        let mut reports = Vec::new();
+        let mut reports = Reports::default();
         match input {
             Input::Changes(changes) => {
                 changes.iter().for_each(|change| self.note(state, change));
@@ -129,6 +128,7 @@ impl Control {
 
         let mut commands = Vec::new();
         let decisions = draft.decisions;
+        let reports = reports.into_news();
         if !reports.is_empty() {
             commands.push(Command::NodeReport(reports));
         }
@@ -154,6 +154,7 @@ impl Control {
             Change::Cluster | Change::Material(_) => {}
             Change::Node(id) => {
                 self.schedule = true;
+                self.sessions.notice(state, id, self.now);
                 for task in state.tasks_of_node(id) {
                     self.mark(state, &task.service, task.slot);
                 }
@@ -215,8 +216,8 @@ fn service_passes(draft: &mut Draft<'_>, id: &ServiceId, dirty: &Dirty) -> Pass 
             pass = updater::run(draft, service, &mut slots);
         }
     }
-    restart::start_due(draft, &mut slots);
-    if reaper::run(draft, &slots) == Pass::Stopped { Pass::Stopped } else { pass }
+    let ends = [restart::start_due(draft, &mut slots), reaper::run(draft, &slots)];
+    if ends.contains(&Pass::Stopped) { Pass::Stopped } else { pass }
 }
 
 /// Whether a task was made from another template than its service has now, so that an update
@@ -225,6 +226,3 @@ fn service_passes(draft: &mut Draft<'_>, id: &ServiceId, dirty: &Dirty) -> Pass 
 pub fn is_dirty(service: &Service, task: &Task) -> bool {
     task.spec_version != service.spec_version && !TaskSpec::is_same(&task.spec, &service.spec.task)
 }
-
-/// Decisions one step makes, give or take those of the last slot it looked at.
-const BATCH: usize = limits::CONTROL_BATCH;

@@ -6,7 +6,6 @@ use alloc::vec::Vec;
 use super::Pass;
 use super::draft::{Draft, Slot};
 use super::restart::first_desire;
-use crate::limits;
 use crate::model::service::{Service, ServiceMode};
 use crate::model::task::TaskState;
 
@@ -31,7 +30,11 @@ fn add(draft: &mut Draft<'_>, service: &Service, slots: &mut Vec<Slot>, count: u
     leaving.extend(emptied.into_iter().map(|slot| (slot.number, slot)));
     let mut missing = count;
     for number in (1..).filter(|number| !taken.contains(number)) {
-        if missing == 0 || draft.is_full() || draft.task_count() >= limits::TASKS {
+        if missing == 0 || draft.is_full() {
+            break;
+        }
+        if !draft.has_room() {
+            draft.wait_for_room(service.id);
             break;
         }
         let mut slot = leaving.remove(&number).unwrap_or(Slot { number, tasks: Vec::new() });

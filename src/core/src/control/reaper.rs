@@ -1,19 +1,23 @@
 //! Forgets tasks: those to be removed once they have stopped, and history beyond its limit.
 
+use alloc::string::String;
 use alloc::vec::Vec;
 
 use super::Pass;
 use super::draft::{Draft, Slot};
 use crate::command::Decision;
+use crate::id::TaskId;
 use crate::limits;
-use crate::model::task::{Task, TaskState};
+use crate::model::task::{Task, TaskState, TaskStatus};
 use crate::state::State;
+use crate::time::Stamp;
 
 /// Forgets what may be forgotten of a service's slots.
 pub(super) fn run(draft: &mut Draft<'_>, slots: &[Slot]) -> Pass {
     let cluster = draft.state.cluster();
     let limit = cluster.map_or(limits::HISTORY_PER_SLOT, |cluster| cluster.spec.history_limit);
-    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    let is_crowded = draft.state.tasks.len() > limits::TASKS;
+    let limit = if is_crowded { 0 } else { usize::try_from(limit).unwrap_or(usize::MAX) };
     for slot in slots {
         if draft.is_full() {
             return Pass::Stopped;
@@ -24,14 +28,26 @@ pub(super) fn run(draft: &mut Draft<'_>, slots: &[Slot]) -> Pass {
             if task.desired == TaskState::Remove || task.node.is_none() {
                 draft.decisions.push(Decision::TaskRemove { id: task.id });
             } else {
+                if !task.status.state.is_terminal() {
+                    draft.decisions.push(orphaned(task.id, draft.now));
+                }
                 history.push(task);
             }
         }
-        history.sort_by_key(|task| core::cmp::Reverse((task.meta.created, task.attempts)));
-        let old = history.iter().skip(limit);
+        history.sort_by_key(|task| core::cmp::Reverse(task.age()));
+        // A slot whose last task is forgotten is free, and would be filled again.
+        let is_filled = slot.active().next().is_some();
+        let old = history.iter().skip(if is_filled { limit } else { limit.max(1) });
         draft.decisions.extend(old.map(|task| Decision::TaskRemove { id: task.id }));
     }
     Pass::Done
+}
+
+/// Says of a task whose node is gone for good that nobody can tell how it ended.
+fn orphaned(id: TaskId, at: Stamp) -> Decision {
+    let message = String::from("Task belonged to a node that has been deleted");
+    let state = TaskState::Orphaned;
+    Decision::TaskStatus { id, status: TaskStatus { at, state, message, ..TaskStatus::default() } }
 }
 
 /// Sends away and forgets every task of a service that is gone.

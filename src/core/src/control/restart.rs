@@ -47,14 +47,15 @@ fn is_lost(state: &State, task: &Task) -> bool {
 }
 
 /// The task that follows the newest one of a slot, if one must. While another task is to run
-/// there, only one of the present template has a successor: the others are the updater's.
+/// there, only one of the present template that was not told to end has a successor: the others
+/// are the updater's.
 fn successor(draft: &mut Draft<'_>, service: &Service, slot: &Slot) -> Option<Task> {
     let old = slot.newest()?;
     let is_held = slot.active().next().is_some();
     if old.desired <= TaskState::Running
-        || (is_held && is_dirty(service, old))
+        || (is_held && (is_dirty(service, old) || old.status.state == TaskState::Shutdown))
         || !may_restart(service, old)
-        || draft.task_count() >= limits::TASKS
+        || !draft.has_spare_room(service.id)
     {
         return None;
     }
@@ -102,8 +103,11 @@ fn is_window_over(old: &Task) -> bool {
 }
 
 /// Lets tasks run whose delay is over and whose predecessors are gone.
-pub(super) fn start_due(draft: &mut Draft<'_>, slots: &mut [Slot]) {
+pub(super) fn start_due(draft: &mut Draft<'_>, slots: &mut [Slot]) -> Pass {
     for slot in slots {
+        if draft.is_full() {
+            return Pass::Stopped;
+        }
         let due = slot.active().filter(|task| task.desired < TaskState::Running);
         let Some(at) = due.map(|task| starts_at(draft.state, slot, task)).min() else { continue };
         if at <= draft.now {
@@ -116,6 +120,7 @@ pub(super) fn start_due(draft: &mut Draft<'_>, slots: &mut [Slot]) {
             draft.wake(at, service, slot.number);
         }
     }
+    Pass::Done
 }
 
 /// Where a new task of a slot goes first: `Ready` if it has to wait for something.

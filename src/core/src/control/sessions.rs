@@ -30,20 +30,13 @@ pub enum SessionEvent {
     Closed(NodeId),
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Heard {
-    at: Stamp,
-    /// Whether it has a session, as far as was reported.
-    is_up: bool,
-}
-
 /// How late the loop may look before it must have slept itself.
 const OVERSLEPT: Span = Span::from_secs(1);
 
 /// When each node was last heard of.
 #[derive(Debug, Default)]
 pub(super) struct Sessions {
-    heard: BTreeMap<NodeId, Heard>,
+    heard: BTreeMap<NodeId, Stamp>,
     by_time: BTreeSet<(Stamp, NodeId)>,
 }
 
@@ -51,12 +44,17 @@ impl Sessions {
     /// What a new leader does: a node that was there has time to find it.
     pub(super) fn count_all_as_heard(&mut self, state: &State, now: Stamp) {
         let latest = now + limits::RECONNECT_WITHIN - limits::NODE_DOWN_AFTER;
-        for node in state.nodes() {
-            match node.status.state {
-                NodeState::Ready => self.hear(node.id, latest, true),
-                NodeState::Disconnected => self.hear(node.id, latest, false),
-                NodeState::Unknown | NodeState::Down => true,
-            };
+        for node in state.nodes().filter(|node| is_there(node)) {
+            self.hear(node.id, latest);
+        }
+    }
+
+    /// A node was written, maybe by what a leader of the past had proposed: one that is said to
+    /// be there goes down if it stays silent.
+    pub(super) fn notice(&mut self, state: &State, id: &NodeId, now: Stamp) {
+        let node = state.node(id);
+        if node.is_some_and(|node| is_there(node)) && !self.heard.contains_key(id) {
+            self.hear(*id, now);
         }
     }
 
@@ -65,30 +63,27 @@ impl Sessions {
         state: &State,
         events: &[SessionEvent],
         now: Stamp,
-        reports: &mut Vec<NodeReport>,
+        reports: &mut Reports,
     ) {
         for event in events {
             match event {
                 SessionEvent::Up { node: id, addr, description } => {
                     let Some(node) = state.node(id) else { continue };
-                    self.hear(*id, now, true);
-                    let status = turned(node, NodeState::Ready, "", addr, now);
-                    let is_new = node.description != **description;
-                    let description = is_new.then(|| NodeDescription::clone(description));
-                    if status.is_some() || description.is_some() {
-                        reports.push(NodeReport { id: *id, description, status });
-                    }
+                    self.hear(*id, now);
+                    reports.turn(node, NodeState::Ready, "", addr, now);
+                    reports.describe(node, description);
                 }
                 SessionEvent::Heard(id) => {
                     let Some(node) = state.node(id) else { continue };
-                    if !self.hear(*id, now, true) {
-                        report(reports, node, NodeState::Ready, "", now);
+                    self.hear(*id, now);
+                    if node.status.state != NodeState::Ready || reports.0.contains_key(id) {
+                        reports.turn(node, NodeState::Ready, "", "", now);
                     }
                 }
                 SessionEvent::Closed(id) => {
                     let Some(node) = state.node(id) else { continue };
-                    self.hear(*id, now, false);
-                    report(reports, node, NodeState::Disconnected, "", now);
+                    self.hear(*id, now);
+                    reports.turn(node, NodeState::Disconnected, "", "", now);
                 }
             }
         }
@@ -96,14 +91,11 @@ impl Sessions {
 
     /// Reports nodes that have been silent for too long. A loop that looks much later than it
     /// meant to has slept itself: then every node has its full time again.
-    pub(super) fn expire(&mut self, state: &State, now: Stamp, reports: &mut Vec<NodeReport>) {
+    pub(super) fn expire(&mut self, state: &State, now: Stamp, reports: &mut Reports) {
         let Some(due) = self.deadline() else { return };
         if due + OVERSLEPT < now {
-            let all: Vec<(NodeId, bool)> =
-                self.heard.iter().map(|(id, h)| (*id, h.is_up)).collect();
-            for (id, is_up) in all {
-                self.hear(id, now, is_up);
-            }
+            let all: Vec<NodeId> = self.heard.keys().copied().collect();
+            all.into_iter().for_each(|id| self.hear(id, now));
         }
         while let Some((last, id)) = self.by_time.first().copied() {
             if last + limits::NODE_DOWN_AFTER > now {
@@ -111,7 +103,7 @@ impl Sessions {
             }
             self.forget(&id);
             if let Some(node) = state.node(&id) {
-                report(reports, node, NodeState::Down, "heartbeat failure", now);
+                reports.turn(node, NodeState::Down, "heartbeat failure", "", now);
             }
         }
     }
@@ -120,35 +112,51 @@ impl Sessions {
         self.by_time.first().map(|(last, _)| *last + limits::NODE_DOWN_AFTER)
     }
 
-    /// Notes when a node was heard of and whether it has a session; whether it had one before.
-    fn hear(&mut self, id: NodeId, at: Stamp, is_up: bool) -> bool {
-        let last = self.heard.insert(id, Heard { at, is_up });
-        if let Some(last) = last {
-            self.by_time.remove(&(last.at, id));
+    fn hear(&mut self, id: NodeId, at: Stamp) {
+        if let Some(last) = self.heard.insert(id, at) {
+            self.by_time.remove(&(last, id));
         }
         self.by_time.insert((at, id));
-        last.is_some_and(|last| last.is_up)
     }
 
     fn forget(&mut self, id: &NodeId) {
         if let Some(last) = self.heard.remove(id) {
-            self.by_time.remove(&(last.at, *id));
+            self.by_time.remove(&(last, *id));
         }
     }
 }
 
-fn report(reports: &mut Vec<NodeReport>, node: &Node, to: NodeState, why: &str, now: Stamp) {
-    if let Some(status) = turned(node, to, why, "", now) {
-        reports.push(NodeReport { id: node.id, description: None, status: Some(status) });
-    }
+/// Whether a node is said to be there, or to have left just now.
+fn is_there(node: &Node) -> bool {
+    matches!(node.status.state, NodeState::Ready | NodeState::Disconnected)
 }
 
-/// The status of a node in state `to`, if that is not the one it has.
-fn turned(node: &Node, to: NodeState, why: &str, addr: &str, now: Stamp) -> Option<NodeStatus> {
-    let old = &node.status;
-    let addr = if addr.is_empty() { &old.addr } else { addr };
-    let since = if old.state == to { old.since } else { now };
-    let message = String::from(why);
-    let new = NodeStatus { state: to, message, addr: String::from(addr), since };
-    (new != *old).then_some(new)
+/// What one step says of nodes: of each what holds at its end, if that is new.
+#[derive(Debug, Default)]
+pub(super) struct Reports(BTreeMap<NodeId, NodeReport>);
+
+impl Reports {
+    /// Those that say something.
+    pub(super) fn into_news(self) -> Vec<NodeReport> {
+        let is_news = |report: &NodeReport| report.status.is_some() || report.description.is_some();
+        self.0.into_values().filter(is_news).collect()
+    }
+
+    fn of(&mut self, node: &Node) -> &mut NodeReport {
+        let empty = NodeReport { id: node.id, description: None, status: None };
+        self.0.entry(node.id).or_insert(empty)
+    }
+
+    fn describe(&mut self, node: &Node, new: &NodeDescription) {
+        self.of(node).description = (node.description != *new).then(|| new.clone());
+    }
+
+    fn turn(&mut self, node: &Node, to: NodeState, why: &str, addr: &str, now: Stamp) {
+        let old = &node.status;
+        let addr = if addr.is_empty() { &old.addr } else { addr };
+        let since = if old.state == to { old.since } else { now };
+        let message = String::from(why);
+        let new = NodeStatus { state: to, message, addr: String::from(addr), since };
+        self.of(node).status = (new != *old).then_some(new);
+    }
 }

@@ -60,9 +60,12 @@ pub(super) fn run(draft: &mut Draft<'_>, service: &Service, slots: &mut [Slot]) 
     rollout.advance(draft, slots)
 }
 
+/// Whether no task of the present template runs in a slot where one is to. A slot that ended for
+/// good is left alone unless its last task is of another template.
 fn is_stale(service: &Service, slot: &Slot) -> bool {
     let fresh = slot.active().any(|task| !is_dirty(service, task));
-    !fresh && slot.newest().is_some_and(|task| is_dirty(service, task))
+    let last = slot.active().next().or_else(|| slot.newest());
+    !fresh && last.is_some_and(|task| is_dirty(service, task))
 }
 
 /// Whether an old and a new task are to run side by side.
@@ -140,6 +143,9 @@ impl<'a> Rollout<'a> {
         let (mut busy, mut stale, mut settled) = (0u64, 0u64, self.status.started);
         let mut wake = None;
         for slot in slots.iter_mut().filter(|slot| slot.is_occupied()) {
+            if draft.is_full() {
+                return Pass::Stopped;
+            }
             self.end_predecessors(draft, slot);
             match self.standing(slot, now) {
                 Standing::Stale => stale += 1,
@@ -221,10 +227,18 @@ impl<'a> Rollout<'a> {
             if draft.is_full() {
                 return Pass::Stopped;
             }
-            if self.config.order == UpdateOrder::StopFirst {
-                let is_active = |task: &Task| task.desired <= TaskState::Running;
-                draft.desire(slot, TaskState::Shutdown, is_active);
+            if !draft.has_spare_room(self.service.id) {
+                break;
             }
+            // Beside the new one at most one stays: the furthest, not what an update before this
+            // one had begun.
+            let stays = match self.config.order {
+                UpdateOrder::StopFirst => None,
+                UpdateOrder::StartFirst => slot.active().max_by_key(|task| task.status.state),
+            };
+            let stays = stays.map(|task| task.id);
+            let ends = |task: &Task| task.desired <= TaskState::Running && Some(task.id) != stays;
+            draft.desire(slot, TaskState::Shutdown, ends);
             let mut task = draft.task(self.service, slot.number);
             task.desired = first_desire(draft.state, draft.now, slot, &task);
             draft.create(slot, task);

@@ -333,6 +333,11 @@ impl Task {
         self.desired > TaskState::Running || self.status.state.is_terminal()
     }
 
+    /// Orders the tasks of a slot, the newest last.
+    pub(crate) fn age(&self) -> (Stamp, u64, u64) {
+        (self.meta.created, self.spec_version, self.attempts)
+    }
+
     /// `service.slot.id`: the name of its container.
     #[must_use]
     pub fn container_name(&self) -> String {

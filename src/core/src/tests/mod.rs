@@ -1,5 +1,6 @@
 //! Tests of the core as a whole: golden traces of the control loop, properties of all of it.
 
+mod bounds;
 mod fixtures;
 mod properties;
 mod samples;

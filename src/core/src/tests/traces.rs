@@ -10,11 +10,12 @@ use alloc::vec::Vec;
 use std::{env, fs, path::PathBuf};
 
 use super::sim::Sim;
-use crate::command::{Command, Decision};
+use crate::command::{Command, Decision, NodeReport};
 use crate::control::SessionEvent;
 use crate::id::{NodeId, ServiceId, TaskId};
+use crate::model::cluster::ClusterSpec;
 use crate::model::material::Grant;
-use crate::model::node::{Availability, NodeSpec};
+use crate::model::node::{Availability, NodeSpec, NodeState, NodeStatus};
 use crate::model::service::{FailureAction, ServiceMode, ServiceSpec, UpdateConfig, UpdateOrder};
 use crate::model::task::{
     Placement, ResourceNeeds, Resources, RestartCondition, RestartPolicy, TaskState,
@@ -84,6 +85,10 @@ impl Stage {
         match verb {
             "node" => self.node(words),
             "close" => self.sim.event(SessionEvent::Closed(self.nodes[words[0]])),
+            "heard" => self.sim.event(SessionEvent::Heard(self.nodes[words[0]])),
+            "late" => self.late(words),
+            "leave" => self.sim.drop_node(self.nodes[words[0]]),
+            "history" => self.set_history(words[0].parse().unwrap()),
             "drain" => self.set_availability(words[0], Availability::Drain),
             "activate" => self.set_availability(words[0], Availability::Active),
             "secret" => {
@@ -163,6 +168,26 @@ impl Stage {
         self.sim.node_up(id, description);
     }
 
+    /// `late NAME STATE`: what a leader of the past proposed of a node.
+    fn late(&mut self, words: &[&str]) {
+        let id = self.nodes[words[0]];
+        let state = match words[1] {
+            "ready" => NodeState::Ready,
+            _ => NodeState::Disconnected,
+        };
+        let since = self.sim.world.now;
+        let status = Some(NodeStatus { state, since, ..NodeStatus::default() });
+        self.sim.run(Command::NodeReport(vec![NodeReport { id, description: None, status }]));
+    }
+
+    fn set_history(&mut self, history_limit: u64) {
+        let cluster = self.sim.world.state.cluster().unwrap().clone();
+        let spec = ClusterSpec { history_limit, ..cluster.spec.clone() };
+        let version = cluster.meta.version;
+        let (worker_secret, manager_secret) = (None, None);
+        self.sim.run(Command::ClusterUpdate { version, spec, worker_secret, manager_secret });
+    }
+
     fn set_availability(&mut self, name: &str, availability: Availability) {
         let node = self.sim.world.state.node(&self.nodes[name]).unwrap().clone();
         let spec = NodeSpec { availability, ..node.spec.clone() };
@@ -226,7 +251,7 @@ impl Stage {
     fn tell_of(
         &mut self,
         at: Option<Stamp>,
-        (decisions, reports): (Vec<Decision>, Vec<crate::command::NodeReport>),
+        (decisions, reports): (Vec<Decision>, Vec<NodeReport>),
     ) {
         if let Some(at) = at
             && !(decisions.is_empty() && reports.is_empty())

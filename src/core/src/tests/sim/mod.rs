@@ -1,10 +1,21 @@
 //! A swarm in memory: the state, the control loop that leads it, and agents that do what they
 //! are told. Every step of the loop is committed before the next.
+//!
+//! Below it is the large swarm, where things go wrong: `swarm` with its leaders and its network,
+//! `agent` on each node, `users` and faults, `check` after every commit, and the `runs`.
+
+mod agent;
+mod check;
+mod random;
+mod runs;
+mod swarm;
+mod users;
 
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use crate::apply::Change;
 use crate::command::{Command, Decision, NodeReport};
 use crate::control::{Control, Input, SessionEvent};
 use crate::id::{NodeId, TaskId};
@@ -51,6 +62,13 @@ impl Sim {
             public_key: Vec::new(),
         });
         id
+    }
+
+    /// Takes a node out of the swarm for ever.
+    pub(crate) fn drop_node(&mut self, id: NodeId) {
+        self.world.state.drop_node(&id);
+        self.world.changes.push(Change::Node(id));
+        self.settle();
     }
 
     pub(crate) fn node_up(&mut self, node: NodeId, description: NodeDescription) {
