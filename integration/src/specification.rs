@@ -30,7 +30,7 @@ pub const PROMISES: &[Promise] = &[
     promise(
         "P3",
         "A node gets a secret only while it runs a granted task",
-        &["deliveries_that_are_not_for_it"],
+        &["deliveries_that_are_not_for_it", "another_container_sees_only_what_it_was_granted"],
     ),
     promise(
         "P4",
@@ -39,10 +39,21 @@ pub const PROMISES: &[Promise] = &[
             "s055_gone_when_the_container_stops",
             "a_killed_shim_takes_secrets_and_container_along",
             "killed_while_the_daemon_is_away",
+            "the_end_and_a_revocation_take_mapped_pages_back",
+            "a_shim_killed_between_reading_a_touch_and_answering_it",
         ],
     ),
     promise("P5", "A node that is cut off keeps its tasks and their secrets", &[]),
-    promise("P6", "What was acknowledged is durable", &["acknowledged_is_durable"]),
+    promise(
+        "P6",
+        "What was acknowledged is durable",
+        &[
+            "acknowledged_is_durable",
+            "killed_at_its_changes_to_files_1",
+            "compaction_under_load_loses_nothing_and_keeps_the_disk_small",
+            "a_full_disk_refuses_writes_and_nothing_else",
+        ],
+    ),
     promise(
         "P7",
         "The log and its snapshots are encrypted on the disk",
@@ -54,11 +65,20 @@ pub const PROMISES: &[Promise] = &[
         "Tasks survive crash, restart and upgrade of the daemon",
         &["five_tasks_over_kill_and_restart", "tasks_over_a_clean_restart"],
     ),
-    promise("P10", "Who opened a secret is recorded", &[]),
+    promise(
+        "P10",
+        "Who opened a secret is recorded, in the task's supervisor until it ends",
+        &["every_open_is_counted_with_its_executable"],
+    ),
     promise("P11", "The unmodified docker CLI drives it", &["s051_new_or_running_service"]),
     promise(
         "P12",
         "Bad input gives an error, never a hang or growth without end",
-        &["malformed_json", "oversized_body", "too_many_connections"],
+        &[
+            "malformed_json",
+            "oversized_body",
+            "too_many_connections",
+            "others_are_served_beside_floods_and_dawdlers",
+        ],
     ),
 ];
