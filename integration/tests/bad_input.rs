@@ -3,13 +3,16 @@
 
 use std::io::Write;
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use skep_integration::{Bench, Reply, by_both, encode_query, shared};
+use skep_integration::{Bench, Node, Options, Reply, by_both, encode_query, settle, shared};
 
 const SIZE: &str = "rpc error: code = InvalidArgument desc = secret data must be larger than 0 and less than 512000 bytes";
 const NAME: &str = "rpc error: code = InvalidArgument desc = invalid name, only 64 [a-zA-Z0-9-_.] characters allowed, and the start and end character must be [a-zA-Z0-9]";
+/// Longest until a flooded socket answers again.
+const AGAIN: Duration = Duration::from_secs(20);
 
 by_both! { bad_names unknown_secret_in_a_service }
 
@@ -314,13 +317,15 @@ fn broken_http() -> Result<()> {
     alive()
 }
 
-/// More connections than the daemon takes at once: the others wait or are closed, and it answers
-/// again when they are gone.
+/// More connections than the daemon takes at once: the others are told so or closed, and it
+/// answers again when they are gone. They are all this process's, so the node is the test's own:
+/// on the shared one the other tests would be turned away meanwhile.
 #[test]
 fn too_many_connections() -> Result<()> {
-    let socket = shared()?.socket();
+    let node = Node::start(Options::default())?;
+    let socket = node.socket();
     let held: Vec<_> = (0..300).map_while(|_| UnixStream::connect(&socket).ok()).collect();
     ensure!(held.len() > 200, "only {} connections", held.len());
     drop(held);
-    alive()
+    settle("the socket answers again", AGAIN, || Ok(node.get("/info").is_ok()))
 }
