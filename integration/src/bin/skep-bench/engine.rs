@@ -125,8 +125,7 @@ impl Engine {
         let end = now_ns() + u64::try_from(DAEMON.as_nanos())?;
         while now_ns() < end {
             if let Some(status) = self.daemon()?.try_wait()? {
-                let log = fs::read_to_string(self.root.join("log")).unwrap_or_default();
-                bail!("{} ended with {status}:\n{log}", self.kind.name());
+                bail!("{} ended with {status}:\n{}", self.kind.name(), self.log_tail());
             }
             if self.client().send(&get).is_ok_and(|reply| reply.status == 200) {
                 return Ok(ms_since(self.began_ns));

@@ -1,6 +1,8 @@
 //! Start, `swarm init`, and the daemon's violent end.
 
 use std::path::Path;
+use std::thread::sleep;
+use std::time::Duration;
 
 use anyhow::Result;
 use nix::sys::signal::Signal;
@@ -12,6 +14,8 @@ use crate::tasks::{Plan, Service, TASKS, secrets};
 
 const ROUNDS: usize = 5;
 const TASK_COUNT: usize = 5;
+/// How long a killed daemon stays away, and how long a new one gets to find out what it replaces.
+const DEAD: Duration = Duration::from_secs(3);
 
 /// Each round has a data root of its own.
 pub(super) fn run(kind: Kind, program: &Path, report: &mut Report) -> Result<()> {
@@ -46,12 +50,14 @@ fn kill(kind: Kind, program: &Path, report: &mut Report) -> Result<()> {
     for _ in 0..kind.rounds(3) {
         let old = running(&engine, &id)?;
         engine.end(Signal::SIGKILL)?;
+        // What docker's daemon takes along is not gone at once, and in the way until it is.
+        sleep(DEAD);
         engine.launch()?;
         back.push(engine.await_ready("/secrets")?);
         // Time for the engine to find out what it will replace.
         let is_settled = || Ok((running(&engine, &id)?.len() == TASK_COUNT).then_some(()));
         wait_until("the tasks of a restarted engine", TASKS, is_settled)?;
-        std::thread::sleep(std::time::Duration::from_secs(3));
+        sleep(DEAD);
         wait_until("the tasks of a restarted engine", TASKS, is_settled)?;
         let kept = running(&engine, &id)?.iter().filter(|task| old.contains(task)).count();
         #[expect(clippy::cast_precision_loss, reason = "five at most")]
