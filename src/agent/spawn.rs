@@ -29,8 +29,8 @@ pub enum SpawnError {
 /// Spawns the shim of the task in `task_dir` and returns once it listens.
 ///
 /// The shim leaves the daemon's session and directory by itself: what the library must do between
-/// fork and exec would cost a copy of all the daemon's page tables. This waits for its end only so that it leaves
-/// no zombie.
+/// fork and exec would cost a copy of all the daemon's page tables. This waits for its end only so
+/// that it leaves no zombie.
 ///
 /// # Errors
 /// [`SpawnError`].
