@@ -31,8 +31,9 @@ pub(crate) fn init() -> Command {
         node: id(1),
         node_spec: NodeSpec::default(),
         description: NodeDescription::default(),
-        manager: ManagerInfo { raft_id: 1, addr: addr.clone(), seal_key: [0; 32] },
+        manager: ManagerInfo { raft_id: 1, addr: addr.clone() },
         public_key: Vec::new(),
+        seal_key: [0; 32],
         addr,
     }))
 }

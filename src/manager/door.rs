@@ -182,7 +182,14 @@ impl Manager {
             rotate_worker.then(|| fresh(WORKER_SECRET)).transpose().map_err(sealing)?;
         let manager_secret =
             rotate_manager.then(|| fresh(MANAGER_SECRET)).transpose().map_err(sealing)?;
-        self.change(Command::ClusterUpdate { version, spec, worker_secret, manager_secret }).await
+        self.change(Command::ClusterUpdate {
+            version,
+            spec,
+            worker_secret,
+            manager_secret,
+            unlock_key: None,
+        })
+        .await
     }
 }
 

@@ -79,11 +79,8 @@ pub fn found(founder: Founder) -> Result<Founding, Refusal> {
         node,
         node_spec: NodeSpec { role: Role::Manager, ..founder.node_spec },
         description: founder.description,
-        manager: ManagerInfo {
-            raft_id: founder.raft_id,
-            addr: founder.addr.to_string(),
-            seal_key: seal.public(),
-        },
+        manager: ManagerInfo { raft_id: founder.raft_id, addr: founder.addr.to_string() },
+        seal_key: seal.public(),
         public_key: leaf.public_key.clone(),
         addr: founder.addr.ip().to_string(),
     };
@@ -102,5 +99,7 @@ fn trust(root: &Root, key: &RingSecret, cluster: ClusterId) -> Result<Trust, Sea
         root_key: Some(key.seal_purpose(CA_KEY, aad, &mut ca_key)?),
         worker_secret: Some(key.seal_purpose(WORKER_SECRET, aad, &mut worker)?),
         manager_secret: Some(key.seal_purpose(MANAGER_SECRET, aad, &mut manager)?),
+        unlock_key: None,
+        next: None,
     })
 }

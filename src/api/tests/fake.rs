@@ -118,11 +118,8 @@ impl FakeGate {
                 plugins: vec![("Network".to_owned(), "host".to_owned())],
                 ..NodeDescription::default()
             },
-            manager: ManagerInfo {
-                raft_id: 1,
-                addr: "127.0.0.1:2377".to_owned(),
-                seal_key: [0; 32],
-            },
+            manager: ManagerInfo { raft_id: 1, addr: "127.0.0.1:2377".to_owned() },
+            seal_key: [0; 32],
             public_key: vec![1],
             addr: "127.0.0.1".to_owned(),
         };
@@ -302,6 +299,7 @@ impl Gate for FakeGate {
                 spec,
                 worker_secret: None,
                 manager_secret: None,
+                unlock_key: None,
             }),
             Request::NodeUpdate { id, version, spec } => {
                 run(Command::NodeUpdate { id, version, spec })

@@ -1,6 +1,7 @@
 //! The only ways the swarm changes, and what each may answer.
 
 use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
@@ -9,7 +10,7 @@ use minicbor::{Decode, Encode};
 
 use crate::id::{ClusterId, MaterialId, NodeId, RequestId, ServiceId, TaskId};
 use crate::model::Kind;
-use crate::model::cluster::{ClusterSpec, Ring, Trust};
+use crate::model::cluster::{ClusterSpec, NextRoot, Ring, RingKey, Slot, Trust};
 use crate::model::material::{MaterialKind, MaterialSpec};
 use crate::model::node::{ManagerInfo, NodeDescription, NodeSpec, NodeStatus};
 use crate::model::service::{ServiceSpec, UpdateStatus};
@@ -53,6 +54,10 @@ pub enum Command {
         /// New join secret of managers, sealed with the ring, if it rotates.
         #[n(3)]
         manager_secret: Option<Sealed>,
+        /// New unlock key, sealed with the ring: needed when autolock is turned on, and when the
+        /// key rotates.
+        #[n(4)]
+        unlock_key: Option<Sealed>,
     },
     /// Changes what a user says of a node.
     #[n(2)]
@@ -174,6 +179,166 @@ pub enum Command {
     /// Nothing; its commit shows that the proposer leads.
     #[n(14)]
     Noop,
+    /// Admits a node. The same public key again changes nothing: its node id is in the state.
+    #[n(15)]
+    NodeJoin(#[n(0)] Box<NodeJoin>),
+    /// Makes a worker a manager.
+    #[n(16)]
+    NodePromote {
+        /// Node.
+        #[n(0)]
+        id: NodeId,
+        /// Version the caller read.
+        #[n(1)]
+        version: u64,
+        /// New spec; its role is manager.
+        #[n(2)]
+        spec: NodeSpec,
+        /// Its Raft id: new at each promotion, never reused.
+        #[n(3)]
+        raft_id: u64,
+        /// The ring's keys sealed to it, one slot for every key.
+        #[n(4)]
+        slots: BTreeMap<u64, Slot>,
+    },
+    /// Makes a manager a worker: its slots go, and the ring turns to a key it never had.
+    #[n(17)]
+    NodeDemote {
+        /// Node.
+        #[n(0)]
+        id: NodeId,
+        /// Version the caller read.
+        #[n(1)]
+        version: u64,
+        /// New spec; its role is worker.
+        #[n(2)]
+        spec: NodeSpec,
+        /// The ring's next key, with a slot for every manager that stays.
+        #[n(3)]
+        key: RingKey,
+        /// CA key and join secrets, sealed with the next key.
+        #[n(4)]
+        secrets: TrustSecrets,
+    },
+    /// Removes a node for good: nothing it says counts any more.
+    #[n(18)]
+    NodeRemove {
+        /// Node.
+        #[n(0)]
+        id: NodeId,
+        /// Whether it may be up.
+        #[n(1)]
+        force: bool,
+    },
+    /// Turns the ring to its next key.
+    #[n(19)]
+    RingTurn {
+        /// The ring's next key, with a slot for every manager.
+        #[n(0)]
+        key: RingKey,
+        /// CA key and join secrets, sealed with the next key.
+        #[n(1)]
+        secrets: TrustSecrets,
+    },
+    /// One surviving manager makes the swarm its own: the other managers are removed, the
+    /// incarnation is raised, and ring and join secrets are new.
+    #[n(20)]
+    ClusterForce {
+        /// The survivor.
+        #[n(0)]
+        node: NodeId,
+        /// Its address with port from now on.
+        #[n(1)]
+        addr: String,
+        /// Random half of the new incarnation.
+        #[cbor(n(2), with = "minicbor::bytes")]
+        incarnation_id: [u8; 16],
+        /// The ring's next key, with a slot for the survivor alone.
+        #[n(3)]
+        key: RingKey,
+        /// CA key and new join secrets, sealed with the next key.
+        #[n(4)]
+        secrets: TrustSecrets,
+    },
+    /// Changes what the swarm trusts: see [`CaChange`].
+    #[n(21)]
+    CaChange(#[n(0)] Box<CaChange>),
+}
+
+/// What the ring seals beside payloads.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct TrustSecrets {
+    /// The root's private key.
+    #[n(0)]
+    pub root_key: Sealed,
+    /// The join secret of workers.
+    #[n(1)]
+    pub worker_secret: Sealed,
+    /// The join secret of managers.
+    #[n(2)]
+    pub manager_secret: Sealed,
+    /// The unlock key, where managers lock their keys at rest.
+    #[n(3)]
+    pub unlock_key: Option<Sealed>,
+    /// The private key of the root that takes over, while one does.
+    #[n(4)]
+    pub next_root_key: Option<Sealed>,
+}
+
+/// A node that joins.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct NodeJoin {
+    /// Id minted at the door.
+    #[n(0)]
+    pub id: NodeId,
+    /// DER of its public key.
+    #[cbor(n(1), with = "minicbor::bytes")]
+    pub public_key: Vec<u8>,
+    /// X25519 public key that ring slots are sealed to.
+    #[cbor(n(2), with = "minicbor::bytes")]
+    pub seal_key: [u8; 32],
+    /// The role its token gives, and the availability it asks for.
+    #[n(3)]
+    pub spec: NodeSpec,
+    /// What it says of itself.
+    #[n(4)]
+    pub description: NodeDescription,
+    /// Address with port where managers reach it, as it says itself.
+    #[n(5)]
+    pub advertise: String,
+    /// Its address without port, as the manager it dialled sees it.
+    #[n(6)]
+    pub addr: String,
+    /// On managers: its Raft id and the ring's keys sealed to it, one slot for every key.
+    #[n(7)]
+    pub manager: Option<(u64, BTreeMap<u64, Slot>)>,
+}
+
+/// A step of changing the root of the swarm's certificates.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub enum CaChange {
+    /// Begins: the new root is trusted beside the old one.
+    #[n(0)]
+    Begin {
+        /// Version of the cluster that the caller read.
+        #[n(0)]
+        version: u64,
+        /// The new root.
+        #[n(1)]
+        root: NextRoot,
+    },
+    /// Nodes say which root's certificate they use now.
+    #[n(1)]
+    Moved(#[n(0)] Vec<NodeId>),
+    /// Ends: every node has moved, or those that have not are left behind by force.
+    #[n(2)]
+    Finish {
+        /// Whether nodes may be left behind.
+        #[n(0)]
+        force: bool,
+    },
 }
 
 /// The first entry of a swarm.
@@ -210,6 +375,9 @@ pub struct ClusterInit {
     /// DER of its public key.
     #[cbor(n(9), with = "minicbor::bytes")]
     pub public_key: Vec<u8>,
+    /// X25519 public key that ring slots are sealed to.
+    #[cbor(n(11), with = "minicbor::bytes")]
+    pub seal_key: [u8; 32],
     /// Its address without port.
     #[n(10)]
     pub addr: String,
@@ -228,6 +396,9 @@ pub struct NodeReport {
     /// What was observed.
     #[n(2)]
     pub status: Option<NodeStatus>,
+    /// Where it says it is reached now, with port. A manager's address changes with it.
+    #[n(3)]
+    pub advertise: Option<String>,
 }
 
 /// What an agent observed of a task.

@@ -98,8 +98,9 @@ pub(crate) fn init() -> Command {
         node: id(1),
         node_spec: NodeSpec::default(),
         description: description("one"),
-        manager: ManagerInfo { raft_id: 1, addr: String::from("10.0.0.1:2377"), seal_key: [0; 32] },
+        manager: ManagerInfo { raft_id: 1, addr: String::from("10.0.0.1:2377") },
         public_key: Vec::new(),
+        seal_key: [0; 32],
         addr: String::from("10.0.0.1"),
     }))
 }

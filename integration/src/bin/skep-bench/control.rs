@@ -377,8 +377,9 @@ fn init(node: NodeId, cluster: Id<skep_core::id::kind::Cluster>) -> Command {
         node,
         node_spec: node_spec(0),
         description: description(0),
-        manager: ManagerInfo { raft_id: 1, addr: "10.0.0.1:2377".into(), seal_key: [0; 32] },
+        manager: ManagerInfo { raft_id: 1, addr: "10.0.0.1:2377".into() },
         public_key: Vec::new(),
+        seal_key: [0; 32],
         addr: "10.0.0.1".into(),
     }))
 }
@@ -392,6 +393,8 @@ fn node(id: NodeId, n: usize) -> Node {
         status: NodeStatus::default(),
         manager: None,
         public_key: vec![0; 91],
+        seal_key: [0; 32],
+        advertise: String::new(),
     }
 }
 

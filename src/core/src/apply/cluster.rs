@@ -48,6 +48,8 @@ impl Writer<'_> {
             },
             manager: Some(init.manager.clone()),
             public_key: init.public_key.clone(),
+            seal_key: init.seal_key,
+            advertise: init.manager.addr.clone(),
         };
         self.state.format = FORMAT;
         self.state.cluster = Some(cluster.into());
@@ -139,6 +141,9 @@ impl Writer<'_> {
             }
             if let Some(status) = &report.status {
                 node.status = status.clone();
+            }
+            if let Some(advertise) = &report.advertise {
+                node.advertise = advertise.clone();
             }
             if node != **old {
                 self.write_node(node);

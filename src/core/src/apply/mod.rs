@@ -78,8 +78,17 @@ impl Writer<'_> {
         }
         match command {
             Command::ClusterInit(_) | Command::Noop => Ok(0),
-            Command::ClusterUpdate { version, spec, worker_secret, manager_secret } => {
+            Command::ClusterUpdate { version, spec, worker_secret, manager_secret, .. } => {
                 self.cluster_update(*version, spec, worker_secret.as_ref(), manager_secret.as_ref())
+            }
+            Command::NodeJoin(_)
+            | Command::NodePromote { .. }
+            | Command::NodeDemote { .. }
+            | Command::NodeRemove { .. }
+            | Command::RingTurn { .. }
+            | Command::ClusterForce { .. }
+            | Command::CaChange(_) => {
+                Err(Rejection::Unsupported(alloc::string::String::from("not yet")))
             }
             Command::NodeUpdate { id, version, spec } => self.node_update(id, *version, spec),
             Command::NodeReport(reports) => Ok(self.node_reports(reports)),

@@ -143,7 +143,7 @@ impl Reports {
     }
 
     fn of(&mut self, node: &Node) -> &mut NodeReport {
-        let empty = NodeReport { id: node.id, description: None, status: None };
+        let empty = NodeReport { id: node.id, description: None, status: None, advertise: None };
         self.0.entry(node.id).or_insert(empty)
     }
 

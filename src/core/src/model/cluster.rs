@@ -133,6 +133,37 @@ pub struct Trust {
     /// The join secret of managers, sealed with the ring.
     #[n(5)]
     pub manager_secret: Option<crate::sealed::Sealed>,
+    /// The unlock key of managers, sealed with the ring; none while they lock nothing.
+    #[n(6)]
+    pub unlock_key: Option<crate::sealed::Sealed>,
+    /// The root that takes over, while one does.
+    #[n(7)]
+    pub next: Option<NextRoot>,
+}
+
+/// A root that takes over from the one before.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct NextRoot {
+    /// Its certificate in PEM, signed by itself.
+    #[n(0)]
+    pub pem: String,
+    /// The same key and subject signed by the old root, in PEM: sent along with leaves of the new
+    /// root, so that nodes which know only the old one accept them.
+    #[n(1)]
+    pub cross_pem: String,
+    /// DER of its subject.
+    #[cbor(n(2), with = "minicbor::bytes")]
+    pub subject: Vec<u8>,
+    /// DER of its public key.
+    #[cbor(n(3), with = "minicbor::bytes")]
+    pub public_key: Vec<u8>,
+    /// Its private key, sealed with the ring.
+    #[n(4)]
+    pub key: crate::sealed::Sealed,
+    /// Nodes that use certificates of it already.
+    #[n(5)]
+    pub moved: alloc::collections::BTreeSet<NodeId>,
 }
 
 /// The swarm.

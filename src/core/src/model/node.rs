@@ -134,9 +134,6 @@ pub struct ManagerInfo {
     /// Its address with port.
     #[n(1)]
     pub addr: String,
-    /// X25519 public key that ring slots are sealed to.
-    #[cbor(n(2), with = "minicbor::bytes")]
-    pub seal_key: [u8; 32],
 }
 
 /// A node.
@@ -164,4 +161,11 @@ pub struct Node {
     /// DER of its public key: who it is.
     #[cbor(n(6), with = "minicbor::bytes")]
     pub public_key: Vec<u8>,
+    /// X25519 public key that ring slots are sealed to once it is a manager.
+    #[cbor(n(7), with = "minicbor::bytes")]
+    pub seal_key: [u8; 32],
+    /// Address with port where other managers reach it, as it says itself: a hint, it is known
+    /// by its key.
+    #[n(8)]
+    pub advertise: String,
 }

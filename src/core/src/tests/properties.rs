@@ -454,6 +454,7 @@ fn debug_never_shows_a_payload() {
             spec: Default::default(),
             worker_secret: Some(payload.clone()),
             manager_secret: Some(payload.clone()),
+            unlock_key: None,
         },
         Command::MaterialCreate {
             id: id(1),

@@ -280,12 +280,15 @@ fn cluster_init() -> ClusterInit {
             root_key: Some(sealed()),
             worker_secret: Some(sealed()),
             manager_secret: Some(sealed()),
+            unlock_key: Some(sealed()),
+            next: None,
         },
         incarnation_id: [4; 16],
         node: id(1),
         node_spec: node_spec(),
         description: description(),
-        manager: ManagerInfo { raft_id: 1, addr: text("10.0.0.1:2377"), seal_key: [5; 32] },
+        manager: ManagerInfo { raft_id: 1, addr: text("10.0.0.1:2377") },
+        seal_key: [5; 32],
         public_key: vec![6],
         addr: text("10.0.0.1"),
     }
@@ -329,6 +332,8 @@ pub(crate) fn state() -> State {
         status: node_status(),
         manager: Some(manager),
         public_key,
+        seal_key: [5; 32],
+        advertise: text("10.0.0.1:2377"),
     });
     state.put_material(Material {
         id: id(1),
@@ -373,7 +378,8 @@ fn node_status() -> NodeStatus {
 /// Every command, in the order of their numbers.
 pub(crate) fn commands() -> Vec<Command> {
     let (description, status) = (Some(description()), Some(node_status()));
-    let report = NodeReport { id: id(1), description, status };
+    let advertise = Some(text("10.0.0.1:2377"));
+    let report = NodeReport { id: id(1), description, status, advertise };
     let (kind, size, payload) = (MaterialKind::Config, 3, sealed());
     let replicated = ServiceMode::Replicated { replicas: 3 };
     let job = ServiceMode::ReplicatedJob { max_concurrent: 1, total: 2 };
@@ -384,6 +390,7 @@ pub(crate) fn commands() -> Vec<Command> {
             spec: cluster_spec(),
             worker_secret: Some(sealed()),
             manager_secret: Some(sealed()),
+            unlock_key: Some(sealed()),
         },
         Command::NodeUpdate { id: id(1), version: 2, spec: node_spec() },
         Command::NodeReport(vec![report]),

@@ -177,15 +177,22 @@ impl Stage {
         };
         let since = self.sim.world.now;
         let status = Some(NodeStatus { state, since, ..NodeStatus::default() });
-        self.sim.run(Command::NodeReport(vec![NodeReport { id, description: None, status }]));
+        let report = NodeReport { id, description: None, status, advertise: None };
+        self.sim.run(Command::NodeReport(vec![report]));
     }
 
     fn set_history(&mut self, history_limit: u64) {
         let cluster = self.sim.world.state.cluster().unwrap().clone();
         let spec = ClusterSpec { history_limit, ..cluster.spec.clone() };
         let version = cluster.meta.version;
-        let (worker_secret, manager_secret) = (None, None);
-        self.sim.run(Command::ClusterUpdate { version, spec, worker_secret, manager_secret });
+        let (worker_secret, manager_secret, unlock_key) = (None, None, None);
+        self.sim.run(Command::ClusterUpdate {
+            version,
+            spec,
+            worker_secret,
+            manager_secret,
+            unlock_key,
+        });
     }
 
     fn set_availability(&mut self, name: &str, availability: Availability) {

@@ -60,6 +60,8 @@ impl Sim {
             status: NodeStatus::default(),
             manager: None,
             public_key: Vec::new(),
+            seal_key: [0; 32],
+            advertise: String::new(),
         });
         id
     }

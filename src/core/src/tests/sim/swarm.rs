@@ -110,6 +110,8 @@ impl Swarm {
             status: NodeStatus::default(),
             manager: None,
             public_key: Vec::new(),
+            seal_key: [0; 32],
+            advertise: String::new(),
         });
         self.agents.insert(id, Agent::new(id));
     }
