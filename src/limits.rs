@@ -68,3 +68,23 @@ pub const IMAGE_DOCUMENT_BYTES: u64 = 16 << 20;
 pub const IMAGE_CHANGE_BYTES: usize = 1 << 20;
 /// Messages that may wait between an agent and its manager.
 pub const SESSION_QUEUE: usize = 1024;
+/// Bytes of a join token or an unlock key, as text.
+pub const TOKEN_BYTES: usize = 128;
+/// Certificates that a peer may send: its own, cross certificates and roots of a change of roots.
+pub const CHAIN_CERTIFICATES: usize = 6;
+/// Roots that a swarm trusts at once: two while one takes over from the other.
+pub const ROOTS: usize = 2;
+/// Bytes of a request for a certificate.
+pub const CSR_BYTES: usize = 4 << 10;
+/// Bytes of a file with this node's identity.
+pub const IDENTITY_FILE_BYTES: u64 = 64 << 10;
+/// Bytes of the file that names the managers.
+pub const DIRECTORY_BYTES: u64 = 4 << 20;
+/// Managers that a node keeps in mind.
+pub const DIRECTORY_MANAGERS: usize = 1_000;
+/// Shortest life of a node's certificate.
+pub const LEAF_LIFE_MIN: Duration = Duration::from_secs(3_600);
+/// Longest life of a node's certificate.
+pub const LEAF_LIFE_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3_600);
+/// How far the clocks of two nodes may differ before a new certificate is not valid yet.
+pub const LEAF_BACKDATE: Duration = Duration::from_secs(3_600);

@@ -152,16 +152,20 @@ impl Manager {
         let trust = self.raft.view(|state| state.cluster().map(|c| c.trust.clone()));
         let trust = trust.ok_or(Refusal::Rejected(Rejection::NoCluster))?;
         let root = trust.roots.first().map(String::as_str).unwrap_or_default();
-        let token = |sealed: Option<&Sealed>, purpose: &[u8]| -> Result<String, SealError> {
+        let open = |sealed: Option<&Sealed>, purpose: &[u8]| -> Result<JoinSecret, SealError> {
             let sealed = sealed.ok_or(SealError::Forged)?;
             let aad = self.cluster.as_str().as_bytes();
             let plain = self.ring_key(sealed.key)?.open_purpose(purpose, aad, sealed)?;
-            Ok(JoinSecret::from_protected(&plain)?.token(root))
+            JoinSecret::from_protected(&plain)
         };
-        let open = |e| failed("cannot open the join tokens", e);
+        let token = |sealed: Option<&Sealed>, purpose: &[u8]| {
+            let secret = open(sealed, purpose);
+            let secret = secret.map_err(|e| failed("cannot open the join tokens", e))?;
+            secret.token(root).map_err(|e| failed("cannot make the join tokens", e))
+        };
         Ok(JoinTokens {
-            worker: token(trust.worker_secret.as_ref(), WORKER_SECRET).map_err(open)?,
-            manager: token(trust.manager_secret.as_ref(), MANAGER_SECRET).map_err(open)?,
+            worker: token(trust.worker_secret.as_ref(), WORKER_SECRET)?,
+            manager: token(trust.manager_secret.as_ref(), MANAGER_SECRET)?,
         })
     }
 
