@@ -3,3 +3,4 @@
 pub mod ca;
 pub mod store;
 pub mod token;
+pub mod trust;
