@@ -82,6 +82,10 @@ pub const IDENTITY_FILE_BYTES: u64 = 64 << 10;
 pub const DIRECTORY_BYTES: u64 = 4 << 20;
 /// Managers that a node keeps in mind.
 pub const DIRECTORY_MANAGERS: usize = 1_000;
+/// Bytes of a manager's public key in it.
+pub const DIRECTORY_KEY_BYTES: usize = 256;
+/// Bytes of a manager's address in it.
+pub const DIRECTORY_ADDR_BYTES: usize = 256;
 /// Shortest life of a node's certificate.
 pub const LEAF_LIFE_MIN: Duration = Duration::from_secs(3_600);
 /// Longest life of a node's certificate.

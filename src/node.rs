@@ -18,6 +18,7 @@ use crate::engine::cgroup::Cgroups;
 use crate::engine::images::{ImageError, ImageStore};
 use crate::files::{DirLock, FileError, make_dir};
 use crate::gate::{Done, Refusal, SwarmInit};
+use crate::identity::keys::KeysError;
 use crate::identity::store::{IdentityStore, LAYOUT, NodeFile, Standing, StoreError};
 use crate::limits::SESSION_QUEUE;
 use crate::manager::init::{Founder, found};
@@ -44,6 +45,9 @@ pub enum StartError {
     /// The identity files cannot be used.
     #[error(transparent)]
     Identity(#[from] StoreError),
+    /// The keys cannot be used.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
     /// The images cannot be read.
     #[error("cannot open the image store")]
     Images(#[from] ImageError),
@@ -154,10 +158,11 @@ impl Node {
         let cluster: ClusterId = file.cluster.parse().map_err(|_| id(&file.cluster))?;
         let node: NodeId = file.node.parse().map_err(|_| id(&file.node))?;
         // Whatever can be wrong with a file is found before anything runs.
-        self.store.check_leaf()?;
-        let seal = self.store.load_seal_key()?;
-        let raft = self.open_raft(&file).await?;
-        let manager = Manager::new(raft, cluster, node, seal, self.raft_dir());
+        let keys = self.store.load_keys(None)?;
+        self.store.load_certificate(&keys.node)?;
+        let storage = keys.storage.ok_or_else(|| self.store.no_storage_key())?;
+        let raft = self.open_raft(&file, storage.current).await?;
+        let manager = Manager::new(raft, cluster, node, keys.seal, self.raft_dir());
         self.take_up(manager, file)?;
         Ok(())
     }
@@ -166,10 +171,14 @@ impl Node {
         self.store.raft_dir().to_string_lossy().into_owned()
     }
 
-    async fn open_raft(&self, file: &NodeFile) -> Result<Raft, StartError> {
+    async fn open_raft(
+        &self,
+        file: &NodeFile,
+        storage_key: skep_raft::StorageKey,
+    ) -> Result<Raft, StartError> {
         let config = skep_raft::Config {
             dir: self.store.raft_dir(),
-            storage_key: self.store.load_storage_key()?,
+            storage_key,
             raft_id: file.raft_id,
             addr: file.advertise_addr.clone(),
             on_fatal: FatalHook::exit(),
@@ -227,9 +236,12 @@ impl Node {
         // What a crash in an earlier attempt left is nobody's swarm: node.json comes last.
         crate::files::remove_dir(&self.store.raft_dir())
             .map_err(|e| failed("cannot clear an unfinished swarm", e))?;
-        self.store.make_storage_key().map_err(disk)?;
-        self.store.save_leaf(&founding.leaf, &founding.seal).map_err(disk)?;
-        let raft = self.open_raft(&file).await.map_err(|e| failed("cannot open the log", e))?;
+        let keys = |e: KeysError| failed("cannot write the node's keys", e);
+        let storage = self.store.make_storage_key(None).map_err(keys)?;
+        self.store.save_keys(&founding.leaf.key, &founding.seal, None).map_err(keys)?;
+        self.store.save_certificate(&founding.leaf.cert_pem).map_err(disk)?;
+        let raft = self.open_raft(&file, storage).await;
+        let raft = raft.map_err(|e| failed("cannot open the log", e))?;
         let manager = Manager::new(raft, cluster, node, founding.seal, self.raft_dir());
         let begin = async {
             let started = manager.raft.initialize().await;

@@ -81,10 +81,8 @@ impl std::fmt::Debug for NodeKey {
 pub struct Leaf {
     /// Certificate in PEM, followed by cross certificates if there are any.
     pub cert_pem: String,
-    /// Private key in PEM.
-    pub key_pem: Zeroizing<String>,
-    /// DER of its public key.
-    pub public_key: Vec<u8>,
+    /// Its key.
+    pub key: NodeKey,
 }
 
 impl std::fmt::Debug for Leaf {
@@ -203,11 +201,7 @@ impl Root {
     /// [`CaError`].
     pub fn issue(&self, cluster: ClusterId, node: NodeId, role: Role) -> Result<Leaf, CaError> {
         let key = NodeKey::generate()?;
-        Ok(Leaf {
-            cert_pem: self.sign(&key.csr()?, cluster, node, role, LEAF_LIFE)?,
-            key_pem: key.to_pem(),
-            public_key: key.public_key(),
-        })
+        Ok(Leaf { cert_pem: self.sign(&key.csr()?, cluster, node, role, LEAF_LIFE)?, key })
     }
 
     /// Signs the key of a request, PKCS #10 in DER, for this node in this role, valid from an
@@ -358,7 +352,7 @@ mod tests {
         let (_, cert) = x509_parser::parse_x509_certificate(&der).unwrap();
         assert!(cert.subject().to_string().contains(node.as_str()));
         assert_eq!(cert.issuer().as_raw(), root.subject);
-        assert_eq!(cert.public_key().raw, leaf.public_key);
+        assert_eq!(cert.public_key().raw, leaf.key.public_key());
         let seconds =
             cert.validity().not_after.timestamp() - cert.validity().not_before.timestamp();
         assert_eq!(seconds, 90 * 24 * 3_600 + 3_600);

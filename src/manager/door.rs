@@ -243,7 +243,7 @@ mod tests {
         let store = IdentityStore::new(dir);
         let config = skep_raft::Config {
             dir: store.raft_dir(),
-            storage_key: store.make_storage_key().unwrap(),
+            storage_key: store.make_storage_key(None).unwrap(),
             raft_id: 7,
             addr: String::new(),
             on_fatal: skep_raft::FatalHook::new(|why| panic!("{why}")),

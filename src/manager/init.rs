@@ -81,7 +81,7 @@ pub fn found(founder: Founder) -> Result<Founding, Refusal> {
         description: founder.description,
         manager: ManagerInfo { raft_id: founder.raft_id, addr: founder.addr.to_string() },
         seal_key: seal.public(),
-        public_key: leaf.public_key.clone(),
+        public_key: leaf.key.public_key(),
         addr: founder.addr.ip().to_string(),
     };
     Ok(Founding { command, leaf, seal })

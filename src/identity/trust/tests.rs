@@ -41,7 +41,7 @@ fn a_leaf_of_a_known_root_tells_who_it_is() {
         for known in [trust(&[&root]), trust(&[&other, &root])] {
             let facts = known.verify(&[der(&made.cert_pem)], now).unwrap();
             assert_eq!((facts.node, facts.cluster, facts.role), (node, cluster, role));
-            assert_eq!(facts.public_key, made.public_key);
+            assert_eq!(facts.public_key, made.key.public_key());
             assert_eq!(facts.standing, Standing::Valid);
             facts.require_valid(now).unwrap();
         }
@@ -120,7 +120,7 @@ fn a_leaf_signs_nothing() {
     let root = Root::generate().unwrap();
     let (cluster, node) = ids();
     let made = root.issue(cluster, node, Role::Manager).unwrap();
-    let key = KeyPair::from_pem(&made.key_pem).unwrap();
+    let key = KeyPair::from_pem(&made.key.to_pem()).unwrap();
     let issuer = Issuer::from_ca_cert_der(&der(&made.cert_pem), &key).unwrap();
     let mut params = CertificateParams::new(vec![node.to_string()]).unwrap();
     params.distinguished_name.push(DnType::OrganizationName, cluster.to_string());
