@@ -102,6 +102,8 @@ pub struct Keys {
     pub storage: Option<StorageKeys>,
 }
 
+type KeyBytes = Zeroizing<[u8; 32]>;
+
 /// One file to be replaced.
 struct Step {
     name: &'static str,
@@ -293,11 +295,7 @@ impl IdentityStore {
     }
 
     /// The current and the next storage key.
-    #[allow(clippy::type_complexity)]
-    fn storage_bytes(
-        &self,
-        plain: &Protected,
-    ) -> Result<(Zeroizing<[u8; 32]>, Option<Zeroizing<[u8; 32]>>), KeysError> {
+    fn storage_bytes(&self, plain: &Protected) -> Result<(KeyBytes, Option<KeyBytes>), KeysError> {
         let damaged = || {
             let why = "it is not one or two lines of 64 hex digits";
             StoreError::damaged(&self.path(STORAGE_KEY_FILE), why)
@@ -393,7 +391,7 @@ fn storage_text(keys: &[&[u8; 32]]) -> Result<Protected, KeysError> {
     Ok(text)
 }
 
-fn from_hex(line: &[u8]) -> Option<Zeroizing<[u8; 32]>> {
+fn from_hex(line: &[u8]) -> Option<KeyBytes> {
     let mut key = Zeroizing::new([0u8; 32]);
     let valid = line.len() == STORAGE_KEY_CHARS && line.iter().all(u8::is_ascii_hexdigit);
     let filled = valid

@@ -5,6 +5,7 @@ pub mod ca;
 pub mod directory;
 pub mod keys;
 pub mod lock;
+pub mod rotation;
 pub mod store;
 pub mod token;
 pub mod trust;
