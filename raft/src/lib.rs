@@ -48,6 +48,7 @@ pub use api::{Clock, Config, FatalHook, Leadership, Metrics, ProposeError, ReadE
 pub use key::StorageKey;
 pub use log::OpenError;
 pub use machine::{Applied, Event, Subscription};
+pub use network::{Answer, Peer, Transport, TransportError};
 pub use node::Raft;
 pub use snapshot::SnapshotError;
 
