@@ -177,14 +177,17 @@ pub fn parse_addr(
 ///
 /// # Errors
 /// [`ConfigError::Address`].
-pub fn advertise(config: &NodeConfig, given: &str) -> Result<SocketAddr, ConfigError> {
-    let port = config.listen_addr.port();
+pub fn advertise(
+    config: &NodeConfig,
+    given: &str,
+    port: u16,
+) -> Result<SocketAddr, ConfigError> {
     let given = if given.is_empty() { config.advertise_addr.as_deref() } else { Some(given) };
     if let Some(value) = given {
         return parse_addr("--advertise-addr", value, port);
     }
     if !config.listen_addr.ip().is_unspecified() {
-        return Ok(config.listen_addr);
+        return Ok(SocketAddr::new(config.listen_addr.ip(), port));
     }
     Ok(SocketAddr::new(route_source().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)), port))
 }
@@ -235,6 +238,13 @@ fn memory_bytes() -> u64 {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
     line.and_then(|l| l.trim().trim_end_matches(" kB").parse::<u64>().ok()).unwrap_or(0) * 1024
+}
+
+/// What changes with every boot of the machine; empty if the kernel does not say.
+#[must_use]
+pub fn boot_id() -> String {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    text.trim().to_owned()
 }
 
 /// The host's name.

@@ -5,6 +5,8 @@ pub mod init;
 mod admit;
 mod forward;
 pub mod leader;
+pub mod members;
+mod nodes;
 pub mod peers;
 pub mod pump;
 pub mod reception;
@@ -57,7 +59,7 @@ pub fn mint<K>() -> Result<Id<K>, SealError> {
 }
 
 /// Waits until the node stops.
-async fn stopped(stop: &mut watch::Receiver<bool>) {
+pub(crate) async fn stopped(stop: &mut watch::Receiver<bool>) {
     // A sender that is gone means the same.
     let _ = stop.wait_for(|stop| *stop).await;
 }

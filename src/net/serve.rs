@@ -15,6 +15,7 @@ use tokio::time::timeout;
 
 use super::{Closed, Net, Protocol, tls};
 use crate::identity::trust::{LeafFacts, Standing};
+use crate::manager::stopped;
 use crate::limits::{NET_CONNECTIONS, NET_DIAL, NET_HANDSHAKES, NET_HANDSHAKES_FREE};
 
 /// What the state says of a node.
@@ -98,7 +99,7 @@ impl Net {
         let handshakes = Arc::new(Semaphore::new(NET_HANDSHAKES));
         loop {
             let incoming = tokio::select! {
-                _ = stop.wait_for(|stop| *stop) => break,
+                () = stopped(&mut stop) => break,
                 incoming = self.endpoint.accept() => incoming,
             };
             let Some(incoming) = incoming else { break };

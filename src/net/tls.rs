@@ -10,7 +10,10 @@ use quinn::{ClientConfig, IdleTimeout, ServerConfig, TransportConfig, VarInt};
 use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{
+    CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime,
+};
 use rustls::server::NoServerSessionStorage;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
@@ -19,6 +22,7 @@ use rustls::{
 use skep_core::id::{ClusterId, NodeId};
 
 use super::Protocol;
+use crate::identity::ca::NodeKey;
 use crate::identity::token::Token;
 use crate::identity::trust::{LeafFacts, Trust, TrustError};
 use crate::limits::{NET_IDLE, NET_KEEPALIVE, NET_STREAM_BYTES, NET_STREAMS};
@@ -36,6 +40,27 @@ pub struct Identity {
     pub key: PrivateKeyDer<'static>,
     /// The roots it trusts.
     pub trust: Trust,
+}
+
+impl Identity {
+    /// An identity out of a chain in PEM, the node's key and the roots it trusts.
+    ///
+    /// # Errors
+    /// If one of them cannot be read.
+    pub fn new(
+        cluster: ClusterId,
+        node: NodeId,
+        chain: &str,
+        key: &NodeKey,
+        roots: &[String],
+    ) -> Result<Self, TrustError> {
+        let trust = Trust::new(roots)?;
+        let certs = CertificateDer::pem_slice_iter(chain.as_bytes()).collect::<Result<Vec<_>, _>>();
+        let mut chain = certs.map_err(|_| TrustError::Bad("its own certificate is no PEM"))?;
+        chain.extend(trust.roots().cloned());
+        let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.der().to_vec()));
+        Ok(Self { cluster, node, chain, key, trust })
+    }
 }
 
 impl std::fmt::Debug for Identity {

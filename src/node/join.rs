@@ -1,7 +1,7 @@
 //! How a node becomes part of a swarm that exists: it knows the swarm by its token, proves that it
 //! has the secret without sending it, and gets its certificate.
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 
 use quinn::Connection;
@@ -224,8 +224,11 @@ impl Node {
 
 /// The address that packets to `remote` leave from. Connecting a UDP socket sends nothing.
 fn source_towards(remote: SocketAddr) -> Option<std::net::IpAddr> {
-    let any: SocketAddr = if remote.is_ipv4() { ([0, 0, 0, 0], 0) } else { ([0u16; 8], 0) }.into();
-    let socket = UdpSocket::bind(any).ok()?;
+    let any = match remote {
+        SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    };
+    let socket = UdpSocket::bind((any, 0)).ok()?;
     socket.connect(remote).ok()?;
     socket.local_addr().ok().map(|addr| addr.ip())
 }

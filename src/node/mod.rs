@@ -1,11 +1,18 @@
 //! The node: takes its parts, which do not know one another, and ties them together.
 
-use std::sync::{Arc, PoisonError, RwLock};
+mod found;
+mod join;
+mod leave;
+pub mod part;
+mod reach;
+mod roles;
+mod session;
 
-use skep_core::command::Command;
+use std::net::SocketAddr;
+use std::sync::{Arc, PoisonError, RwLock, Weak};
+
 use skep_core::id::{ClusterId, NodeId};
 use skep_core::model::cluster::ClusterSpec;
-use skep_core::model::node::NodeSpec;
 use skep_raft::{FatalHook, Raft};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -14,16 +21,21 @@ use crate::agent::program::Supervisor;
 use crate::agent::{Agent, Context};
 use crate::clock::now;
 use crate::config::{self, NodeConfig};
-use crate::engine::cgroup::Cgroups;
 use crate::engine::images::{ImageError, ImageStore};
 use crate::files::{DirLock, FileError, make_dir};
-use crate::gate::{Done, Refusal, SwarmInit};
-use crate::identity::store::{IdentityStore, LAYOUT, NodeFile, Standing, StoreError};
+use crate::gate::{Refusal, SwarmInit, SwarmJoin};
+use crate::hidden::Hidden;
+use crate::identity::store::{IdentityStore, NodeFile, Standing, StoreError};
 use crate::limits::SESSION_QUEUE;
-use crate::manager::init::{Founder, found};
-use crate::manager::session::{Ends, serve};
-use crate::manager::{Manager, failed, leader, mint};
+use crate::manager::stopped;
+use crate::manager::peers::{Book, Peers};
+use crate::manager::{Manager, failed};
+use crate::net::{Identity, ListenError, Net};
 use crate::seal::SealError;
+use crate::wire::session::{Directory, Hello};
+use part::Half;
+pub use part::Swarm;
+use session::Uplink;
 
 /// A node does not start.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +68,24 @@ pub enum StartError {
     /// A first swarm could not be made.
     #[error("cannot make a swarm")]
     Init(#[source] Refusal),
+    /// The swarm could not be joined.
+    #[error("cannot join the swarm")]
+    Join(#[source] Refusal),
+    /// The token is of another swarm than the one that the node belongs to.
+    #[error(
+        "this node is in swarm {cluster}, and the join token is of another one: run 'skep swarm \
+         leave' first, or start without --join"
+    )]
+    OtherSwarm {
+        /// The node's swarm.
+        cluster: String,
+    },
+    /// The UDP port cannot be had.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The node's certificate cannot be used.
+    #[error("this node's certificate cannot be used")]
+    Certificate(#[source] rustls::Error),
     /// An id in `node.json` is none.
     #[error("node.json names {0:?}, which is no id: restore it from a backup")]
     BadId(String),
@@ -64,22 +94,10 @@ pub enum StartError {
     Seal(#[from] SealError),
 }
 
-/// This node's part in a swarm.
-#[derive(Debug)]
-pub struct Swarm {
-    /// Its manager half.
-    pub manager: Arc<Manager>,
-    /// Its agent half.
-    pub agent: Arc<Agent>,
-    /// Its identity.
-    pub file: NodeFile,
-    stop: watch::Sender<bool>,
-    workers: tokio::sync::Mutex<JoinSet<()>>,
-}
-
 /// The node.
 #[derive(Debug)]
 pub struct Node {
+    me: Weak<Self>,
     /// How it is set up.
     pub config: NodeConfig,
     supervisor: Arc<Supervisor>,
@@ -99,7 +117,7 @@ impl Node {
     ///
     /// # Errors
     /// [`StartError`].
-    pub async fn start(config: NodeConfig) -> Result<Arc<Self>, StartError> {
+    pub async fn start(mut config: NodeConfig) -> Result<Arc<Self>, StartError> {
         make_dir(&config.data_root, 0o700)?;
         let store = IdentityStore::new(&config.data_root);
         store.check_own()?;
@@ -113,7 +131,9 @@ impl Node {
         let images = Arc::new(ImageStore::open(&config.data_root)?);
         let file = store.load()?;
         let runtime_version = config::runtime_version(&config.runtime).await;
-        let node = Arc::new(Self {
+        let join = config.join.take();
+        let node = Arc::new_cyclic(|me| Self {
+            me: Weak::clone(me),
             config,
             runtime_version,
             supervisor,
@@ -123,20 +143,58 @@ impl Node {
             membership: tokio::sync::Mutex::new(()),
             _locks: locks,
         });
-        match file {
-            Some(file) if file.standing == Standing::Member => node.resume(file).await?,
-            Some(_) => node.store.finish_wipe()?,
-            None if node.config.init => {
-                let init = SwarmInit {
-                    availability: node.config.availability,
-                    spec: ClusterSpec { autolock: node.config.autolock, ..Default::default() },
-                    ..Default::default()
-                };
-                node.init(init).await.map_err(StartError::Init)?;
+        let is_member = file.as_ref().is_some_and(|file| file.standing == Standing::Member);
+        match (file, join) {
+            (Some(file), join) if is_member => {
+                if let Some(join) = join {
+                    node.check_token(&file, &join.token)?;
+                }
+                node.resume(file).await?;
             }
-            _ => {}
+            (file, join) => {
+                if file.is_some() {
+                    node.store.finish_wipe()?;
+                }
+                if let Some(join) = join {
+                    node.join_at_start(join).await?;
+                } else if file.is_none() && node.config.init {
+                    node.init_at_start().await?;
+                }
+            }
         }
         Ok(node)
+    }
+
+    async fn init_at_start(self: &Arc<Self>) -> Result<(), StartError> {
+        let init = SwarmInit {
+            availability: self.config.availability,
+            spec: ClusterSpec { autolock: self.config.autolock, ..Default::default() },
+            ..Default::default()
+        };
+        self.init(init).await.map(|_| ()).map_err(StartError::Init)
+    }
+
+    async fn join_at_start(self: &Arc<Self>, join: config::JoinArgs) -> Result<(), StartError> {
+        let join = SwarmJoin {
+            listen_addr: String::new(),
+            advertise_addr: String::new(),
+            remote_addrs: join.managers,
+            token: join.token,
+            availability: self.config.availability,
+        };
+        match self.join(join).await {
+            // It is a member, and goes on catching up.
+            Ok(_) | Err(Refusal::JoinTimeout) => Ok(()),
+            Err(refusal) => Err(StartError::Join(refusal)),
+        }
+    }
+
+    /// This node, to be held by what it starts.
+    ///
+    /// # Errors
+    /// If it is being dropped.
+    pub fn this(&self) -> Result<Arc<Self>, Refusal> {
+        self.me.upgrade().ok_or(Refusal::NotInSwarm)
     }
 
     /// This node's part in a swarm.
@@ -149,24 +207,52 @@ impl Node {
         *self.swarm.write().unwrap_or_else(PoisonError::into_inner) = swarm;
     }
 
-    async fn resume(&self, file: NodeFile) -> Result<(), StartError> {
-        let id = |text: &str| StartError::BadId(text.to_owned());
-        let cluster: ClusterId = file.cluster.parse().map_err(|_| id(&file.cluster))?;
-        let node: NodeId = file.node.parse().map_err(|_| id(&file.node))?;
+    async fn resume(self: &Arc<Self>, mut file: NodeFile) -> Result<(), StartError> {
         // Whatever can be wrong with a file is found before anything runs.
         self.store.check_leaf()?;
-        let seal = self.store.load_seal_key()?;
-        let raft = self.open_raft(&file).await?;
-        let manager = Manager::new(raft, cluster, node, seal, self.raft_dir());
-        self.take_up(manager, file)?;
+        let listen = file.listen_addr.parse::<SocketAddr>().unwrap_or(self.config.listen_addr);
+        let net = Net::bind(listen)?;
+        file.advertise_addr = self.advertised(&net, &file);
+        self.take_up(net, file).await?;
         Ok(())
+    }
+
+    /// Where others reach a node that was a member before: a port that was picked is another now.
+    fn advertised(&self, net: &Net, file: &NodeFile) -> String {
+        let told = self.config.advertise_addr.as_deref().unwrap_or(&file.advertise_addr);
+        let told = config::parse_addr("--advertise-addr", told, 0).ok();
+        let bound = net.local_addr().ok();
+        let (Some(mut told), Some(bound)) = (told, bound) else {
+            return file.advertise_addr.clone();
+        };
+        let picks = file.listen_addr.ends_with(":0");
+        if picks || told.port() == 0 {
+            told.set_port(bound.port());
+        }
+        told.to_string()
+    }
+
+    /// The listen address as it is kept: a port that is to be picked stays so.
+    fn listened(&self, net: &Net) -> String {
+        match (self.config.listen_addr.port(), net.local_addr()) {
+            (0, _) | (_, Err(_)) => self.config.listen_addr.to_string(),
+            (_, Ok(bound)) => bound.to_string(),
+        }
+    }
+
+    fn listen_addr(&self, given: &str) -> Result<SocketAddr, Refusal> {
+        if given.is_empty() {
+            return Ok(self.config.listen_addr);
+        }
+        let port = self.config.listen_addr.port();
+        config::parse_addr("--listen-addr", given, port).map_err(|e| Refusal::Invalid(e.to_string()))
     }
 
     fn raft_dir(&self) -> String {
         self.store.raft_dir().to_string_lossy().into_owned()
     }
 
-    async fn open_raft(&self, file: &NodeFile) -> Result<Raft, StartError> {
+    async fn open_raft(&self, file: &NodeFile, peers: &Arc<Peers>) -> Result<Raft, StartError> {
         let config = skep_raft::Config {
             dir: self.store.raft_dir(),
             storage_key: self.store.load_storage_key()?,
@@ -174,115 +260,168 @@ impl Node {
             addr: file.advertise_addr.clone(),
             on_fatal: FatalHook::exit(),
         };
-        Ok(Raft::start(config, Arc::new(now)).await?)
+        Ok(Raft::start_among(config, Arc::new(now), Arc::clone(peers) as _).await?)
     }
 
-    /// Makes a swarm with this node as its first manager.
-    ///
-    /// # Errors
-    /// If there is one already, the address is wrong, or the disk refuses.
-    pub async fn init(&self, init: SwarmInit) -> Result<Done, Refusal> {
-        let _membership = self.membership.lock().await;
-        if self.swarm().is_some() {
-            return Err(Refusal::AlreadyInSwarm);
-        }
-        if init.force_new_cluster {
-            return Err(Refusal::Unsupported(
-                "--force-new-cluster needs a swarm of several managers, which this version does not make"
-                    .into(),
-            ));
-        }
-        if init.spec.autolock {
-            return Err(Refusal::Unsupported("autolock is not supported by this version".into()));
-        }
-        let invalid = |e: config::ConfigError| Refusal::Invalid(e.to_string());
-        let addr = config::advertise(&self.config, &init.advertise_addr).map_err(invalid)?;
-        if !init.listen_addr.is_empty() {
-            let port = self.config.listen_addr.port();
-            config::parse_addr("--listen-addr", &init.listen_addr, port).map_err(invalid)?;
-        }
-        let minted = |e| failed("cannot make an id", e);
-        let (cluster, node): (ClusterId, NodeId) =
-            (mint().map_err(minted)?, mint().map_err(minted)?);
-        let raft_id = u64::from_be_bytes(crate::seal::random().map_err(minted)?);
-        let founding = found(Founder {
-            cluster,
-            node,
-            spec: init.spec,
-            node_spec: NodeSpec { availability: init.availability, ..Default::default() },
-            description: config::describe(&self.config.node_name),
-            raft_id,
-            addr,
-        })?;
-        let file = NodeFile {
-            layout: LAYOUT,
-            standing: Standing::Member,
-            node: node.to_string(),
-            cluster: cluster.to_string(),
-            raft_id,
-            listen_addr: self.config.listen_addr.to_string(),
-            advertise_addr: addr.to_string(),
-        };
-        let disk = |e: StoreError| failed("cannot write the node's identity", e);
-        // What a crash in an earlier attempt left is nobody's swarm: node.json comes last.
-        crate::files::remove_dir(&self.store.raft_dir())
-            .map_err(|e| failed("cannot clear an unfinished swarm", e))?;
-        self.store.make_storage_key().map_err(disk)?;
-        self.store.save_leaf(&founding.leaf, &founding.seal).map_err(disk)?;
-        let raft = self.open_raft(&file).await.map_err(|e| failed("cannot open the log", e))?;
-        let manager = Manager::new(raft, cluster, node, founding.seal, self.raft_dir());
-        let begin = async {
-            let started = manager.raft.initialize().await;
-            started.map_err(|e| failed("cannot start the log", e))?;
-            manager.propose(Command::ClusterInit(Box::new(founding.command))).await?;
-            self.store.save(&file).map_err(disk)
-        };
-        if let Err(refusal) = begin.await {
-            // Else it would go on writing where the next attempt begins.
-            manager.raft.shutdown().await;
-            return Err(refusal);
-        }
-        self.take_up(manager, file).map_err(|e| failed("cannot start the agent", e))?;
-        Ok(Done::Swarm(node))
+    /// Takes the certificate and the roots that this node shows and trusts from now on.
+    fn show(&self, swarm: &Swarm, chain: &str, roots: &[String]) -> Result<(), Refusal> {
+        let what = "this node's certificate cannot be used";
+        let key = self.store.load_node_key().map_err(disk)?;
+        let identity = Identity::new(swarm.cluster, swarm.node, chain, &key, roots)
+            .map_err(|e| failed(what, e))?;
+        swarm.net.set_identity(Arc::new(identity)).map_err(|e| failed(what, e))
     }
 
-    /// Starts agent, session and control loop.
-    fn take_up(&self, manager: Manager, file: NodeFile) -> Result<(), FileError> {
-        let manager = Arc::new(manager);
+    /// Starts what this node does in its swarm.
+    async fn take_up(
+        self: &Arc<Self>,
+        net: Arc<Net>,
+        file: NodeFile,
+    ) -> Result<Arc<Swarm>, StartError> {
+        let id = |text: &str| StartError::BadId(text.to_owned());
+        let cluster: ClusterId = file.cluster.parse().map_err(|_| id(&file.cluster))?;
+        let node: NodeId = file.node.parse().map_err(|_| id(&file.node))?;
+        let directory = self.store.load_directory()?.unwrap_or_default();
+        let book = Arc::new(Book::new(cluster, directory.clone()));
+        let peers = Peers::new(Arc::clone(&net), book);
         let (news_tx, news) = mpsc::channel(SESSION_QUEUE);
         let (orders, orders_rx) = mpsc::channel(SESSION_QUEUE);
-        let (events, events_rx) = mpsc::channel(SESSION_QUEUE);
-        let agent = Arc::new(Agent::new(Context {
+        let agent = Arc::new(Agent::new(self.agent_context(cluster, node, news_tx))?);
+        agent.reattach()?;
+        let (stop, stopped) = watch::channel(false);
+        let swarm = Arc::new(Swarm {
+            cluster,
+            node,
+            agent,
+            net,
+            peers,
+            half: RwLock::new(None),
+            advertise: file.advertise_addr.clone(),
+            file: std::sync::Mutex::new(file),
+            stop,
+            workers: tokio::sync::Mutex::new(JoinSet::new()),
+        });
+        let chain = self.store.load_chain()?;
+        self.show(&swarm, &chain, &directory.roots).map_err(StartError::Join)?;
+        if swarm.file().raft_id != 0 {
+            self.start_half(&swarm).await?;
+        }
+        self.start_agent(&swarm, news, orders, orders_rx, stopped).await;
+        self.set_swarm(Some(Arc::clone(&swarm)));
+        Ok(swarm)
+    }
+
+    fn agent_context(
+        &self,
+        cluster: ClusterId,
+        node: NodeId,
+        session: mpsc::Sender<crate::wire::session::FromAgent>,
+    ) -> Context {
+        Context {
             data_root: self.config.data_root.clone(),
             run_root: self.config.run_root.clone(),
             node_name: self.config.node_name.clone(),
             runtime: self.config.runtime.clone(),
             vault: self.config.vault.clone(),
             unified_cgroups: crate::engine::files::has_unified_cgroups(),
-            cluster: manager.cluster,
-            node: manager.node,
+            cluster,
+            node,
             supervisor: Arc::clone(&self.supervisor),
             images: Arc::clone(&self.images),
             execs: Default::default(),
-            session: news_tx,
-        })?);
-        agent.reattach()?;
-        let (stop, stopped) = watch::channel(false);
-        let mut workers = JoinSet::new();
-        let obeying = Arc::clone(&agent);
-        workers.spawn(async move { obeying.obey(orders_rx).await });
-        let (leading, stop_leading) = (Arc::clone(&manager), stopped.clone());
-        workers.spawn(async move { leader::lead(&leading, events_rx, stop_leading).await });
-        let serving = Arc::clone(&manager);
-        let description = config::describe(&self.config.node_name);
-        let addr = file.advertise_addr.rsplit_once(':').map_or("", |(host, _)| host).to_owned();
-        workers.spawn(async move {
-            let node = serving.node;
-            serve(&serving, node, description, addr, Ends { orders, news, events }, stopped).await;
-        });
-        let workers = tokio::sync::Mutex::new(workers);
-        self.set_swarm(Some(Arc::new(Swarm { manager, agent, file, stop, workers })));
+            session,
+        }
+    }
+
+    async fn start_agent(
+        self: &Arc<Self>,
+        swarm: &Arc<Swarm>,
+        news: mpsc::Receiver<crate::wire::session::FromAgent>,
+        orders: mpsc::Sender<crate::wire::session::ToAgent>,
+        obeyed: mpsc::Receiver<crate::wire::session::ToAgent>,
+        stop: watch::Receiver<bool>,
+    ) {
+        let (role, roles) = watch::channel(swarm.file().raft_id);
+        let (removed, is_removed) = watch::channel(false);
+        let uplink = Uplink {
+            swarm: Arc::clone(swarm),
+            news,
+            orders,
+            hello: Hello {
+                cluster: swarm.cluster,
+                incarnation: 0,
+                incarnation_id: [0; 16],
+                description: config::describe(&self.config.node_name),
+                advertise: swarm.advertise.clone(),
+                boot_id: config::boot_id(),
+                format: skep_core::state::FORMAT,
+            },
+            role,
+            removed,
+            asked: self.answerer(swarm),
+            stop: stop.clone(),
+        };
+        let mut workers = swarm.workers.lock().await;
+        let obeying = Arc::clone(&swarm.agent);
+        workers.spawn(async move { obeying.obey(obeyed).await });
+        workers.spawn(uplink.run());
+        workers.spawn(Arc::clone(self).keep_role(Arc::clone(swarm), roles, stop.clone()));
+        workers.spawn(Arc::clone(self).keep_directory(Arc::clone(swarm), stop));
+        // On a task of its own: it ends all the others.
+        tokio::spawn(Arc::clone(self).forget_when_removed(Arc::clone(swarm), is_removed));
+    }
+
+    /// Starts the manager half on the log in the data root.
+    async fn start_half(&self, swarm: &Arc<Swarm>) -> Result<(), StartError> {
+        let seal = self.store.load_seal_key()?;
+        let raft = self.open_raft(&swarm.file(), &swarm.peers).await?;
+        let peers = Arc::clone(&swarm.peers);
+        let manager =
+            Manager::new(raft, swarm.cluster, swarm.node, peers, seal, self.raft_dir());
+        let half = Half::start(Arc::new(manager), &swarm.net, self.requests(swarm));
+        swarm.set_half(Some(half));
         Ok(())
+    }
+
+    /// Keeps what is known of the managers on disk, and trusts the roots that it names.
+    async fn keep_directory(self: Arc<Self>, swarm: Arc<Swarm>, mut stop: watch::Receiver<bool>) {
+        let mut directory = swarm.book().directory();
+        directory.mark_changed();
+        let mut trusted = Vec::new();
+        loop {
+            tokio::select! {
+                () = stopped(&mut stop) => return,
+                changed = directory.changed() => if changed.is_err() { return },
+            }
+            let latest: Directory = directory.borrow_and_update().clone();
+            if latest.incarnation == 0 {
+                continue;
+            }
+            if let Err(error) = self.store.save_directory(&latest) {
+                tracing::warn!(error = chain(&error), "who the managers are cannot be kept");
+            }
+            if latest.roots != trusted {
+                let shown = self.store.load_chain().map_err(disk);
+                let shown = shown.and_then(|chain| self.show(&swarm, &chain, &latest.roots));
+                match shown {
+                    Ok(()) => trusted = latest.roots,
+                    Err(error) => {
+                        tracing::warn!(error = chain(&error), "the swarm's roots cannot be used");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Refuses a token of another swarm than the node's own.
+    fn check_token(&self, file: &NodeFile, token: &Hidden) -> Result<(), StartError> {
+        let roots = self.store.load_directory()?.unwrap_or_default().roots;
+        let is_ours = crate::identity::token::Token::parse(token.reveal())
+            .is_ok_and(|token| roots.iter().any(|root| token.is_of(root)));
+        if is_ours || roots.is_empty() {
+            return Ok(());
+        }
+        Err(StartError::OtherSwarm { cluster: file.cluster.clone() })
     }
 
     /// Stops taking part. Tasks go on: the next daemon finds them.
@@ -293,35 +432,21 @@ impl Node {
             swarm.halt().await;
         }
     }
-
-    /// Leaves the swarm: stops every task, forgets every key.
-    ///
-    /// # Errors
-    /// Without force, since this is the last manager; or if the disk refuses.
-    pub async fn leave(&self, force: bool) -> Result<Done, Refusal> {
-        let _membership = self.membership.lock().await;
-        let swarm = self.swarm().ok_or(Refusal::NotInSwarm)?;
-        if !force {
-            return Err(Refusal::LastManager);
-        }
-        self.set_swarm(None);
-        swarm.halt().await;
-        swarm.agent.end_all().await;
-        // Where cgroups cannot be found there is nothing to remove either.
-        if let Ok(cgroups) = Cgroups::detect() {
-            cgroups.remove(&format!("/skep/{}", swarm.manager.node));
-        }
-        self.store.wipe(&swarm.file).map_err(|e| failed("cannot forget the swarm", e))?;
-        Ok(Done::Nothing)
-    }
 }
 
-impl Swarm {
-    async fn halt(&self) {
-        self.stop.send_replace(true);
-        self.manager.raft.shutdown().await;
-        self.workers.lock().await.shutdown().await;
+fn disk(error: StoreError) -> Refusal {
+    failed("cannot write the node's identity", error)
+}
+
+/// An error with its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
     }
+    text
 }
 
 fn lock(

@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 use crate::agent::Agent;
 use crate::identity::store::NodeFile;
 use crate::limits::SESSION_QUEUE;
+use crate::manager::stopped;
 use crate::manager::members::tend;
 use crate::manager::peers::{Book, Peers};
 use crate::manager::pump::pump;
@@ -188,7 +189,7 @@ async fn follow(
         };
         loop {
             tokio::select! {
-                _ = stop.wait_for(|stop| *stop) => return,
+                () = stopped(&mut stop) => return,
                 event = changes.next() => match event {
                     None => return,
                     Some(event) if concerns(&event) => break,

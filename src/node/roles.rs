@@ -11,6 +11,7 @@ use super::part::Swarm;
 use super::{Node, StartError, disk};
 use crate::gate::Refusal;
 use crate::limits::{NET_ANSWER, NET_MESSAGE_BYTES};
+use crate::manager::stopped;
 use crate::manager::failed;
 use crate::net::{Closed, Expected};
 use crate::wire::join::{JoinAnswer, JoinRequest};
@@ -34,12 +35,12 @@ impl Node {
             {
                 tracing::warn!(error = super::chain(&error), "the change of role waits");
                 tokio::select! {
-                    _ = stop.wait_for(|stop| *stop) => return,
+                    () = stopped(&mut stop) => return,
                     () = sleep(RETRY) => continue,
                 }
             }
             tokio::select! {
-                _ = stop.wait_for(|stop| *stop) => return,
+                () = stopped(&mut stop) => return,
                 changed = role.changed() => if changed.is_err() { return },
             }
         }

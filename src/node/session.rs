@@ -13,6 +13,7 @@ use tokio::time::{Instant, interval, sleep, timeout_at};
 
 use super::part::{Half, Swarm};
 use crate::limits::{NET_MESSAGE_BYTES, SESSION_BEAT, SESSION_QUEUE, SESSION_SILENCE};
+use crate::manager::stopped;
 use crate::manager::session::{Ends, serve};
 use crate::net::{Closed, Expected, Protocol, Visit, closed};
 use crate::wire::session::{FromAgent, Hello, ToAgent};
@@ -147,7 +148,7 @@ impl Uplink {
         let share = crate::seal::random::<1>().map_or(255, |[byte]| u32::from(byte));
         let mut stop = self.stop.clone();
         tokio::select! {
-            _ = stop.wait_for(|stop| *stop) => false,
+            () = stopped(&mut stop) => false,
             () = sleep(longest * (128 + share / 2) / 256) => true,
         }
     }
@@ -187,7 +188,7 @@ impl Uplink {
             };
             let mut stop = self.stop.clone();
             let dialled = tokio::select! {
-                _ = stop.wait_for(|stop| *stop) => return Ended::Stop,
+                () = stopped(&mut stop) => return Ended::Stop,
                 dialled = self.swarm.net.dial(&expected, Protocol::Agent) => dialled,
             };
             let connection = match dialled {
@@ -278,7 +279,7 @@ impl Uplink {
         let is_manager = self.swarm.half().is_some();
         loop {
             let message = tokio::select! {
-                _ = stop.wait_for(|stop| *stop) => return Ended::Stop,
+                () = stopped(&mut stop) => return Ended::Stop,
                 order = timeout_at(heard + SESSION_SILENCE, rx.recv()) => match order {
                     Ok(Some(order)) => {
                         heard = Instant::now();
