@@ -37,19 +37,10 @@ pub enum CaError {
     /// A request cannot be signed.
     #[error("a request for a certificate is refused: {0}")]
     BadRequest(&'static str),
-    /// The life asked for is out of bounds.
-    #[error(
-        "a node certificate cannot live for {} seconds; the life is between {} and {} seconds: set another with `skep swarm update --cert-expiry`",
-        .0.as_secs(), LEAF_LIFE_MIN.as_secs(), LEAF_LIFE_MAX.as_secs()
-    )]
-    Life(StdDuration),
 }
 
 /// Life of the root.
 const ROOT_LIFE: Duration = Duration::days(20 * 365);
-/// Life of a leaf in a swarm that says nothing else.
-const LEAF_LIFE: Span = Span::from_secs(90 * 24 * 3_600);
-
 /// A root certificate with its key.
 pub struct Root {
     /// Certificate in PEM.
@@ -77,20 +68,6 @@ impl std::fmt::Debug for NodeKey {
     }
 }
 
-/// A node's certificate with its key.
-pub struct Leaf {
-    /// Certificate in PEM, followed by cross certificates if there are any.
-    pub cert_pem: String,
-    /// Its key.
-    pub key: NodeKey,
-}
-
-impl std::fmt::Debug for Leaf {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Leaf(…)")
-    }
-}
-
 impl NodeKey {
     /// Makes one.
     ///
@@ -112,19 +89,19 @@ impl NodeKey {
 
     /// The key in PEM, to be stored.
     #[must_use]
-    pub fn to_pem(&self) -> Zeroizing<String> {
+    pub fn pem(&self) -> Zeroizing<String> {
         Zeroizing::new(self.0.serialize_pem())
     }
 
     /// The key in PKCS #8 DER, for TLS.
     #[must_use]
-    pub fn to_der(&self) -> Zeroizing<Vec<u8>> {
+    pub fn der(&self) -> Zeroizing<Vec<u8>> {
         Zeroizing::new(self.0.serialize_der())
     }
 
     /// DER of the public key: who this node is.
     #[must_use]
-    pub fn public_key(&self) -> Vec<u8> {
+    pub fn public(&self) -> Vec<u8> {
         self.0.subject_public_key_info()
     }
 
@@ -195,21 +172,13 @@ impl Root {
         Zeroizing::new(self.key.serialize_der())
     }
 
-    /// Makes a node's key and signs its certificate.
-    ///
-    /// # Errors
-    /// [`CaError`].
-    pub fn issue(&self, cluster: ClusterId, node: NodeId, role: Role) -> Result<Leaf, CaError> {
-        let key = NodeKey::generate()?;
-        Ok(Leaf { cert_pem: self.sign(&key.csr()?, cluster, node, role, LEAF_LIFE)?, key })
-    }
-
     /// Signs the key of a request, PKCS #10 in DER, for this node in this role, valid from an
-    /// hour ago for `life` from now. Returns the certificate in PEM.
+    /// hour ago for `life` from now, which is brought within its bounds. Returns the certificate in
+    /// PEM.
     ///
     /// # Errors
     /// [`CaError::BadRequest`] if the request is not signed by its own key or the key is not
-    /// ECDSA P-256; [`CaError::Life`].
+    /// ECDSA P-256.
     pub fn sign(
         &self,
         csr: &[u8],
@@ -219,10 +188,7 @@ impl Root {
         life: Span,
     ) -> Result<String, CaError> {
         let key = requested_key(csr)?;
-        let life = StdDuration::from_nanos(life.0);
-        if !(LEAF_LIFE_MIN..=LEAF_LIFE_MAX).contains(&life) {
-            return Err(CaError::Life(life));
-        }
+        let life = StdDuration::from_nanos(life.0).clamp(LEAF_LIFE_MIN, LEAF_LIFE_MAX);
         let mut params = CertificateParams::new(vec![node.to_string()])?;
         params.distinguished_name = leaf_name(cluster, node, role);
         let now = OffsetDateTime::now_utc();
@@ -306,7 +272,7 @@ fn leaf_name(cluster: ClusterId, node: NodeId, role: Role) -> DistinguishedName 
 ///
 /// # Errors
 /// [`CaError::BadRequest`].
-pub fn requested_public_key(csr: &[u8]) -> Result<Vec<u8>, CaError> {
+pub fn csr_public_key(csr: &[u8]) -> Result<Vec<u8>, CaError> {
     Ok(requested_key(csr)?.subject_public_key_info())
 }
 
@@ -339,6 +305,8 @@ mod tests {
         (ClusterId::from_entropy([2; ENTROPY_LEN]), NodeId::from_entropy([1; ENTROPY_LEN]))
     }
 
+    const LEAF_LIFE: Span = Span::from_secs(90 * 24 * 3_600);
+
     fn der(pem: &str) -> CertificateDer<'static> {
         CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()
     }
@@ -347,12 +315,13 @@ mod tests {
     fn a_leaf_is_signed_by_its_root_and_says_who_it_is() {
         let root = Root::generate().unwrap();
         let (cluster, node) = ids();
-        let leaf = root.issue(cluster, node, Role::Manager).unwrap();
-        let der = der(&leaf.cert_pem);
+        let key = NodeKey::generate().unwrap();
+        let csr = key.csr().unwrap();
+        let der = der(&root.sign(&csr, cluster, node, Role::Manager, LEAF_LIFE).unwrap());
         let (_, cert) = x509_parser::parse_x509_certificate(&der).unwrap();
         assert!(cert.subject().to_string().contains(node.as_str()));
         assert_eq!(cert.issuer().as_raw(), root.subject);
-        assert_eq!(cert.public_key().raw, leaf.key.public_key());
+        assert_eq!(cert.public_key().raw, key.public());
         let seconds =
             cert.validity().not_after.timestamp() - cert.validity().not_before.timestamp();
         assert_eq!(seconds, 90 * 24 * 3_600 + 3_600);
@@ -367,11 +336,12 @@ mod tests {
         let again = Root::from_parts(&root.pem, &key).unwrap();
         assert_eq!((&again.subject, &again.public_key), (&root.subject, &root.public_key));
         let (cluster, node) = ids();
-        let leaf = again.issue(cluster, node, Role::Worker).unwrap();
+        let csr = NodeKey::generate().unwrap().csr().unwrap();
+        let leaf = again.sign(&csr, cluster, node, Role::Worker, LEAF_LIFE).unwrap();
         let other = Root::generate().unwrap();
         for (pem, why) in [
             (other.pem.as_str(), "not its own"),
-            (leaf.cert_pem.as_str(), "authority"),
+            (leaf.as_str(), "authority"),
             ("x", "no certificate in PEM"),
         ] {
             let error = Root::from_parts(pem, &key).unwrap_err().to_string();
@@ -385,9 +355,9 @@ mod tests {
     #[test]
     fn a_key_comes_back_from_its_pem() {
         let key = NodeKey::generate().unwrap();
-        let mut pem = key.to_pem();
+        let mut pem = key.pem();
         pem.push_str("-----BEGIN OTHER-----\nAA==\n-----END OTHER-----\n");
-        assert_eq!(NodeKey::from_pem(&pem).unwrap().public_key(), key.public_key());
+        assert_eq!(NodeKey::from_pem(&pem).unwrap().public(), key.public());
         assert!(matches!(NodeKey::from_pem("x"), Err(CaError::BadKey(_))));
         assert_eq!(format!("{key:?}"), "NodeKey(…)");
     }
@@ -408,9 +378,9 @@ mod tests {
         assert!(!cert.is_ca());
         let usage = cert.extended_key_usage().unwrap().unwrap().value;
         assert!(usage.client_auth && !usage.server_auth && !usage.any);
-        assert_eq!(cert.public_key().raw, key.public_key());
+        assert_eq!(cert.public_key().raw, key.public());
         assert!(!String::from_utf8_lossy(&der).contains("somebody"));
-        assert_eq!(requested_public_key(&csr).unwrap(), key.public_key());
+        assert_eq!(csr_public_key(&csr).unwrap(), key.public());
     }
 
     #[test]
@@ -450,15 +420,24 @@ mod tests {
     }
 
     #[test]
-    fn a_life_out_of_bounds_is_refused_with_the_bounds() {
+    fn a_life_out_of_bounds_is_brought_within() {
         let root = Root::generate().unwrap();
         let (cluster, node) = ids();
         let csr = NodeKey::generate().unwrap().csr().unwrap();
-        for life in [Span::from_secs(3_599), Span(0), Span(u64::MAX)] {
-            let error = root.sign(&csr, cluster, node, Role::Worker, life).unwrap_err();
-            assert!(error.to_string().contains("between 3600 and"), "{error}");
+        let hour = 3_600;
+        for (asked, given) in [
+            (Span(0), hour),
+            (Span::from_secs(hour - 1), hour),
+            (Span::from_secs(hour + 1), hour + 1),
+            (Span(u64::MAX), LEAF_LIFE_MAX.as_secs()),
+        ] {
+            let pem = root.sign(&csr, cluster, node, Role::Worker, asked).unwrap();
+            let der = der(&pem);
+            let (_, cert) = x509_parser::parse_x509_certificate(&der).unwrap();
+            let validity = cert.validity();
+            let seconds = validity.not_after.timestamp() - validity.not_before.timestamp();
+            assert_eq!(u64::try_from(seconds).unwrap(), given + hour);
         }
-        root.sign(&csr, cluster, node, Role::Worker, Span::from_secs(3_600)).unwrap();
     }
 
     proptest::proptest! {
@@ -467,12 +446,12 @@ mod tests {
             bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..300),
             at in 0usize..200,
         ) {
-            let _ = requested_public_key(&bytes);
+            let _ = csr_public_key(&bytes);
             let mut csr = NodeKey::generate().unwrap().csr().unwrap();
             for (to, from) in csr.iter_mut().skip(at).zip(&bytes) {
                 *to = *from;
             }
-            let _ = requested_public_key(&csr);
+            let _ = csr_public_key(&csr);
         }
     }
 }

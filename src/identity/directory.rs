@@ -3,10 +3,9 @@
 //! the past, however genuine, cannot take a node back.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use skep_core::id::{ClusterId, NodeId};
+use skep_core::id::NodeId;
 
 use super::store::{DIRECTORY_FILE, IdentityStore, StoreError, read_bounded};
 use super::trust::Trust;
@@ -14,45 +13,13 @@ use crate::files::write_atomic;
 use crate::limits::{
     DIRECTORY_ADDR_BYTES, DIRECTORY_BYTES, DIRECTORY_KEY_BYTES, DIRECTORY_MANAGERS,
 };
-
-/// The managers of a swarm at one moment.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Directory {
-    /// Of which swarm.
-    #[serde(with = "text")]
-    pub cluster: ClusterId,
-    /// Counter of the swarm's incarnations.
-    pub incarnation: u64,
-    /// Random half of the incarnation, 32 hex digits.
-    pub incarnation_id: String,
-    /// Counts up with every change of managers or roots within an incarnation.
-    pub epoch: u64,
-    /// All managers.
-    pub managers: Vec<ManagerEntry>,
-    /// The roots that the swarm trusts, in PEM.
-    pub roots: Vec<String>,
-}
-
-/// One manager.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ManagerEntry {
-    /// Its id.
-    #[serde(with = "text")]
-    pub node: NodeId,
-    /// DER of its public key: who it is.
-    #[serde(with = "base64_text")]
-    pub public_key: Vec<u8>,
-    /// Where it was last, with port: a hint.
-    pub addr: String,
-    /// Its Raft id.
-    pub raft_id: u64,
-}
+use crate::wire::session::{Directory, ManagerEntry};
 
 /// A directory that no swarm makes.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DirectoryError {
-    /// None, or more than a swarm has.
-    #[error("it names {0} managers; a swarm has 1 to {DIRECTORY_MANAGERS}")]
+    /// More than a swarm has.
+    #[error("it names {0} managers; a swarm has at most {DIRECTORY_MANAGERS}")]
     Managers(usize),
     /// One stands in it twice.
     #[error("it names manager {0} twice")]
@@ -62,112 +29,139 @@ pub enum DirectoryError {
         "the key of manager {0} has 1 to {DIRECTORY_KEY_BYTES} bytes and its address at most {DIRECTORY_ADDR_BYTES}; here it is otherwise"
     )]
     Manager(NodeId),
-    /// The incarnation's id.
-    #[error("its incarnation id is not 32 hex digits")]
-    Incarnation,
     /// The roots.
     #[error("its roots cannot be used: {0}")]
     Roots(String),
 }
 
-impl Directory {
-    /// Checks what came from a file or a peer.
-    ///
-    /// # Errors
-    /// [`DirectoryError`].
-    pub fn check(&self) -> Result<(), DirectoryError> {
-        if !(1..=DIRECTORY_MANAGERS).contains(&self.managers.len()) {
-            return Err(DirectoryError::Managers(self.managers.len()));
+/// Checks what came from a file or a peer. A founder's has no managers yet.
+///
+/// # Errors
+/// [`DirectoryError`].
+pub fn check(directory: &Directory) -> Result<(), DirectoryError> {
+    if directory.managers.len() > DIRECTORY_MANAGERS {
+        return Err(DirectoryError::Managers(directory.managers.len()));
+    }
+    let mut seen = BTreeSet::new();
+    for manager in &directory.managers {
+        if !seen.insert(manager.node) {
+            return Err(DirectoryError::Twice(manager.node));
         }
-        let mut seen = BTreeSet::new();
-        for manager in &self.managers {
-            if !seen.insert(manager.node) {
-                return Err(DirectoryError::Twice(manager.node));
-            }
-            if !(1..=DIRECTORY_KEY_BYTES).contains(&manager.public_key.len())
-                || manager.addr.len() > DIRECTORY_ADDR_BYTES
-            {
-                return Err(DirectoryError::Manager(manager.node));
-            }
-        }
-        let id = self.incarnation_id.as_bytes();
-        if id.len() != 32 || !id.iter().all(u8::is_ascii_hexdigit) {
-            return Err(DirectoryError::Incarnation);
-        }
-        match Trust::new(&self.roots) {
-            Ok(_) => Ok(()),
-            Err(e) => Err(DirectoryError::Roots(e.to_string())),
+        if !(1..=DIRECTORY_KEY_BYTES).contains(&manager.public_key.len())
+            || manager.addr.len() > DIRECTORY_ADDR_BYTES
+        {
+            return Err(DirectoryError::Manager(manager.node));
         }
     }
-
-    /// Whether this one takes the place of `old`: of the same swarm and later. Of two incarnations
-    /// with one number, which is what two forced restarts side by side make, neither takes the
-    /// other's place.
-    #[must_use]
-    pub fn supersedes(&self, old: &Self) -> bool {
-        self.cluster == old.cluster
-            && (self.incarnation > old.incarnation
-                || (self.incarnation == old.incarnation
-                    && self.incarnation_id == old.incarnation_id
-                    && self.epoch > old.epoch))
-    }
-
-    /// The manager with this id, if it is one.
-    #[must_use]
-    pub fn manager(&self, node: NodeId) -> Option<&ManagerEntry> {
-        self.managers.iter().find(|manager| manager.node == node)
+    match Trust::new(&directory.roots) {
+        Ok(_) => Ok(()),
+        Err(e) => Err(DirectoryError::Roots(e.to_string())),
     }
 }
 
+/// Whether `new` takes the place of `old`, both of one swarm: it is later. Of two incarnations with
+/// one number, which is what two forced restarts side by side make, neither takes the other's
+/// place.
+#[must_use]
+pub fn supersedes(new: &Directory, old: &Directory) -> bool {
+    new.incarnation > old.incarnation
+        || (new.incarnation == old.incarnation
+            && new.incarnation_id == old.incarnation_id
+            && new.epoch > old.epoch)
+}
+
+/// The file.
+#[derive(Debug, Serialize, Deserialize)]
+struct File {
+    incarnation: u64,
+    #[serde(with = "base64_text")]
+    incarnation_id: [u8; 16],
+    epoch: u64,
+    managers: Vec<Entry>,
+    roots: Vec<String>,
+}
+
+/// One manager.
+#[derive(Debug, Serialize, Deserialize)]
+struct Entry {
+    node: String,
+    addr: String,
+    raft_id: u64,
+    #[serde(with = "base64_text")]
+    public_key: Vec<u8>,
+}
+
+fn encode(directory: &Directory) -> Result<Vec<u8>, serde_json::Error> {
+    let managers = directory.managers.iter().map(|manager| Entry {
+        node: manager.node.to_string(),
+        addr: manager.addr.clone(),
+        raft_id: manager.raft_id,
+        public_key: manager.public_key.clone(),
+    });
+    let file = File {
+        incarnation: directory.incarnation,
+        incarnation_id: directory.incarnation_id,
+        epoch: directory.epoch,
+        managers: managers.collect(),
+        roots: directory.roots.clone(),
+    };
+    let mut text = serde_json::to_vec_pretty(&file)?;
+    text.push(b'\n');
+    Ok(text)
+}
+
+/// Reads the file, or says what is wrong with it.
+fn decode(text: &[u8]) -> Result<Directory, String> {
+    let file: File = serde_json::from_slice(text).map_err(|e| e.to_string())?;
+    let entry = |entry: Entry| {
+        let node = entry.node.parse().map_err(|_| format!("{:?} is no node id", entry.node))?;
+        let Entry { public_key, addr, raft_id, .. } = entry;
+        Ok(ManagerEntry { node, public_key, addr, raft_id })
+    };
+    let directory = Directory {
+        incarnation: file.incarnation,
+        incarnation_id: file.incarnation_id,
+        epoch: file.epoch,
+        managers: file.managers.into_iter().map(entry).collect::<Result<_, String>>()?,
+        roots: file.roots,
+    };
+    check(&directory).map_err(|e| e.to_string())?;
+    Ok(directory)
+}
+
 impl IdentityStore {
-    /// Reads `managers.json`; none on a node that has never had one.
+    /// Reads who the managers are; none before the first session.
     ///
     /// # Errors
     /// [`StoreError::Damaged`] says what is wrong with it.
     pub fn load_directory(&self) -> Result<Option<Directory>, StoreError> {
         let path = self.path(DIRECTORY_FILE);
         let Some(bytes) = read_bounded(&path, DIRECTORY_BYTES)? else { return Ok(None) };
-        let directory: Directory = serde_json::from_slice(&bytes)
-            .map_err(|e| StoreError::damaged(&path, e.to_string()))?;
-        check(&path, &directory)?;
-        Ok(Some(directory))
+        decode(&bytes).map(Some).map_err(|why| StoreError::damaged(&path, why))
     }
 
-    /// Writes `managers.json` if there is none or this one supersedes it. Returns whether it was
+    /// Writes who the managers are of a swarm that was just founded or joined, whatever there was.
+    ///
+    /// # Errors
+    /// [`StoreError::Directory`] if no swarm makes such a one; others.
+    pub fn save_directory(&self, directory: &Directory) -> Result<(), StoreError> {
+        check(directory).map_err(StoreError::Directory)?;
+        let path = self.path(DIRECTORY_FILE);
+        let text = encode(directory).map_err(|e| StoreError::damaged(&path, e.to_string()))?;
+        Ok(write_atomic(&path, &text, 0o600)?)
+    }
+
+    /// Writes who the managers are if that is later than what is kept. Returns whether it was
     /// written.
     ///
     /// # Errors
-    /// [`StoreError`]; [`StoreError::Directory`] if this one is not one that a swarm makes.
-    pub fn save_directory(&self, directory: &Directory) -> Result<bool, StoreError> {
-        directory.check().map_err(StoreError::Directory)?;
-        if self.load_directory()?.is_some_and(|old| !directory.supersedes(&old)) {
+    /// As [`IdentityStore::save_directory`].
+    pub fn advance_directory(&self, directory: &Directory) -> Result<bool, StoreError> {
+        if self.load_directory()?.is_some_and(|old| !supersedes(directory, &old)) {
             return Ok(false);
         }
-        let path = self.path(DIRECTORY_FILE);
-        let mut bytes = serde_json::to_vec_pretty(directory)
-            .map_err(|e| StoreError::damaged(&path, e.to_string()))?;
-        bytes.push(b'\n');
-        write_atomic(&path, &bytes, 0o600)?;
+        self.save_directory(directory)?;
         Ok(true)
-    }
-}
-
-fn check(path: &Path, directory: &Directory) -> Result<(), StoreError> {
-    directory.check().map_err(|e| StoreError::damaged(path, e.to_string()))
-}
-
-/// Ids as their text.
-mod text {
-    use serde::de::Error as _;
-    use serde::{Deserialize, Deserializer, Serializer};
-    use skep_core::id::Id;
-
-    pub(super) fn serialize<S: Serializer, K>(id: &Id<K>, to: S) -> Result<S::Ok, S::Error> {
-        to.serialize_str(id.as_str())
-    }
-
-    pub(super) fn deserialize<'d, D: Deserializer<'d>, K>(from: D) -> Result<Id<K>, D::Error> {
-        String::deserialize(from)?.parse().map_err(D::Error::custom)
     }
 }
 
@@ -178,12 +172,18 @@ mod base64_text {
     use serde::de::Error as _;
     use serde::{Deserialize, Deserializer, Serializer};
 
-    pub(super) fn serialize<S: Serializer>(bytes: &[u8], to: S) -> Result<S::Ok, S::Error> {
+    pub(super) fn serialize<S: Serializer>(
+        bytes: impl AsRef<[u8]>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
         to.serialize_str(&STANDARD.encode(bytes))
     }
 
-    pub(super) fn deserialize<'d, D: Deserializer<'d>>(from: D) -> Result<Vec<u8>, D::Error> {
-        STANDARD.decode(String::deserialize(from)?).map_err(D::Error::custom)
+    pub(super) fn deserialize<'d, D: Deserializer<'d>, B: TryFrom<Vec<u8>>>(
+        from: D,
+    ) -> Result<B, D::Error> {
+        let bytes = STANDARD.decode(String::deserialize(from)?).map_err(D::Error::custom)?;
+        B::try_from(bytes).map_err(|_| D::Error::custom("bytes of another length"))
     }
 }
 
@@ -208,9 +208,8 @@ mod tests {
             raft_id: u64::from(n) << 56,
         };
         Directory {
-            cluster: ClusterId::from_entropy([9; ENTROPY_LEN]),
             incarnation: 1,
-            incarnation_id: "0123456789abcdef".repeat(2),
+            incarnation_id: [9; 16],
             epoch: 5,
             managers: vec![manager(1), manager(0xff)],
             roots: vec![Root::generate().unwrap().pem],
@@ -223,12 +222,10 @@ mod tests {
         let store = IdentityStore::new(dir.path());
         assert_eq!(store.load_directory().unwrap(), None);
         let saved = directory();
-        assert!(store.save_directory(&saved).unwrap());
+        store.save_directory(&saved).unwrap();
         assert_eq!(store.load_directory().unwrap(), Some(saved.clone()));
         let path = dir.path().join("managers.json");
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        assert_eq!(saved.manager(node(1)).unwrap().addr, "10.0.0.1:2377");
-        assert_eq!(saved.manager(node(3)), None);
         // What a crash leaves of the next one is in nobody's way.
         std::fs::write(beside(&path), "{").unwrap();
         assert_eq!(store.load_directory().unwrap(), Some(saved));
@@ -240,25 +237,26 @@ mod tests {
         let store = IdentityStore::new(dir.path());
         let old = directory();
         store.save_directory(&old).unwrap();
-        let other = ClusterId::from_entropy([8; ENTROPY_LEN]);
         let refused = [
             old.clone(),
             Directory { epoch: 4, ..old.clone() },
             Directory { incarnation: 0, epoch: 99, ..old.clone() },
-            Directory { incarnation_id: "f".repeat(32), epoch: 99, ..old.clone() },
-            Directory { cluster: other, incarnation: 9, ..old.clone() },
+            Directory { incarnation_id: [0xf; 16], epoch: 99, ..old.clone() },
         ];
         for new in refused {
-            assert!(!store.save_directory(&new).unwrap(), "{new:?}");
+            assert!(!store.advance_directory(&new).unwrap(), "{new:?}");
             assert_eq!(store.load_directory().unwrap(), Some(old.clone()));
         }
         let later = Directory { epoch: 6, ..old.clone() };
-        assert!(store.save_directory(&later).unwrap());
+        assert!(store.advance_directory(&later).unwrap());
         let forced =
-            Directory { incarnation: 2, incarnation_id: "f".repeat(32), epoch: 0, ..old.clone() };
-        assert!(store.save_directory(&forced).unwrap());
-        assert!(!store.save_directory(&later).unwrap());
+            Directory { incarnation: 2, incarnation_id: [0xf; 16], epoch: 0, ..old.clone() };
+        assert!(store.advance_directory(&forced).unwrap());
+        assert!(!store.advance_directory(&later).unwrap());
         assert_eq!(store.load_directory().unwrap(), Some(forced));
+        // Another swarm begins anew.
+        store.save_directory(&old).unwrap();
+        assert_eq!(store.load_directory().unwrap(), Some(old));
     }
 
     #[test]
@@ -269,25 +267,23 @@ mod tests {
         let first = good.managers[0].clone();
         let with = |managers: Vec<ManagerEntry>| Directory { managers, ..good.clone() };
         let bad = [
-            (with(Vec::new()), "0 managers"),
             (with(vec![first.clone(); DIRECTORY_MANAGERS + 1]), "1001 managers"),
             (with(vec![first.clone(), first.clone()]), "twice"),
             (with(vec![ManagerEntry { public_key: Vec::new(), ..first.clone() }]), "key"),
             (with(vec![ManagerEntry { addr: "x".repeat(300), ..first }]), "address"),
-            (Directory { incarnation_id: "x".into(), ..good.clone() }, "incarnation"),
             (Directory { roots: Vec::new(), ..good.clone() }, "roots"),
             (Directory { roots: vec!["x".into()], ..good.clone() }, "roots"),
         ];
         for (directory, why) in bad {
             let error = store.save_directory(&directory).unwrap_err();
             assert!(error.to_string().contains(why), "{error}");
-            let text = serde_json::to_vec(&directory).unwrap();
+            let text = encode(&directory).unwrap();
             std::fs::write(dir.path().join("managers.json"), text).unwrap();
             let error = store.load_directory().unwrap_err().to_string();
             assert!(error.contains("managers.json") && error.contains(why), "{error}");
             std::fs::remove_file(dir.path().join("managers.json")).unwrap();
         }
-        for text in ["", "{", "[]", r#"{"cluster":"x"}"#] {
+        for text in ["", "{", "[]", r#"{"epoch":1}"#] {
             std::fs::write(dir.path().join("managers.json"), text).unwrap();
             let error = store.load_directory().unwrap_err();
             assert!(matches!(error, StoreError::Damaged { .. }), "{error}");

@@ -14,20 +14,21 @@
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::PathBuf;
+use std::sync::{PoisonError, RwLockReadGuard, RwLockWriteGuard};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use skep_core::id::NodeId;
 use skep_raft::StorageKey;
 use zeroize::Zeroizing;
 
 use super::ca::NodeKey;
 use super::lock::{Closed, Lock, UnlockKey, close, is_closed};
 use super::store::{IdentityStore, KEY_FILE, STORAGE_KEY_FILE, StoreError, read_bounded};
-use crate::files::{FileError, beside, remove_file, write_atomic};
+use crate::files::{beside, remove_file, write_atomic};
 use crate::limits::IDENTITY_FILE_BYTES;
-use crate::protected::{ProtectError, Protected};
-use crate::seal::{SealError, SealKeyPair, random};
+use crate::protected::Protected;
+use crate::seal::{SealKeyPair, random};
 
 /// The files that can be locked.
 const LOCKABLE: [&str; 2] = [STORAGE_KEY_FILE, KEY_FILE];
@@ -35,52 +36,6 @@ const LOCKABLE: [&str; 2] = [STORAGE_KEY_FILE, KEY_FILE];
 const STORAGE_KEY_CHARS: usize = 64;
 const SEAL_KEY_BEGIN: &str = "-----BEGIN SKEP SEAL KEY-----";
 const SEAL_KEY_END: &str = "-----END SKEP SEAL KEY-----";
-
-/// A node's keys cannot be read or written.
-#[derive(Debug, thiserror::Error)]
-pub enum KeysError {
-    /// The files cannot be used.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// A file is not there.
-    #[error("{0} is missing; restore it from a backup, or leave the swarm by force and join again")]
-    Missing(PathBuf),
-    /// They are locked and no key was given.
-    #[error("{0} is locked; unlock this manager with `skep swarm unlock`")]
-    Locked(PathBuf),
-    /// The key given is not the one.
-    #[error(
-        "the unlock key does not open {0}; `skep swarm unlock-key` on an unlocked manager prints the right one, or an older key is needed if this manager was away when it was rotated"
-    )]
-    WrongKey(PathBuf),
-    /// There is no second storage key to go over to.
-    #[error("{0} holds no next storage key: no change of storage keys was begun")]
-    NoNextKey(PathBuf),
-    /// Sealing failed.
-    #[error(transparent)]
-    Seal(#[from] SealError),
-    /// A node key was made that cannot be read.
-    #[error("{path} is damaged or from another program; restore it from a backup")]
-    NodeKey {
-        /// Which file.
-        path: PathBuf,
-        /// What is wrong.
-        #[source]
-        source: super::ca::CaError,
-    },
-}
-
-impl From<FileError> for KeysError {
-    fn from(error: FileError) -> Self {
-        Self::Store(error.into())
-    }
-}
-
-impl From<ProtectError> for KeysError {
-    fn from(error: ProtectError) -> Self {
-        Self::Seal(error.into())
-    }
-}
 
 /// The keys of log and snapshots.
 #[derive(Debug)]
@@ -91,16 +46,8 @@ pub struct StorageKeys {
     pub next: Option<StorageKey>,
 }
 
-/// All keys of a node.
-#[derive(Debug)]
-pub struct Keys {
-    /// Who it is.
-    pub node: NodeKey,
-    /// What others seal to.
-    pub seal: SealKeyPair,
-    /// Of its log; none on a worker.
-    pub storage: Option<StorageKeys>,
-}
+/// The unlock key that a store was given, and of which node its files are.
+pub(super) type Held = (UnlockKey, NodeId);
 
 type KeyBytes = Zeroizing<[u8; 32]>;
 
@@ -121,12 +68,16 @@ struct Opened {
 }
 
 impl IdentityStore {
-    /// Whether any of the files with keys is locked: then nothing of the swarm can run before
-    /// [`IdentityStore::load_keys`] with the unlock key.
+    /// Whether the files with keys are locked and this store has not been given the key: nothing
+    /// of the swarm can run before [`IdentityStore::unlock`].
     ///
     /// # Errors
     /// [`StoreError`].
     pub fn is_locked(&self) -> Result<bool, StoreError> {
+        Ok(self.held().is_none() && self.has_locked_files()?)
+    }
+
+    fn has_locked_files(&self) -> Result<bool, StoreError> {
         for name in LOCKABLE {
             if self.read(name)?.is_some_and(|content| is_closed(&content)) {
                 return Ok(true);
@@ -135,78 +86,135 @@ impl IdentityStore {
         Ok(false)
     }
 
-    /// Writes node key and seal key: clear, or locked from the first byte on.
+    /// Opens all that is locked with this key, which is kept: from now on the files are read and
+    /// written with it.
     ///
     /// # Errors
-    /// [`KeysError`].
-    pub fn save_keys(
-        &self,
-        node: &NodeKey,
-        seal: &SealKeyPair,
-        lock: Option<Lock<'_>>,
-    ) -> Result<(), KeysError> {
+    /// [`StoreError::WrongKey`] if it is another's.
+    pub fn unlock(&self, key: UnlockKey, node: NodeId) -> Result<(), StoreError> {
+        self.open_all(&[Lock { key: &key, node }])?;
+        if self.has_locked_files()? {
+            *self.held_mut() = Some((key, node));
+        }
+        Ok(())
+    }
+
+    /// Writes node key and seal key.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn save_keys(&self, node: &NodeKey, seal: &SealKeyPair) -> Result<(), StoreError> {
         let private = Zeroizing::new(STANDARD.encode(seal.private_bytes().as_slice()));
         let text = Zeroizing::new(format!(
             "{}{SEAL_KEY_BEGIN}\n{}\n{SEAL_KEY_END}\n",
-            node.to_pem().as_str(),
+            node.pem().as_str(),
             private.as_str()
         ));
         let plain = Protected::copy_of(text.as_bytes())?;
-        self.perform(&step(KEY_FILE, &plain, lock.as_slice())?)
+        self.replace(KEY_FILE, &plain)
     }
 
-    /// Makes and writes the storage key of a new manager.
+    /// The keys of a node that has not joined yet: those of an attempt that was cut short, since
+    /// the swarm may know them, or new ones.
     ///
     /// # Errors
-    /// [`KeysError`].
-    pub fn make_storage_key(&self, lock: Option<Lock<'_>>) -> Result<StorageKey, KeysError> {
-        let key = Zeroizing::new(random::<32>()?);
-        self.perform(&step(STORAGE_KEY_FILE, &storage_text(&[&key])?, lock.as_slice())?)?;
-        Ok(StorageKey::new(*key))
-    }
-
-    /// Reads all keys. Files that are clear need no lock; one that is given does not hurt.
-    ///
-    /// # Errors
-    /// [`KeysError::Locked`] without the key where one is needed, [`KeysError::WrongKey`] with
-    /// another; others name the file.
-    pub fn load_keys(&self, lock: Option<Lock<'_>>) -> Result<Keys, KeysError> {
+    /// [`StoreError`].
+    pub fn unfinished_keys(&self) -> Result<(NodeKey, SealKeyPair), StoreError> {
+        if let Ok(keys) = self.load_keys() {
+            return Ok(keys);
+        }
         let path = self.path(KEY_FILE);
-        let file = self.open(KEY_FILE, lock.as_slice())?;
-        let file = file.ok_or_else(|| KeysError::Missing(path.clone()))?;
+        let node = NodeKey::generate().map_err(|source| StoreError::NodeKey { path, source })?;
+        let seal = SealKeyPair::generate()?;
+        self.save_keys(&node, &seal)?;
+        Ok((node, seal))
+    }
+
+    /// Reads node key and seal key.
+    ///
+    /// # Errors
+    /// [`StoreError::Locked`] before [`IdentityStore::unlock`] where that is needed; others name
+    /// the file.
+    pub fn load_keys(&self) -> Result<(NodeKey, SealKeyPair), StoreError> {
+        let path = self.path(KEY_FILE);
+        let file = self.open_held(KEY_FILE)?;
         let damaged = |why: &str| StoreError::damaged(&path, why);
         let text = std::str::from_utf8(file.plain.as_slice())
             .map_err(|_| damaged("it holds no seal key"))?;
         let (node, rest) =
             text.split_once(SEAL_KEY_BEGIN).ok_or_else(|| damaged("it holds no seal key"))?;
         let node = NodeKey::from_pem(node)
-            .map_err(|source| KeysError::NodeKey { path: path.clone(), source })?;
+            .map_err(|source| StoreError::NodeKey { path: path.clone(), source })?;
         let seal = rest.split_once(SEAL_KEY_END).and_then(|(body, _)| {
             let key = Zeroizing::new(STANDARD.decode(body.trim()).ok()?);
             SealKeyPair::from_private(&key).ok()
         });
-        let seal = seal.ok_or_else(|| damaged("it holds no seal key"))?;
-        let storage = match self.open(STORAGE_KEY_FILE, lock.as_slice())? {
-            Some(file) => Some(self.storage_keys(&file.plain)?),
-            None => None,
-        };
-        Ok(Keys { node, seal, storage })
+        Ok((node, seal.ok_or_else(|| damaged("it holds no seal key"))?))
     }
 
-    /// Locks the files, or moves them from the `old` unlock key to this one. Files that are so
-    /// already stay as they are: to be repeated until it succeeds, a crash in between included.
+    /// The node key alone.
     ///
     /// # Errors
-    /// [`KeysError::WrongKey`] or [`KeysError::Locked`] if neither key opens what is locked; then
-    /// nothing has been changed. Others may come when part is done.
-    pub fn lock_with(&self, lock: Lock<'_>, old: Option<&UnlockKey>) -> Result<(), KeysError> {
-        for step in self.lock_steps(lock, old)? {
-            self.perform(&step)?;
-        }
-        self.clear_beside()
+    /// As [`IdentityStore::load_keys`].
+    pub fn load_node_key(&self) -> Result<NodeKey, StoreError> {
+        self.load_keys().map(|(node, _)| node)
     }
 
-    fn lock_steps(&self, lock: Lock<'_>, old: Option<&UnlockKey>) -> Result<Vec<Step>, KeysError> {
+    /// The seal key alone.
+    ///
+    /// # Errors
+    /// As [`IdentityStore::load_keys`].
+    pub fn load_seal_key(&self) -> Result<SealKeyPair, StoreError> {
+        self.load_keys().map(|(_, seal)| seal)
+    }
+
+    /// Makes and writes the storage key of a new manager.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn make_storage_key(&self) -> Result<StorageKey, StoreError> {
+        let key = Zeroizing::new(random::<32>()?);
+        self.replace(STORAGE_KEY_FILE, &storage_text(&[&key])?)?;
+        Ok(StorageKey::new(*key))
+    }
+
+    /// Reads the storage key: the current one if another is about to take over.
+    ///
+    /// # Errors
+    /// As [`IdentityStore::load_storage_keys`].
+    pub fn load_storage_key(&self) -> Result<StorageKey, StoreError> {
+        self.load_storage_keys().map(|keys| keys.current)
+    }
+
+    /// Reads the storage keys.
+    ///
+    /// # Errors
+    /// [`StoreError::Locked`] before [`IdentityStore::unlock`] where that is needed; others name
+    /// the file.
+    pub fn load_storage_keys(&self) -> Result<StorageKeys, StoreError> {
+        self.storage_keys(&self.open_held(STORAGE_KEY_FILE)?.plain)
+    }
+
+    /// Locks the files with this key, or moves them to it from the one given to
+    /// [`IdentityStore::unlock`] or here before. Files that are so already stay as they are: to be
+    /// repeated until it succeeds, after a crash too. On a node without files it makes sure that
+    /// none is ever written in the clear.
+    ///
+    /// # Errors
+    /// [`StoreError::WrongKey`] if neither key opens what is locked; then nothing has been
+    /// changed. Others may come when part is done.
+    pub fn lock_with(&self, key: UnlockKey, node: NodeId) -> Result<(), StoreError> {
+        let mut held = self.held_mut();
+        let old = held.as_ref().map(|(key, _)| key);
+        for step in self.lock_steps(Lock { key: &key, node }, old)? {
+            self.perform(&step)?;
+        }
+        self.clear_beside()?;
+        *held = Some((key, node));
+        Ok(())
+    }
+
+    fn lock_steps(&self, lock: Lock<'_>, old: Option<&UnlockKey>) -> Result<Vec<Step>, StoreError> {
         let old = old.map(|key| Lock { key, ..lock });
         let both: Vec<_> = [lock].into_iter().chain(old).collect();
         let files = self.open_all(&both)?;
@@ -226,15 +234,17 @@ impl IdentityStore {
     ///
     /// # Errors
     /// As [`IdentityStore::lock_with`].
-    pub fn unlock_for_good(&self, lock: Lock<'_>) -> Result<(), KeysError> {
-        for step in self.unlock_steps(lock)? {
+    pub fn unlock_for_good(&self) -> Result<(), StoreError> {
+        let mut held = self.held_mut();
+        for step in self.unlock_steps(lock_of(&held).as_slice())? {
             self.perform(&step)?;
         }
+        *held = None;
         Ok(())
     }
 
-    fn unlock_steps(&self, lock: Lock<'_>) -> Result<Vec<Step>, KeysError> {
-        let files = self.open_all(&[lock])?;
+    fn unlock_steps(&self, locks: &[Lock<'_>]) -> Result<Vec<Step>, StoreError> {
+        let files = self.open_all(locks)?;
         let locked = files.iter().filter(|file| file.openers > 0);
         locked.map(|file| step(file.name, &file.plain, &[])).collect()
     }
@@ -244,58 +254,66 @@ impl IdentityStore {
     /// `next`, old ones rewritten.
     ///
     /// # Errors
-    /// [`KeysError`].
-    pub fn begin_rekey(&self, lock: Option<Lock<'_>>) -> Result<StorageKeys, KeysError> {
-        let file = self.open_storage(lock)?;
-        if let keys @ StorageKeys { next: Some(_), .. } = self.storage_keys(&file.plain)? {
-            return Ok(keys);
+    /// [`StoreError`].
+    pub fn begin_rekey(&self) -> Result<StorageKeys, StoreError> {
+        let file = self.open_held(STORAGE_KEY_FILE)?;
+        let (current, next) = self.storage_bytes(&file.plain)?;
+        if next.is_some() {
+            return self.storage_keys(&file.plain);
         }
-        let (current, _) = self.storage_bytes(&file.plain)?;
         let next = Zeroizing::new(random::<32>()?);
-        self.rewrite_storage(&file, &storage_text(&[&current, &next])?, lock)
+        let plain = storage_text(&[&current, &next])?;
+        self.replace(STORAGE_KEY_FILE, &plain)?;
+        self.storage_keys(&plain)
     }
 
     /// Forgets the old storage key: what is still sealed with it can never be read again.
     ///
     /// # Errors
-    /// [`KeysError::NoNextKey`] if none was begun; others.
-    pub fn finish_rekey(&self, lock: Option<Lock<'_>>) -> Result<StorageKeys, KeysError> {
-        let file = self.open_storage(lock)?;
+    /// [`StoreError::NoNextKey`] if none was begun; others.
+    pub fn finish_rekey(&self) -> Result<StorageKeys, StoreError> {
+        let file = self.open_held(STORAGE_KEY_FILE)?;
         let (_, next) = self.storage_bytes(&file.plain)?;
-        let next = next.ok_or_else(|| KeysError::NoNextKey(self.path(STORAGE_KEY_FILE)))?;
-        self.rewrite_storage(&file, &storage_text(&[&next])?, lock)
+        let next = next.ok_or_else(|| StoreError::NoNextKey(self.path(STORAGE_KEY_FILE)))?;
+        let plain = storage_text(&[&next])?;
+        self.replace(STORAGE_KEY_FILE, &plain)?;
+        self.storage_keys(&plain)
     }
 
-    fn rewrite_storage(
-        &self,
-        file: &Opened,
-        plain: &Protected,
-        lock: Option<Lock<'_>>,
-    ) -> Result<StorageKeys, KeysError> {
-        let lock = lock.filter(|_| file.openers > 0);
-        self.perform(&step(STORAGE_KEY_FILE, plain, lock.as_slice())?)?;
-        self.storage_keys(plain)
+    /// Writes a file with keys: locked if this store holds a key, else clear.
+    fn replace(&self, name: &'static str, plain: &Protected) -> Result<(), StoreError> {
+        let held = self.held();
+        self.perform(&step(name, plain, lock_of(&held).as_slice())?)
     }
 
-    /// The error of a manager that finds no storage key.
-    #[must_use]
-    pub fn no_storage_key(&self) -> KeysError {
-        KeysError::Missing(self.path(STORAGE_KEY_FILE))
+    /// Reads a file with keys that must be there.
+    fn open_held(&self, name: &'static str) -> Result<Opened, StoreError> {
+        let held = self.held();
+        let file = self.open(name, lock_of(&held).as_slice())?;
+        file.ok_or_else(|| StoreError::Missing(self.path(name)))
     }
 
-    fn open_storage(&self, lock: Option<Lock<'_>>) -> Result<Opened, KeysError> {
-        let file = self.open(STORAGE_KEY_FILE, lock.as_slice())?;
-        file.ok_or_else(|| self.no_storage_key())
+    fn held(&self) -> RwLockReadGuard<'_, Option<Held>> {
+        self.held.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn storage_keys(&self, plain: &Protected) -> Result<StorageKeys, KeysError> {
+    fn held_mut(&self) -> RwLockWriteGuard<'_, Option<Held>> {
+        self.held.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Forgets the key of locked files: the files are gone.
+    pub(super) fn let_go(&self) {
+        *self.held_mut() = None;
+    }
+
+    fn storage_keys(&self, plain: &Protected) -> Result<StorageKeys, StoreError> {
         let (current, next) = self.storage_bytes(plain)?;
         let next = next.map(|key| StorageKey::new(*key));
         Ok(StorageKeys { current: StorageKey::new(*current), next })
     }
 
     /// The current and the next storage key.
-    fn storage_bytes(&self, plain: &Protected) -> Result<(KeyBytes, Option<KeyBytes>), KeysError> {
+    fn storage_bytes(&self, plain: &Protected) -> Result<(KeyBytes, Option<KeyBytes>), StoreError> {
         let damaged = || {
             let why = "it is not one or two lines of 64 hex digits";
             StoreError::damaged(&self.path(STORAGE_KEY_FILE), why)
@@ -305,17 +323,17 @@ impl IdentityStore {
         let next = lines.next().map(|line| from_hex(line).ok_or_else(damaged)).transpose()?;
         match lines.next() {
             None => Ok((current, next)),
-            Some(_) => Err(damaged().into()),
+            Some(_) => Err(damaged()),
         }
     }
 
-    fn open_all(&self, locks: &[Lock<'_>]) -> Result<Vec<Opened>, KeysError> {
+    fn open_all(&self, locks: &[Lock<'_>]) -> Result<Vec<Opened>, StoreError> {
         LOCKABLE.into_iter().filter_map(|name| self.open(name, locks).transpose()).collect()
     }
 
     /// Reads a file with keys, with the first of `locks` that opens it if it is locked; none if
     /// there is no such file.
-    fn open(&self, name: &'static str, locks: &[Lock<'_>]) -> Result<Option<Opened>, KeysError> {
+    fn open(&self, name: &'static str, locks: &[Lock<'_>]) -> Result<Option<Opened>, StoreError> {
         let Some(content) = self.read(name)? else { return Ok(None) };
         if !is_closed(&content) {
             let plain = Protected::copy_of(&content)?;
@@ -331,7 +349,7 @@ impl IdentityStore {
                 return Ok(Some(Opened { name, plain, openers, by_first: at == 0 }));
             }
         }
-        Err(if locks.is_empty() { KeysError::Locked(path) } else { KeysError::WrongKey(path) })
+        Err(if locks.is_empty() { StoreError::Locked(path) } else { StoreError::WrongKey(path) })
     }
 
     fn read(&self, name: &str) -> Result<Option<Zeroizing<Vec<u8>>>, StoreError> {
@@ -339,7 +357,7 @@ impl IdentityStore {
     }
 
     /// Replaces one file. If a clear one gives way to a locked one, its bytes are overwritten.
-    fn perform(&self, step: &Step) -> Result<(), KeysError> {
+    fn perform(&self, step: &Step) -> Result<(), StoreError> {
         let path = self.path(step.name);
         let old = OpenOptions::new().write(true).open(&path);
         write_atomic(&path, &step.content, 0o600)?;
@@ -350,7 +368,7 @@ impl IdentityStore {
     }
 
     /// Removes what a crash left of clear files that were being written.
-    fn clear_beside(&self) -> Result<(), KeysError> {
+    fn clear_beside(&self) -> Result<(), StoreError> {
         for name in LOCKABLE {
             remove_file(&beside(&self.path(name)))?;
         }
@@ -370,7 +388,11 @@ fn overwrite(file: &File) {
     }
 }
 
-fn step(name: &'static str, plain: &Protected, locks: &[Lock<'_>]) -> Result<Step, KeysError> {
+fn lock_of(held: &Option<Held>) -> Option<Lock<'_>> {
+    held.as_ref().map(|(key, node)| Lock { key, node: *node })
+}
+
+fn step(name: &'static str, plain: &Protected, locks: &[Lock<'_>]) -> Result<Step, StoreError> {
     let content = match locks {
         [] => plain.as_slice().to_vec(),
         locks => close(name, plain, locks)?.into_bytes(),
@@ -379,7 +401,7 @@ fn step(name: &'static str, plain: &Protected, locks: &[Lock<'_>]) -> Result<Ste
 }
 
 /// One line of hex for each key.
-fn storage_text(keys: &[&[u8; 32]]) -> Result<Protected, KeysError> {
+fn storage_text(keys: &[&[u8; 32]]) -> Result<Protected, StoreError> {
     let mut text = Protected::zeroed(keys.len() * (STORAGE_KEY_CHARS + 1))?;
     for (line, key) in text.as_mut_slice().chunks_mut(STORAGE_KEY_CHARS + 1).zip(keys) {
         let hex = Zeroizing::new(skep_core::id::hex(*key));

@@ -8,7 +8,6 @@
 use std::time::{Duration, SystemTime};
 
 use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
 use skep_core::model::cluster;
 use skep_core::model::node::Role;
 
@@ -45,29 +44,6 @@ impl Roots<'_> {
             }
         }
         all
-    }
-
-    /// What a node shows to its peers: its certificate, then what vouches for the root that signed
-    /// it, then all roots, so that a joiner finds the one that its token names.
-    ///
-    /// # Errors
-    /// [`TrustError`] if a certificate of the swarm cannot be read.
-    pub fn shown(
-        &self,
-        leaf: &CertificateDer<'static>,
-    ) -> Result<Vec<CertificateDer<'static>>, TrustError> {
-        let roots = self.believed();
-        let mut chain = vec![leaf.clone()];
-        let cross = self.next.map(|(_, cross)| cross);
-        for pem in cross.into_iter().chain(roots.iter().map(String::as_str)) {
-            let read = CertificateDer::from_pem_slice(pem.as_bytes());
-            chain.push(read.map_err(|e| TrustError::BadRoot {
-                number: chain.len(),
-                count: roots.len(),
-                why: e.to_string(),
-            })?);
-        }
-        Ok(chain)
     }
 }
 
@@ -116,17 +92,31 @@ pub fn plan(
 
 #[cfg(test)]
 mod tests {
+    use rustls::pki_types::pem::PemObject as _;
     use skep_core::id::{ClusterId, ENTROPY_LEN, NodeId};
+    use skep_core::time::Span;
 
     use super::*;
-    use crate::identity::ca::Root;
+    use crate::identity::ca::{NodeKey, Root};
     use crate::identity::token::{JoinSecret, Token};
-    use crate::identity::trust::verify_by_token;
+
+    fn der(pem: &str) -> CertificateDer<'static> {
+        CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()
+    }
 
     fn leaf(root: &Root, role: Role) -> CertificateDer<'static> {
         let id = [1; ENTROPY_LEN];
-        let made = root.issue(ClusterId::from_entropy(id), NodeId::from_entropy(id), role).unwrap();
-        CertificateDer::from_pem_slice(made.cert_pem.as_bytes()).unwrap()
+        let (cluster, node) = (ClusterId::from_entropy(id), NodeId::from_entropy(id));
+        let csr = NodeKey::generate().unwrap().csr().unwrap();
+        let life = Span::from_secs(90 * 24 * 3_600);
+        der(&root.sign(&csr, cluster, node, role, life).unwrap())
+    }
+
+    /// What a node with this certificate shows to its peers.
+    fn shown(roots: Roots<'_>, leaf: &CertificateDer<'static>) -> Vec<CertificateDer<'static>> {
+        let cross = roots.next.map(|(_, cross)| der(cross));
+        let believed: Vec<_> = roots.believed().iter().map(|pem| der(pem)).collect();
+        [leaf.clone()].into_iter().chain(cross).chain(believed).collect()
     }
 
     #[test]
@@ -149,7 +139,7 @@ mod tests {
         // What each shows during the change is believed by those before, during and after, but
         // the old certificate no more once its root is dropped.
         let believes = |roots: Roots<'_>, leaf| {
-            let chain = during.shown(leaf).unwrap();
+            let chain = shown(during, leaf);
             Trust::new(&roots.believed()).unwrap().verify(&chain, now).is_ok()
         };
         let all = [before, during, after];
@@ -163,11 +153,11 @@ mod tests {
         let cross = old.cross_sign(&new).unwrap();
         let trusted = [old.pem.clone()];
         let roots = Roots { trusted: &trusted, next: Some((&new.pem, &cross)) };
-        let chain = roots.shown(&leaf(&new, Role::Manager)).unwrap();
+        let chain = shown(roots, &leaf(&new, Role::Manager));
         for named in [&old, &new] {
             let token = JoinSecret::generate().unwrap().token(&named.pem).unwrap();
             let token = Token::parse(&token).unwrap();
-            verify_by_token(&chain, &token, SystemTime::now()).unwrap();
+            Trust::verify_by_token(&chain, &token, SystemTime::now()).unwrap();
         }
     }
 
@@ -197,6 +187,5 @@ mod tests {
         let bad = ["x".to_owned()];
         let bad = Roots { trusted: &bad, next: None };
         assert!(matches!(plan(&leaf, bad, Role::Worker, now), Err(TrustError::BadRoot { .. })));
-        assert!(matches!(bad.shown(&leaf), Err(TrustError::BadRoot { .. })));
     }
 }

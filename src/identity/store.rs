@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, RwLock};
 
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
@@ -14,8 +15,11 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 use zeroize::Zeroizing;
 
 use super::ca::NodeKey;
+use super::keys::Held;
 use crate::files::{FileError, beside, remove_dir, remove_file, write_atomic};
 use crate::limits::{CHAIN_CERTIFICATES, IDENTITY_FILE_BYTES};
+use crate::protected::ProtectError;
+use crate::seal::{SealError, SealKeyPair};
 
 /// Layout of the data root that this build reads and writes.
 pub const LAYOUT: u32 = 1;
@@ -118,9 +122,41 @@ pub enum StoreError {
         /// Its layout.
         found: u32,
     },
+    /// A file is not there.
+    #[error("{0} is missing; restore it from a backup, or leave the swarm by force and join again")]
+    Missing(PathBuf),
+    /// Keys are locked and no key was given.
+    #[error("{0} is locked; unlock this manager with `skep swarm unlock`")]
+    Locked(PathBuf),
+    /// The key given is not the one.
+    #[error(
+        "the unlock key does not open {0}; `skep swarm unlock-key` on an unlocked manager prints the right one, or an older key is needed if this manager was away when it was rotated"
+    )]
+    WrongKey(PathBuf),
+    /// There is no second storage key to go over to.
+    #[error("{0} holds no next storage key: no change of storage keys was begun")]
+    NoNextKey(PathBuf),
+    /// A node key cannot be read, or made for this file.
+    #[error("{path} holds no node key; restore it from a backup")]
+    NodeKey {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong.
+        #[source]
+        source: super::ca::CaError,
+    },
+    /// A key could not be made, sealed or protected.
+    #[error(transparent)]
+    Seal(#[from] SealError),
     /// A directory of managers is not written.
     #[error("a list of managers for this node is refused: {0}")]
     Directory(super::directory::DirectoryError),
+}
+
+impl From<ProtectError> for StoreError {
+    fn from(error: ProtectError) -> Self {
+        Self::Seal(error.into())
+    }
 }
 
 impl StoreError {
@@ -133,13 +169,14 @@ impl StoreError {
 #[derive(Debug, Clone)]
 pub struct IdentityStore {
     root: PathBuf,
+    pub(super) held: Arc<RwLock<Option<Held>>>,
 }
 
 impl IdentityStore {
     /// The files under `root`.
     #[must_use]
     pub fn new(root: &Path) -> Self {
-        Self { root: root.to_owned() }
+        Self { root: root.to_owned(), held: Arc::default() }
     }
 
     pub(super) fn path(&self, name: &str) -> PathBuf {
@@ -209,29 +246,51 @@ impl IdentityStore {
         Ok(write_atomic(&self.path(NODE_FILE), &text, 0o600)?)
     }
 
-    /// Writes this node's certificate and what vouches for it, in PEM: the first one and those at
-    /// renewal. The keys stay.
+    /// Writes certificate, node key and seal key.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn save_certificate(&self, chain_pem: &str) -> Result<(), StoreError> {
-        Ok(write_atomic(&self.path(CERTIFICATE_FILE), chain_pem.as_bytes(), 0o600)?)
+    pub fn save_leaf(
+        &self,
+        chain: &str,
+        key: &NodeKey,
+        seal: &SealKeyPair,
+    ) -> Result<(), StoreError> {
+        self.save_chain(chain)?;
+        self.save_keys(key, seal)
     }
 
-    /// Reads this node's certificate and what vouches for it, after a check that it is the one of
-    /// this key.
+    /// Writes this node's certificate and what vouches for its root, in PEM: the first one and
+    /// those at renewal. The keys stay.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn save_chain(&self, chain: &str) -> Result<(), StoreError> {
+        Ok(write_atomic(&self.path(CERTIFICATE_FILE), chain.as_bytes(), 0o600)?)
+    }
+
+    /// Reads this node's certificate and what vouches for its root, in PEM.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn load_chain(&self) -> Result<String, StoreError> {
+        let path = self.path(CERTIFICATE_FILE);
+        let text = read_bounded(&path, IDENTITY_FILE_BYTES)?;
+        let mut text = text.ok_or_else(|| StoreError::Missing(path.clone()))?;
+        String::from_utf8(std::mem::take(&mut *text))
+            .map_err(|_| StoreError::damaged(&path, "it is no text"))
+    }
+
+    /// Checks that certificate and node key can be read and belong together.
     ///
     /// # Errors
     /// [`StoreError`] names the file.
-    pub fn load_certificate(
-        &self,
-        key: &NodeKey,
-    ) -> Result<Vec<CertificateDer<'static>>, StoreError> {
+    pub fn check_leaf(&self) -> Result<(), StoreError> {
+        let key = self.load_node_key()?;
         let path = self.path(CERTIFICATE_FILE);
         let damaged = |why: &str| StoreError::damaged(&path, why);
-        let text = read_bounded(&path, IDENTITY_FILE_BYTES)?;
-        let text = text.ok_or_else(|| damaged("it is missing"))?;
-        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
+        let text = self.load_chain()?;
+        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(text.as_bytes()).collect();
         let chain = chain.map_err(|_| damaged("it is no list of certificates in PEM"))?;
         if chain.len() > CHAIN_CERTIFICATES {
             return Err(damaged("it holds too many certificates"));
@@ -239,10 +298,10 @@ impl IdentityStore {
         let leaf = chain.first().ok_or_else(|| damaged("it holds no certificate"))?;
         let (_, leaf) =
             X509Certificate::from_der(leaf).map_err(|_| damaged("it holds no certificate"))?;
-        if leaf.public_key().raw != key.public_key() {
+        if leaf.public_key().raw != key.public() {
             return Err(damaged("its key is not the one in key.pem"));
         }
-        Ok(chain)
+        Ok(())
     }
 
     /// Forgets the swarm: keys first, so that what remains of the log cannot be read.
@@ -263,6 +322,7 @@ impl IdentityStore {
         for name in OF_THE_SWARM {
             remove_file(&self.path(name))?;
         }
+        self.let_go();
         Ok(remove_dir(&self.raft_dir())?)
     }
 
@@ -382,21 +442,27 @@ mod tests {
             let (cluster, node) = (ClusterId::from_entropy(id), NodeId::from_entropy(id));
             ca.sign(&key.csr().unwrap(), cluster, node, Role::Worker, life).unwrap()
         };
-        let error = store.load_certificate(&key).unwrap_err().to_string();
+        let seal = SealKeyPair::generate().unwrap();
+        store.save_keys(&key, &seal).unwrap();
+        let error = store.check_leaf().unwrap_err().to_string();
         assert!(error.contains("cert.pem") && error.contains("missing"), "{error}");
-        store.save_certificate(&sign(&ca, &key)).unwrap();
-        assert_eq!(store.load_certificate(&key).unwrap().len(), 1);
+        store.save_leaf(&sign(&ca, &key), &key, &seal).unwrap();
+        store.check_leaf().unwrap();
         // Renewed, by the root that takes over.
         let chain = sign(&next, &key) + &ca.cross_sign(&next).unwrap();
-        store.save_certificate(&chain).unwrap();
-        assert_eq!(store.load_certificate(&key).unwrap().len(), 2);
+        store.save_chain(&chain).unwrap();
+        store.check_leaf().unwrap();
+        assert_eq!(store.load_chain().unwrap(), chain);
         let other = NodeKey::generate().unwrap();
         let many = sign(&ca, &key).repeat(CHAIN_CERTIFICATES + 1);
         for bad in [sign(&ca, &other).as_str(), "", "garbage", many.as_str()] {
-            store.save_certificate(bad).unwrap();
-            let error = store.load_certificate(&key).unwrap_err().to_string();
+            store.save_chain(bad).unwrap();
+            let error = store.check_leaf().unwrap_err().to_string();
             assert!(error.contains("cert.pem"), "{error}");
         }
+        std::fs::write(store.path("cert.pem"), [0xff; 9]).unwrap();
+        let error = store.check_leaf().unwrap_err().to_string();
+        assert!(error.contains("cert.pem"), "{error}");
     }
 
     #[test]

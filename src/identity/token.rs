@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-use hkdf::hmac::{Hmac, Mac as _};
+use hmac::{Hmac, Mac as _};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use sha2::{Digest, Sha256};
@@ -97,9 +97,16 @@ impl Token {
         Ok(Self { digest: digest.to_owned(), secret })
     }
 
-    /// Whether this token is of the swarm with this root certificate, in DER.
+    /// Whether this token is of the swarm with this root certificate, in PEM.
     #[must_use]
-    pub fn names(&self, root: &[u8]) -> bool {
+    pub fn is_of(&self, root_pem: &str) -> bool {
+        let root = CertificateDer::from_pem_slice(root_pem.as_bytes());
+        root.is_ok_and(|root| self.is_of_der(&root))
+    }
+
+    /// The same for a root certificate in DER.
+    #[must_use]
+    pub fn is_of_der(&self, root: &[u8]) -> bool {
         self.digest == root_digest(root)
     }
 }
@@ -178,7 +185,7 @@ impl JoinSecret {
 
     /// None is never given: HMAC takes keys of any length.
     fn mac(&self, exporter: &[u8], csr: &[u8]) -> Option<Hmac<Sha256>> {
-        let mut mac = <Hmac<Sha256> as hkdf::hmac::Mac>::new_from_slice(self.as_bytes()).ok()?;
+        let mut mac = <Hmac<Sha256> as hmac::Mac>::new_from_slice(self.as_bytes()).ok()?;
         mac.update(PROOF_LABEL);
         // With its length, so that no byte can move from one to the other.
         mac.update(&(exporter.len() as u64).to_be_bytes());
@@ -224,15 +231,16 @@ mod tests {
         assert_eq!((parts[2].len(), parts[3].len()), (50, 25));
         let token = Token::parse(&format!(" {text} \n")).unwrap();
         assert_eq!(token.secret.as_bytes(), secret.as_bytes());
-        assert!(token.names(&der));
-        assert!(!token.names(&root().1));
+        assert!(token.is_of_der(&der) && token.is_of(&pem));
+        let (pem, der) = root();
+        assert!(!token.is_of_der(&der) && !token.is_of(&pem) && !token.is_of("none"));
         assert!(!format!("{token:?}{secret:?}").contains(parts[3]));
         assert_eq!(base36(&[0, 35], 3), "00z");
         assert_eq!(base36(&[1, 0], 3), "074");
         assert_eq!(secret.token("no certificate"), Err(TokenError::BadRoot));
         // Line ends and what stands around the certificate do not change what a token names.
         let other = format!("# ours\r\n{}", pem.replace('\n', "\r\n"));
-        assert_eq!(secret.token(&other).unwrap(), text);
+        assert_eq!(secret.token(&other), secret.token(&pem));
     }
 
     #[test]

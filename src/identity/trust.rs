@@ -14,7 +14,7 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer as _;
 
-use super::token::{Token, root_digest};
+use super::token::Token;
 use crate::limits::{CHAIN_CERTIFICATES, LEAF_BACKDATE, ROOTS};
 
 /// A chain of certificates is not believed.
@@ -61,29 +61,25 @@ pub enum TrustError {
         #[source]
         source: webpki::Error,
     },
-    /// Its time is over.
+    /// Its time is over, or has not come.
     #[error(
-        "the certificate of node {node} has expired: it was valid until {not_after} and the clock of this machine says {now}; check the clock of both machines, else let the node renew its certificate"
+        "the certificate of node {node} is valid from {not_before} to {not_after}, and the clock of this machine says {now}: check the clocks of both machines"
     )]
-    Expired {
+    Lapsed {
         /// Whose.
         node: NodeId,
+        /// Begin of its validity.
+        not_before: Moment,
         /// End of its validity.
         not_after: Moment,
         /// The clock here.
         now: Moment,
     },
-    /// Its time has not come.
-    #[error(
-        "the certificate of node {node} is not valid yet: it begins at {not_before} and the clock of this machine says {now}; check the clock of both machines"
-    )]
-    NotYetValid {
-        /// Whose.
+    /// The key is not the one on record.
+    #[error("the peer's key is not the one on record for node {node}")]
+    WrongKey {
+        /// Whom its certificate names.
         node: NodeId,
-        /// Begin of its validity.
-        not_before: Moment,
-        /// The clock here.
-        now: Moment,
     },
     /// The swarm that answers is not the one that the token is of.
     #[error(
@@ -92,9 +88,9 @@ pub enum TrustError {
     WrongDigest,
     /// A worker answers where a manager should.
     #[error(
-        "node {0} answers with the certificate of a worker; only a manager lets others join: give the address of a manager"
+        "the peer's certificate is a worker's, and only managers serve others: give the address of a manager"
     )]
-    NotAManager(NodeId),
+    NotAManager,
 }
 
 /// A time of day for people: RFC 3339, UTC, whole seconds.
@@ -146,17 +142,26 @@ impl LeafFacts {
     /// For peers whose validity matters: between managers it only warns.
     ///
     /// # Errors
-    /// [`TrustError::Expired`] or [`TrustError::NotYetValid`], with both times.
+    /// [`TrustError::Lapsed`], with all times.
     pub fn require_valid(&self, now: SystemTime) -> Result<(), TrustError> {
-        let (node, now) = (self.node, Moment(now));
-        match standing(self.not_before, self.not_after, now.0) {
+        match standing(self.not_before, self.not_after, now) {
             Standing::Valid => Ok(()),
-            Standing::Expired => {
-                Err(TrustError::Expired { node, not_after: Moment(self.not_after), now })
-            }
-            Standing::NotYetValid => {
-                Err(TrustError::NotYetValid { node, not_before: Moment(self.not_before), now })
-            }
+            Standing::Expired | Standing::NotYetValid => Err(self.lapsed(now)),
+        }
+    }
+
+    /// What to say of a certificate that is not valid now.
+    #[must_use]
+    pub fn lapse(&self) -> String {
+        self.lapsed(SystemTime::now()).to_string()
+    }
+
+    fn lapsed(&self, now: SystemTime) -> TrustError {
+        TrustError::Lapsed {
+            node: self.node,
+            not_before: Moment(self.not_before),
+            not_after: Moment(self.not_after),
+            now: Moment(now),
         }
     }
 
@@ -168,9 +173,16 @@ impl LeafFacts {
 }
 
 /// The roots that a node believes.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Trust {
+    roots: Vec<CertificateDer<'static>>,
     anchors: Vec<TrustAnchor<'static>>,
+}
+
+impl std::fmt::Debug for Trust {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Trust({} roots)", self.roots.len())
+    }
 }
 
 impl Trust {
@@ -180,28 +192,33 @@ impl Trust {
     /// [`TrustError::BadRoot`] or [`TrustError::RootCount`].
     pub fn new(roots_pem: &[String]) -> Result<Self, TrustError> {
         let count = roots_pem.len();
-        let bad = |number: usize, why: String| TrustError::BadRoot { number, count, why };
-        let roots: Result<Vec<_>, _> = (1..)
-            .zip(roots_pem)
-            .map(|(number, pem)| {
-                CertificateDer::from_pem_slice(pem.as_bytes())
-                    .map_err(|e| bad(number, e.to_string()))
+        let roots = (1..).zip(roots_pem).map(|(number, pem)| {
+            CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|e| TrustError::BadRoot {
+                number,
+                count,
+                why: e.to_string(),
             })
-            .collect();
-        Self::of(&roots?)
+        });
+        Self::of(roots.collect::<Result<_, _>>()?)
     }
 
-    fn of(roots: &[CertificateDer<'_>]) -> Result<Self, TrustError> {
+    fn of(roots: Vec<CertificateDer<'static>>) -> Result<Self, TrustError> {
         let count = roots.len();
         if !(1..=ROOTS).contains(&count) {
             return Err(TrustError::RootCount(count));
         }
-        let anchor = |(number, root)| {
+        let anchors = (1..).zip(&roots).map(|(number, root)| {
             anchor_from_trusted_cert(root)
                 .map(|anchor| anchor.to_owned())
                 .map_err(|e| TrustError::BadRoot { number, count, why: e.to_string() })
-        };
-        Ok(Self { anchors: (1..).zip(roots).map(anchor).collect::<Result<_, _>>()? })
+        });
+        let anchors = anchors.collect::<Result<_, _>>()?;
+        Ok(Self { roots, anchors })
+    }
+
+    /// The roots, in DER.
+    pub fn roots(&self) -> impl Iterator<Item = &CertificateDer<'static>> {
+        self.roots.iter()
     }
 
     /// Checks the chain that a peer sent, its own certificate first. Validity is told, not
@@ -242,30 +259,31 @@ impl Trust {
         }
         Ok(facts)
     }
-}
 
-/// What a joiner does, who knows nothing but a token: believes the root among the certificates
-/// sent that has the token's digest, and by it only a manager. Returns the facts and the root, in
-/// DER. The joiner's clock may be off: see [`LeafFacts::require_valid`].
-///
-/// # Errors
-/// [`TrustError::WrongDigest`] if no certificate sent has the digest;
-/// [`TrustError::NotAManager`]; others as [`Trust::verify`].
-pub fn verify_by_token<'c>(
-    chain: &'c [CertificateDer<'c>],
-    token: &Token,
-    now: SystemTime,
-) -> Result<(LeafFacts, &'c CertificateDer<'c>), TrustError> {
-    let (_, rest) = chain.split_first().ok_or(TrustError::NoCertificate)?;
-    if chain.len() > CHAIN_CERTIFICATES {
-        return Err(TrustError::TooMany(chain.len()));
-    }
-    let root = rest.iter().find(|root| token.digest == root_digest(root));
-    let root = root.ok_or(TrustError::WrongDigest)?;
-    let facts = Trust::of(std::slice::from_ref(root))?.verify(chain, now)?;
-    match facts.role {
-        Role::Manager => Ok((facts, root)),
-        Role::Worker => Err(TrustError::NotAManager(facts.node)),
+    /// What a joiner does, who knows nothing but a token: believes the root among the certificates
+    /// sent that has the token's digest, and by it only a manager whose certificate is valid now.
+    ///
+    /// # Errors
+    /// [`TrustError::WrongDigest`] if no certificate sent has the digest;
+    /// [`TrustError::NotAManager`]; [`TrustError::Lapsed`], where as a rule the joiner's own clock
+    /// is off; others as [`Trust::verify`].
+    pub fn verify_by_token(
+        chain: &[CertificateDer<'_>],
+        token: &Token,
+        now: SystemTime,
+    ) -> Result<LeafFacts, TrustError> {
+        let (_, rest) = chain.split_first().ok_or(TrustError::NoCertificate)?;
+        if chain.len() > CHAIN_CERTIFICATES {
+            return Err(TrustError::TooMany(chain.len()));
+        }
+        let root = rest.iter().find(|root| token.is_of_der(root));
+        let root = root.ok_or(TrustError::WrongDigest)?.clone().into_owned();
+        let facts = Self::of(vec![root])?.verify(chain, now)?;
+        if facts.role != Role::Manager {
+            return Err(TrustError::NotAManager);
+        }
+        facts.require_valid(now)?;
+        Ok(facts)
     }
 }
 

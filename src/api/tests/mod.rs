@@ -3,6 +3,7 @@
 mod archives;
 mod fake;
 mod goldens;
+mod members;
 mod objects;
 mod streams;
 mod transport;
