@@ -59,7 +59,7 @@ pub enum TrustError {
         cluster: ClusterId,
         /// What the check said.
         #[source]
-        source: webpki::Error,
+        source: Box<webpki::Error>,
     },
     /// Its time is over, or has not come.
     #[error(
@@ -236,8 +236,11 @@ impl Trust {
             return Err(TrustError::TooMany(chain.len()));
         }
         let facts = read_leaf(leaf, now)?;
-        let unknown =
-            |source| TrustError::UnknownRoot { node: facts.node, cluster: facts.cluster, source };
+        let unknown = |e| TrustError::UnknownRoot {
+            node: facts.node,
+            cluster: facts.cluster,
+            source: Box::new(e),
+        };
         // At a time when it was valid: the chain must hold together whatever the clock says.
         let at = now.clamp(facts.not_before, facts.not_after);
         let at = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
