@@ -76,9 +76,8 @@ impl Node {
     fn restart(&self, key: Option<&UnlockKey>) -> Result<IdentityStore, StoreError> {
         let store = IdentityStore::new(self.dir.path());
         store.clear_unfinished()?;
-        match key {
-            Some(key) => store.unlock(again(key), node_id())?,
-            None => {}
+        if let Some(key) = key {
+            store.unlock(again(key), node_id())?;
         }
         self.check(&store)?;
         Ok(store)
