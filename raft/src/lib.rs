@@ -6,6 +6,7 @@
 
 mod answer;
 mod api;
+mod check;
 #[cfg(test)]
 mod cluster_tests;
 #[cfg(test)]
@@ -21,7 +22,11 @@ mod log;
 #[cfg(test)]
 mod log_tests;
 mod machine;
+mod members;
+#[cfg(test)]
+mod members_tests;
 mod message;
+
 pub mod network;
 mod node;
 #[cfg(test)]
@@ -42,12 +47,16 @@ mod store_tests;
 #[cfg(test)]
 mod testing;
 mod types;
+#[cfg(test)]
+mod wire;
 
 pub use answer::AnswerError;
 pub use api::{Clock, Config, FatalHook, Leadership, Metrics, ProposeError, ReadError, StartError};
 pub use key::StorageKey;
 pub use log::OpenError;
 pub use machine::{Applied, Event, Subscription};
+pub use members::{MemberError, Members};
+
 pub use node::Raft;
 pub use snapshot::SnapshotError;
 
