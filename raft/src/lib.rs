@@ -33,6 +33,9 @@ mod node;
 mod node_crash_tests;
 #[cfg(test)]
 mod node_tests;
+mod offline;
+#[cfg(test)]
+mod offline_tests;
 mod record;
 mod recover;
 #[cfg(test)]
@@ -58,6 +61,7 @@ pub use machine::{Applied, Event, Subscription};
 pub use members::{MemberError, Members};
 
 pub use node::Raft;
+pub use offline::{OfflineError, Recovery};
 pub use snapshot::SnapshotError;
 
 /// What several tests share.

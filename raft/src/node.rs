@@ -18,6 +18,7 @@ use skep_core::time::Stamp;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 
+use crate::StorageKey;
 use crate::answer::{self, AnswerError, Incoming};
 use crate::api::{
     Clock, Config, FatalHook, Leadership, Metrics, ProposeError, ReadError, StartError,
@@ -30,7 +31,7 @@ use crate::limits::{
     SPACE_CHECK,
 };
 use crate::log::{Log, LogSize, lock};
-use crate::machine::{Machine, Shared, Subscription};
+use crate::machine::{self, Machine, Shared, Subscription};
 use crate::network::{Addrs, Alone, Network, Transport};
 use crate::snapshot::Snapshots;
 use crate::store::{self, LogStore};
@@ -316,6 +317,18 @@ impl Raft {
     /// If it cannot be written in time; the text says why.
     pub async fn snapshot_now(&self) -> Result<(), io::Error> {
         keeper::snapshot(&self.0, true).await
+    }
+
+    /// Writes log and snapshot anew under another storage key; when this returns no file is sealed
+    /// with the one before. Store the new key before: if this node stops meanwhile, files may be
+    /// sealed with either until `rekey_offline` has ended it.
+    ///
+    /// # Errors
+    /// If the disk refuses, or this node is stopping. Files may then be sealed with either key.
+    pub async fn rekey(&self, new: StorageKey) -> Result<(), io::Error> {
+        let new = Arc::new(new);
+        machine::rekey(&self.0.shared, Arc::clone(&new)).await?;
+        self.0.store.rekey(new).await
     }
 
     /// Stops taking part: what was acknowledged is on disk. Proposals fail from now on.
