@@ -36,6 +36,8 @@ mod node_tests;
 mod offline;
 #[cfg(test)]
 mod offline_tests;
+#[cfg(test)]
+mod peer_tests;
 mod record;
 mod recover;
 #[cfg(test)]

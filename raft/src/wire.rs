@@ -10,6 +10,7 @@ use skep_core::command::Outcome;
 use skep_core::time::Stamp;
 use tokio::time::timeout;
 
+use crate::disk::Disk;
 use crate::network::{Answer, Peer, Transport, TransportError};
 use crate::node::Disks;
 use crate::samples::{create, id, init, records};
@@ -18,11 +19,18 @@ use crate::{Config, FatalHook, Raft, StorageKey};
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Bytes of a request that is a part of a snapshot for sure in these tests.
+const LARGE: usize = 600_000;
+
 /// Carries messages between nodes of this process, unless one of the two is cut off.
 #[derive(Debug, Default)]
 pub(crate) struct Wire {
     pub(crate) nodes: Mutex<BTreeMap<u64, Raft>>,
     pub(crate) cut: Mutex<BTreeSet<u64>>,
+    /// What each of these answers, whatever it is asked.
+    pub(crate) lies: Mutex<BTreeMap<u64, Vec<u8>>>,
+    /// After so many more large requests the node that gets the last one is cut off.
+    pub(crate) cut_after: Mutex<Option<usize>>,
     /// The address that each node was last called at.
     pub(crate) called: Mutex<BTreeMap<u64, String>>,
 }
@@ -46,6 +54,19 @@ impl Transport for End {
             if is_cut(self.from) || is_cut(to) {
                 return Err(unreachable(peer));
             }
+            if request.len() > LARGE {
+                let mut left = self.wire.cut_after.lock().unwrap();
+                if let Some(left) = left.as_mut() {
+                    *left = left.saturating_sub(1);
+                }
+                if *left == Some(0) {
+                    *left = None;
+                    self.wire.cut.lock().unwrap().insert(to);
+                }
+            }
+            if let Some(lie) = self.wire.lies.lock().unwrap().get(&to) {
+                return Ok(lie.clone());
+            }
             let node = self.wire.nodes.lock().unwrap().get(&to).cloned();
             let Some(node) = node else { return Err(unreachable(peer)) };
             let answer = node.answer(self.from, &request).await;
@@ -58,6 +79,10 @@ impl Transport for End {
 }
 
 pub(crate) async fn add(wire: &Arc<Wire>, raft_id: u64) -> Raft {
+    add_on(wire, raft_id, Arc::new(CrashDisk::default())).await
+}
+
+pub(crate) async fn add_on(wire: &Arc<Wire>, raft_id: u64, log: Arc<dyn Disk>) -> Raft {
     let config = Config {
         dir: "unused".into(),
         storage_key: StorageKey::new([raft_id as u8; 32]),
@@ -65,8 +90,7 @@ pub(crate) async fn add(wire: &Arc<Wire>, raft_id: u64) -> Raft {
         addr: format!("127.0.0.1:{raft_id}"),
         on_fatal: FatalHook::new(|reason| panic!("{reason}")),
     };
-    let disks =
-        Disks { log: Arc::new(CrashDisk::default()), snapshots: Arc::new(CrashDisk::default()) };
+    let disks = Disks { log, snapshots: Arc::new(CrashDisk::default()) };
     let end = Arc::new(End { from: raft_id, wire: Arc::clone(wire) });
     let node = Raft::start_on(disks, config, Arc::new(|| Stamp(1)), end).await.unwrap();
     wire.nodes.lock().unwrap().insert(raft_id, node.clone());
