@@ -176,14 +176,12 @@ pub(crate) fn bounded_map<'b, Ctx, V: Decode<'b, Ctx>>(
     ctx: &mut Ctx,
 ) -> Result<std::collections::BTreeMap<u64, V>, Error> {
     let mut map = std::collections::BTreeMap::new();
-    let mut count = 0;
-    for pair in d.map_iter_with(ctx)? {
+    for (count, pair) in d.map_iter_with(ctx)?.enumerate() {
         if count == MEMBERS {
             return Err(too_many(&MEMBERS));
         }
         let (key, value) = pair?;
         map.insert(key, value);
-        count += 1;
     }
     Ok(map)
 }
