@@ -1,6 +1,6 @@
 //! The terminal we run on.
 
-use std::io::{self, Read};
+use std::io::{self, BufRead};
 
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use zeroize::Zeroizing;
@@ -41,7 +41,7 @@ pub(super) fn read_unseen(limit: usize) -> io::Result<Option<Zeroizing<String>>>
     line_of_keys(io::stdin().lock(), limit)
 }
 
-fn line_of_keys(keys: impl Read, limit: usize) -> io::Result<Option<Zeroizing<String>>> {
+fn line_of_keys(keys: impl BufRead, limit: usize) -> io::Result<Option<Zeroizing<String>>> {
     const CTRL_C: u8 = 3;
     const CTRL_D: u8 = 4;
     const BACKSPACE: [u8; 2] = [8, 127];
