@@ -3,13 +3,14 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
 
 use skep_core::model::node::{Availability, NodeDescription};
 
 use zeroize::Zeroizing;
 
+use crate::address::{self, AddressError, InterfaceAddress};
 use crate::cli::{self, NodeArgs, Start, TokenSource};
 use crate::hidden::Hidden;
 use crate::limits;
@@ -120,16 +121,21 @@ fn read_token(path: &str, source: impl Read) -> Result<Hidden, ConfigError> {
 /// Options that contradict one another or the host.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// An address cannot be understood.
-    #[error("invalid {option} {value:?}: expected {expected}")]
+    /// An address cannot be understood, or leaves a choice.
+    #[error("invalid {option}")]
     Address {
-        /// Option.
+        /// What it is for.
         option: &'static str,
-        /// What was given.
-        value: String,
-        /// What is accepted.
-        expected: &'static str,
+        /// Why.
+        #[source]
+        source: AddressError,
     },
+    /// Nobody can reach a node there.
+    #[error(
+        "invalid address to advertise {0:?}: others need a particular IP address (or interface) \
+         and, if there is one, a port other than 0"
+    )]
+    Unreachable(String),
     /// The file with the join token cannot be read.
     #[error("cannot read the join token from {path}")]
     TokenFile {
@@ -153,49 +159,84 @@ pub enum ConfigError {
     Unsupported(String),
 }
 
-/// Parses `HOST[:PORT]`, an IP address with or without port.
-///
-/// # Errors
-/// [`ConfigError::Address`].
-pub fn parse_addr(
-    option: &'static str,
-    value: &str,
-    default_port: u16,
-) -> Result<SocketAddr, ConfigError> {
-    value
-        .parse::<SocketAddr>()
-        .or_else(|_| value.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, default_port)))
-        .map_err(|_| ConfigError::Address {
-            option,
-            value: value.to_owned(),
-            expected: "an IP address with or without a port, such as 192.0.2.7:2377",
-        })
+/// Where a node listens, and where others reach it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Addresses {
+    /// Where it listens; port 0 picks one.
+    pub listen: SocketAddr,
+    /// Where others reach it. Its port is the one it listens on unless another was given.
+    pub advertise: SocketAddr,
 }
 
-/// The address others reach this node by: as given, or the source of the default route, or
-/// loopback where there is no route.
+/// The addresses of a node that a client makes part of a swarm: as it asks, `<ip|interface>[:port]`
+/// each, or where it asks nothing (empty) as the node's options say. Unless somebody named it, the
+/// address for others is the one it listens on if that is a particular one, else the source of
+/// the default route, else loopback.
 ///
 /// # Errors
-/// [`ConfigError::Address`].
-pub fn advertise(config: &NodeConfig, given: &str) -> Result<SocketAddr, ConfigError> {
-    let port = config.listen_addr.port();
-    let given = if given.is_empty() { config.advertise_addr.as_deref() } else { Some(given) };
-    if let Some(value) = given {
-        return parse_addr("--advertise-addr", value, port);
+/// [`ConfigError::Address`]: one cannot be understood, or several would do.
+pub fn addresses(
+    config: &NodeConfig,
+    listen: &str,
+    advertise: &str,
+) -> Result<Addresses, ConfigError> {
+    let host = host_addresses();
+    let read = |option: &'static str, text: &str| {
+        address::local(text, &host).map_err(|source| ConfigError::Address { option, source })
+    };
+    let listen = match listen {
+        "" => config.listen_addr,
+        text => {
+            let (ip, port) = read("listen address", text)?;
+            SocketAddr::new(ip, port.unwrap_or(config.listen_addr.port()))
+        }
+    };
+    let given =
+        if advertise.is_empty() { config.advertise_addr.as_deref() } else { Some(advertise) };
+    let (ip, port) = match given {
+        Some(text) => read("address to advertise", text)?,
+        None if !listen.ip().is_unspecified() => (listen.ip(), None),
+        None => (default_source(&host)?, None),
+    };
+    if ip.is_unspecified() || port == Some(0) {
+        return Err(ConfigError::Unreachable(given.unwrap_or_default().to_owned()));
     }
-    if !config.listen_addr.ip().is_unspecified() {
-        return Ok(config.listen_addr);
-    }
-    Ok(SocketAddr::new(route_source().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)), port))
+    let advertise = SocketAddr::new(ip, port.unwrap_or(listen.port()));
+    Ok(Addresses { listen, advertise })
 }
 
-/// The source address of the default route. Connecting a UDP socket sends nothing.
-fn route_source() -> Option<IpAddr> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
-    // An address of the documentation range: reachable only by the default route.
-    socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)).ok()?;
+/// The source address of the default route; loopback where there is none.
+fn default_source(host: &[InterfaceAddress]) -> Result<IpAddr, ConfigError> {
+    let routes = std::fs::read_to_string("/proc/self/net/route").unwrap_or_default();
+    address::check_routes(&routes, host)
+        .map_err(|source| ConfigError::Address { option: "address to advertise", source })?;
+    // Addresses of the documentation ranges: reachable only by a default route.
+    let four = || source_towards(Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::new(192, 0, 2, 1).into());
+    let six = || {
+        let target = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
+        source_towards(Ipv6Addr::UNSPECIFIED.into(), target.into())
+    };
+    Ok(four().or_else(six).unwrap_or(Ipv4Addr::LOCALHOST.into()))
+}
+
+/// The address from which packets to `target` would leave. Connecting a UDP socket sends nothing.
+fn source_towards(any: IpAddr, target: IpAddr) -> Option<IpAddr> {
+    let socket = UdpSocket::bind((any, 0)).ok()?;
+    socket.connect((target, 9)).ok()?;
     let ip = socket.local_addr().ok()?.ip();
     (!ip.is_unspecified()).then_some(ip)
+}
+
+/// The addresses of this host's interfaces; none if the kernel does not tell.
+fn host_addresses() -> Vec<InterfaceAddress> {
+    let Ok(all) = nix::ifaddrs::getifaddrs() else { return Vec::new() };
+    let one = |entry: nix::ifaddrs::InterfaceAddress| {
+        let address = entry.address?;
+        let four = address.as_sockaddr_in().map(|addr| IpAddr::from(addr.ip()));
+        let six = || address.as_sockaddr_in6().map(|addr| IpAddr::from(addr.ip()));
+        Some(InterfaceAddress { interface: entry.interface_name, ip: four.or_else(six)? })
+    };
+    all.filter_map(one).collect()
 }
 
 /// What this host says of itself.
@@ -266,13 +307,43 @@ mod tests {
         assert_eq!(error, "cannot read the join token from /nonexistent/token");
     }
 
+    fn config(listen: &str, advertise: Option<&str>) -> NodeConfig {
+        NodeConfig {
+            data_root: PathBuf::new(),
+            run_root: PathBuf::new(),
+            node_name: String::new(),
+            listen_addr: listen.parse().unwrap(),
+            advertise_addr: advertise.map(str::to_owned),
+            runtime: String::new(),
+            vault: String::new(),
+            sockets: Vec::new(),
+            autolock: false,
+            availability: Availability::Active,
+            init: false,
+            join: None,
+        }
+    }
+
     #[test]
-    fn addresses_take_a_port_or_the_default() {
-        let parse = |s| parse_addr("--listen-addr", s, 2377);
-        assert_eq!(parse("10.0.0.1").unwrap().to_string(), "10.0.0.1:2377");
-        assert_eq!(parse("10.0.0.1:1").unwrap().to_string(), "10.0.0.1:1");
-        assert_eq!(parse("[::1]:5").unwrap().port(), 5);
-        let error = parse("eth0:x").unwrap_err().to_string();
-        assert!(error.contains("--listen-addr") && error.contains("eth0:x"), "{error}");
+    fn what_a_client_asks_goes_before_the_nodes_options() {
+        let pair = |config: &NodeConfig, listen: &str, advertise: &str| {
+            let found = addresses(config, listen, advertise).unwrap();
+            (found.listen.to_string(), found.advertise.to_string())
+        };
+        let two = |a: &str, b: &str| (a.to_owned(), b.to_owned());
+        let node = config("0.0.0.0:99", Some("192.0.2.7"));
+        assert_eq!(pair(&node, "", ""), two("0.0.0.0:99", "192.0.2.7:99"));
+        assert_eq!(pair(&node, "127.0.0.1", ""), two("127.0.0.1:99", "192.0.2.7:99"));
+        assert_eq!(pair(&node, "lo:5", "192.0.2.8"), two("127.0.0.1:5", "192.0.2.8:5"));
+        assert_eq!(pair(&node, "", "192.0.2.8:6"), two("0.0.0.0:99", "192.0.2.8:6"));
+        let bound = config("127.0.0.1:0", None);
+        assert_eq!(pair(&bound, "", ""), two("127.0.0.1:0", "127.0.0.1:0"));
+        for advertise in ["0.0.0.0", "192.0.2.8:0"] {
+            let error = addresses(&node, "", advertise).unwrap_err().to_string();
+            assert!(error.contains(advertise), "{error}");
+        }
+        let error = addresses(&node, "eth-nosuch:1", "").unwrap_err();
+        assert!(error.to_string().contains("listen address"), "{error}");
+        assert!(std::error::Error::source(&error).is_some());
     }
 }

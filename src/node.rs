@@ -195,12 +195,9 @@ impl Node {
         if init.spec.autolock {
             return Err(Refusal::Unsupported("autolock is not supported by this version".into()));
         }
-        let invalid = |e: config::ConfigError| Refusal::Invalid(e.to_string());
-        let addr = config::advertise(&self.config, &init.advertise_addr).map_err(invalid)?;
-        if !init.listen_addr.is_empty() {
-            let port = self.config.listen_addr.port();
-            config::parse_addr("--listen-addr", &init.listen_addr, port).map_err(invalid)?;
-        }
+        let addresses = config::addresses(&self.config, &init.listen_addr, &init.advertise_addr)
+            .map_err(|e| Refusal::Invalid(format!("{:#}", anyhow::Error::from(e))))?;
+        let addr = addresses.advertise;
         let minted = |e| failed("cannot make an id", e);
         let (cluster, node): (ClusterId, NodeId) =
             (mint().map_err(minted)?, mint().map_err(minted)?);
@@ -220,7 +217,7 @@ impl Node {
             node: node.to_string(),
             cluster: cluster.to_string(),
             raft_id,
-            listen_addr: self.config.listen_addr.to_string(),
+            listen_addr: addresses.listen.to_string(),
             advertise_addr: addr.to_string(),
         };
         let disk = |e: StoreError| failed("cannot write the node's identity", e);
