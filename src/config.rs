@@ -122,13 +122,12 @@ fn read_token(path: &str, source: impl Read) -> Result<Hidden, ConfigError> {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// An address cannot be understood, or leaves a choice.
-    #[error("invalid {option}")]
+    #[error("invalid {option}: {why}")]
     Address {
         /// What it is for.
         option: &'static str,
-        /// Why.
-        #[source]
-        source: AddressError,
+        /// What is wrong with it.
+        why: AddressError,
     },
     /// Nobody can reach a node there.
     #[error(
@@ -159,57 +158,50 @@ pub enum ConfigError {
     Unsupported(String),
 }
 
-/// Where a node listens, and where others reach it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Addresses {
-    /// Where it listens; port 0 picks one.
-    pub listen: SocketAddr,
-    /// Where others reach it. Its port is the one it listens on unless another was given.
-    pub advertise: SocketAddr,
-}
-
-/// The addresses of a node that a client makes part of a swarm: as it asks, `<ip|interface>[:port]`
-/// each, or where it asks nothing (empty) as the node's options say. Unless somebody named it, the
-/// address for others is the one it listens on if that is a particular one, else the source of
-/// the default route, else loopback.
+/// Reads `<ip|interface>[:port]`; an interface stands for its address. `option` names it in errors.
 ///
 /// # Errors
-/// [`ConfigError::Address`]: one cannot be understood, or several would do.
-pub fn addresses(
+/// [`ConfigError::Address`].
+pub fn parse_addr(
+    option: &'static str,
+    value: &str,
+    default_port: u16,
+) -> Result<SocketAddr, ConfigError> {
+    let (ip, port) = address::local(value, &host_addresses())
+        .map_err(|why| ConfigError::Address { option, why })?;
+    Ok(SocketAddr::new(ip, port.unwrap_or(default_port)))
+}
+
+/// Where others reach a node that listens on `bound`: as given, `<ip|interface>[:port]`, or as its
+/// option says. If neither does: where it listens if that is one address, else the source of the
+/// default route, else loopback. The port is the one it listens on unless another was given.
+///
+/// # Errors
+/// [`ConfigError::Address`]: it cannot be understood, or several would do;
+/// [`ConfigError::Unreachable`]: it is nobody's.
+pub fn advertise(
     config: &NodeConfig,
-    listen: &str,
-    advertise: &str,
-) -> Result<Addresses, ConfigError> {
-    let host = host_addresses();
-    let read = |option: &'static str, text: &str| {
-        address::local(text, &host).map_err(|source| ConfigError::Address { option, source })
-    };
-    let listen = match listen {
-        "" => config.listen_addr,
-        text => {
-            let (ip, port) = read("listen address", text)?;
-            SocketAddr::new(ip, port.unwrap_or(config.listen_addr.port()))
-        }
-    };
-    let given =
-        if advertise.is_empty() { config.advertise_addr.as_deref() } else { Some(advertise) };
-    let (ip, port) = match given {
-        Some(text) => read("address to advertise", text)?,
-        None if !listen.ip().is_unspecified() => (listen.ip(), None),
-        None => (default_source(&host)?, None),
-    };
-    if ip.is_unspecified() || port == Some(0) {
-        return Err(ConfigError::Unreachable(given.unwrap_or_default().to_owned()));
+    given: &str,
+    bound: SocketAddr,
+) -> Result<SocketAddr, ConfigError> {
+    let given = if given.is_empty() { config.advertise_addr.as_deref() } else { Some(given) };
+    match given {
+        Some(text) => match parse_addr("address to advertise", text, bound.port())? {
+            addr if addr.ip().is_unspecified() || addr.port() == 0 => {
+                Err(ConfigError::Unreachable(text.to_owned()))
+            }
+            addr => Ok(addr),
+        },
+        None if !bound.ip().is_unspecified() => Ok(bound),
+        None => Ok(SocketAddr::new(default_source(&host_addresses())?, bound.port())),
     }
-    let advertise = SocketAddr::new(ip, port.unwrap_or(listen.port()));
-    Ok(Addresses { listen, advertise })
 }
 
 /// The source address of the default route; loopback where there is none.
 fn default_source(host: &[InterfaceAddress]) -> Result<IpAddr, ConfigError> {
     let routes = std::fs::read_to_string("/proc/self/net/route").unwrap_or_default();
     address::check_routes(&routes, host)
-        .map_err(|source| ConfigError::Address { option: "address to advertise", source })?;
+        .map_err(|why| ConfigError::Address { option: "address to advertise", why })?;
     // Addresses of the documentation ranges: reachable only by a default route.
     let four = || source_towards(Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::new(192, 0, 2, 1).into());
     let six = || {
@@ -278,6 +270,13 @@ fn memory_bytes() -> u64 {
     line.and_then(|l| l.trim().trim_end_matches(" kB").parse::<u64>().ok()).unwrap_or(0) * 1024
 }
 
+/// What changes with every boot of the machine; empty if the kernel does not say.
+#[must_use]
+pub fn boot_id() -> String {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    text.trim().to_owned()
+}
+
 /// The host's name.
 #[must_use]
 pub fn hostname() -> String {
@@ -326,24 +325,23 @@ mod tests {
 
     #[test]
     fn what_a_client_asks_goes_before_the_nodes_options() {
-        let pair = |config: &NodeConfig, listen: &str, advertise: &str| {
-            let found = addresses(config, listen, advertise).unwrap();
-            (found.listen.to_string(), found.advertise.to_string())
+        let told = config("0.0.0.0:99", Some("192.0.2.7"));
+        let untold = config("0.0.0.0:99", None);
+        let bound = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let everywhere = bound("0.0.0.0:99");
+        let at = |config: &NodeConfig, given: &str, bound: SocketAddr| {
+            advertise(config, given, bound).unwrap().to_string()
         };
-        let two = |a: &str, b: &str| (a.to_owned(), b.to_owned());
-        let node = config("0.0.0.0:99", Some("192.0.2.7"));
-        assert_eq!(pair(&node, "", ""), two("0.0.0.0:99", "192.0.2.7:99"));
-        assert_eq!(pair(&node, "127.0.0.1", ""), two("127.0.0.1:99", "192.0.2.7:99"));
-        assert_eq!(pair(&node, "lo:5", "192.0.2.8"), two("127.0.0.1:5", "192.0.2.8:5"));
-        assert_eq!(pair(&node, "", "192.0.2.8:6"), two("0.0.0.0:99", "192.0.2.8:6"));
-        let bound = config("127.0.0.1:0", None);
-        assert_eq!(pair(&bound, "", ""), two("127.0.0.1:0", "127.0.0.1:0"));
-        for advertise in ["0.0.0.0", "192.0.2.8:0"] {
-            let error = addresses(&node, "", advertise).unwrap_err().to_string();
-            assert!(error.contains(advertise), "{error}");
+        assert_eq!(at(&told, "", everywhere), "192.0.2.7:99");
+        assert_eq!(at(&told, "192.0.2.8", everywhere), "192.0.2.8:99");
+        assert_eq!(at(&told, "192.0.2.8:6", everywhere), "192.0.2.8:6");
+        assert_eq!(at(&told, "lo:6", everywhere), "127.0.0.1:6");
+        assert_eq!(at(&untold, "", bound("127.0.0.1:7")), "127.0.0.1:7");
+        for given in ["0.0.0.0", "192.0.2.8:0", "eth-nosuch:1"] {
+            let error = advertise(&told, given, everywhere).unwrap_err().to_string();
+            assert!(error.contains(given), "{error}");
         }
-        let error = addresses(&node, "eth-nosuch:1", "").unwrap_err();
-        assert!(error.to_string().contains("listen address"), "{error}");
-        assert!(std::error::Error::source(&error).is_some());
+        let error = parse_addr("--listen-addr", "eth-nosuch", 1).unwrap_err().to_string();
+        assert!(error.starts_with("invalid --listen-addr: \"eth-nosuch\" is neither"), "{error}");
     }
 }

@@ -139,13 +139,6 @@ impl NodeConfig {
                 "--autolock is not supported by this version".into(),
             ));
         }
-        let config = Self::from_args(args)?;
-        if config.join.is_some() {
-            return Err(ConfigError::Unsupported(
-                "joining a swarm is not supported by this version: it runs a swarm of one node"
-                    .into(),
-            ));
-        }
-        Ok(config)
+        Self::from_args(args)
     }
 }

@@ -1,10 +1,12 @@
 //! The node as the local API sees it.
 
+use std::sync::Arc;
+
 use futures_util::stream::BoxStream;
 use skep_core::command::Rejection;
-use skep_core::id::{ClusterId, MaterialId, TaskId};
+use skep_core::id::{ClusterId, MaterialId, NodeId, TaskId};
 use skep_core::model::material::MaterialKind;
-use skep_core::model::node::Role;
+use skep_core::model::node::{NodeState, Role};
 use skep_core::state::State;
 
 use crate::engine::images::ImageStore;
@@ -14,39 +16,72 @@ use crate::gate::{
     LogLine, LogQuery, ManagerView, NodeView, Reachability, Refusal, Request,
 };
 use crate::hidden::Hidden;
+use crate::manager::Manager;
 use crate::node::{Node, Swarm};
+use crate::wire::session::ManagerEntry;
 
 impl Node {
-    fn member(&self) -> Result<std::sync::Arc<Swarm>, Refusal> {
+    fn member(&self) -> Result<Arc<Swarm>, Refusal> {
         self.swarm().ok_or(Refusal::NotInSwarm)
+    }
+
+    fn manager(&self) -> Result<Arc<Manager>, Refusal> {
+        let swarm = self.member()?;
+        match swarm.manager() {
+            Some(manager) => Ok(manager),
+            None if swarm.file().raft_id != 0 => Err(Refusal::ManagerNotReady),
+            None => Err(Refusal::NotManager),
+        }
+    }
+
+    /// The manager, once it has applied everything acknowledged before the call.
+    async fn current_manager(&self) -> Result<Arc<Manager>, Refusal> {
+        let manager = self.manager()?;
+        manager.confirm().await?;
+        Ok(manager)
     }
 }
 
-/// The managers, from the applied state: also without a leader.
+/// The managers, as far as they are known: also without a leader.
 fn managers(swarm: &Swarm) -> Vec<ManagerView> {
-    swarm.manager.raft.view(|state| {
-        let managers = state.nodes().filter_map(|node| {
-            let addr = node.manager.as_ref()?.addr.clone();
-            let reachability = match node.id == swarm.manager.node {
-                true => Reachability::Reachable,
-                false => Reachability::Unknown,
-            };
-            Some(ManagerView { node: node.id, addr, reachability })
+    let manager = swarm.manager();
+    let directory = swarm.book().directory();
+    let directory = directory.borrow();
+    let view = |entry: &ManagerEntry| {
+        let seen = manager.as_ref().and_then(|manager| {
+            manager.raft.view(|state| state.node(&entry.node).map(|node| node.status.state))
         });
-        managers.collect()
-    })
+        let reachability = match seen {
+            _ if entry.node == swarm.node => Reachability::Reachable,
+            Some(NodeState::Ready) => Reachability::Reachable,
+            Some(NodeState::Down | NodeState::Disconnected) => Reachability::Unreachable,
+            Some(NodeState::Unknown) | None => Reachability::Unknown,
+        };
+        ManagerView { node: entry.node, addr: entry.addr.clone(), reachability }
+    };
+    directory.managers.iter().map(view).collect()
+}
+
+/// Who leads, as far as this manager knows.
+fn leader(swarm: &Swarm) -> Option<NodeId> {
+    let raft_id = swarm.manager()?.raft.leadership().borrow().leader?;
+    Some(swarm.book().manager(raft_id)?.node)
 }
 
 impl Gate for Node {
     fn node(&self) -> NodeView {
         let swarm = self.swarm();
-        let addr_port = swarm.as_ref().map(|s| s.file.advertise_addr.clone()).unwrap_or_default();
+        let addr_port = swarm.as_ref().map(|s| s.advertise().to_owned()).unwrap_or_default();
+        let role = |swarm: &Arc<Swarm>| match swarm.file().raft_id {
+            0 => Role::Worker,
+            _ => Role::Manager,
+        };
         NodeView {
             state: if swarm.is_some() { LocalState::Active } else { LocalState::Inactive },
-            node: swarm.as_ref().map(|s| s.manager.node),
-            role: swarm.as_ref().map(|_| Role::Manager),
-            manager: swarm.is_some(),
-            leader: swarm.as_ref().filter(|s| s.manager.raft.is_leader()).map(|s| s.manager.node),
+            node: swarm.as_ref().map(|s| s.node),
+            role: swarm.as_ref().map(role),
+            manager: swarm.as_ref().is_some_and(|swarm| swarm.manager().is_some()),
+            leader: swarm.as_ref().and_then(|swarm| leader(swarm)),
             managers: swarm.as_ref().map(|s| managers(s)).unwrap_or_default(),
             addr: addr_port.rsplit_once(':').map_or("", |(host, _)| host).to_owned(),
             addr_port,
@@ -63,9 +98,7 @@ impl Gate for Node {
         look: Box<dyn FnOnce(&State) + Send + 'a>,
     ) -> Later<'a, Result<(), Refusal>> {
         Box::pin(async move {
-            let swarm = self.member()?;
-            swarm.manager.raft.read_index().await.map_err(|_| Refusal::NoLeader)?;
-            swarm.manager.raft.view(look);
+            self.current_manager().await?.raft.view(look);
             Ok(())
         })
     }
@@ -73,29 +106,26 @@ impl Gate for Node {
     fn submit(&self, request: Request) -> Later<'_, Result<Done, Refusal>> {
         Box::pin(async move {
             match request {
-                Request::SwarmInit(init) => self.init(init).await,
+                Request::SwarmInit(init) => self.this()?.init(init).await,
+                Request::SwarmJoin(join) => self.this()?.join(join).await,
                 Request::SwarmLeave { force } => self.leave(force).await,
-                Request::SwarmJoin(_) if self.swarm().is_none() => Err(Refusal::Unsupported(
-                    "joining a swarm is not supported by this version of skep: it runs on one node"
-                        .into(),
-                )),
-                request => self.member()?.manager.submit(request).await,
+                request => self.manager()?.submit(request).await,
             }
         })
     }
 
     fn join_tokens(&self) -> Later<'_, Result<JoinTokens, Refusal>> {
-        Box::pin(async move { self.member()?.manager.join_tokens() })
+        Box::pin(async move { self.current_manager().await?.join_tokens() })
     }
 
     fn unlock_key(&self) -> Later<'_, Result<Option<Hidden>, Refusal>> {
         // A swarm without autolock has no unlock key.
-        Box::pin(async move { self.member().map(|_| None) })
+        Box::pin(async move { self.current_manager().await.map(|_| None) })
     }
 
     fn config_payload(&self, id: MaterialId) -> Later<'_, Result<Vec<u8>, Refusal>> {
         Box::pin(async move {
-            let manager = &self.member()?.manager;
+            let manager = self.current_manager().await?;
             let kind = manager.raft.view(|state| state.material(&id).map(|m| m.kind));
             if kind != Some(MaterialKind::Config) {
                 let (kind, what) = (skep_core::model::Kind::Config, id.to_string());
@@ -154,6 +184,6 @@ impl Gate for Node {
     }
 
     fn cluster(&self) -> Option<ClusterId> {
-        self.swarm().map(|swarm| swarm.manager.cluster)
+        self.swarm().map(|swarm| swarm.cluster)
     }
 }

@@ -20,6 +20,7 @@ pub mod hidden;
 pub mod identity;
 pub mod limits;
 pub mod manager;
+pub mod net;
 pub mod node;
 pub mod protected;
 pub mod seal;

@@ -72,3 +72,42 @@ pub const JOIN_ADDRESSES: usize = 64;
 pub const TOKEN_FILE_BYTES: u64 = 4096;
 /// Messages that may wait between an agent and its manager.
 pub const SESSION_QUEUE: usize = 1024;
+/// Streams that a peer may have open on one connection.
+pub const NET_STREAMS: u32 = 1024;
+/// Bytes of one stream that may wait to be read.
+pub const NET_STREAM_BYTES: u32 = 4 << 20;
+/// Time between two signs of life on a connection that is silent otherwise.
+pub const NET_KEEPALIVE: Duration = Duration::from_secs(1);
+/// How long a connection may be silent before it is given up.
+pub const NET_IDLE: Duration = Duration::from_secs(5);
+/// How long a handshake may take, on either side.
+pub const NET_DIAL: Duration = Duration::from_secs(3);
+/// How long peers are given to hear that this node closes its connections.
+pub const NET_CLOSE: Duration = Duration::from_millis(200);
+/// Handshakes under way at once.
+pub const NET_HANDSHAKES: usize = 1024;
+/// While fewer than this many are free, peers first show that their address is theirs.
+pub const NET_HANDSHAKES_FREE: usize = 768;
+/// Connections at once: every node of a large swarm, and managers among one another.
+pub const NET_CONNECTIONS: usize = 10_500;
+/// Bytes of one message between nodes.
+pub const NET_MESSAGE_BYTES: usize = 20 << 20;
+/// Bytes of a message from somebody who is not known yet.
+pub const NET_ANONYMOUS_BYTES: usize = 64 << 10;
+/// How long an answer from a manager may take.
+pub const NET_ANSWER: Duration = Duration::from_secs(5);
+/// A manager that has not been in touch with a leader for this long closes the sessions of its
+/// agents: another may be.
+pub const OUT_OF_TOUCH: Duration = Duration::from_millis(1500);
+/// Agents of such a manager go one after another within this long.
+pub const OUT_OF_TOUCH_SPREAD: Duration = Duration::from_millis(500);
+/// Time between two signs of life on a session, either way.
+pub const SESSION_BEAT: Duration = Duration::from_secs(1);
+/// A session whose other end says nothing for this long is over.
+pub const SESSION_SILENCE: Duration = Duration::from_millis(2500);
+/// Nodes that join at once.
+pub const JOINS: usize = 32;
+/// How far the clock of a node that joins may be from the manager's.
+pub const JOIN_CLOCK_SKEW: Duration = Duration::from_secs(1800);
+/// How long a new manager may take to catch up before its join answers that it goes on.
+pub const JOIN_READY: Duration = Duration::from_secs(20);

@@ -21,6 +21,7 @@ mod log;
 #[cfg(test)]
 mod log_tests;
 mod machine;
+mod member;
 mod message;
 pub mod network;
 mod node;
@@ -48,6 +49,8 @@ pub use api::{Clock, Config, FatalHook, Leadership, Metrics, ProposeError, ReadE
 pub use key::StorageKey;
 pub use log::OpenError;
 pub use machine::{Applied, Event, Subscription};
+pub use member::{MemberError, Members};
+pub use network::{Answer, Peer, Transport, TransportError};
 pub use node::Raft;
 pub use snapshot::SnapshotError;
 

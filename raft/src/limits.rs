@@ -72,3 +72,7 @@ pub const PURGE_MARGIN: Duration = Duration::from_secs(120);
 pub const KEEPER_PERIOD: Duration = Duration::from_secs(5);
 /// How long `shutdown` waits for openraft and the log thread.
 pub const SHUTDOWN_WAIT: Duration = Duration::from_secs(10);
+/// How long a change of the members may take to be confirmed.
+pub(crate) const MEMBER_WAIT: Duration = Duration::from_secs(5);
+/// How long another node may take to take over the lead.
+pub(crate) const HAND_OVER_WAIT: Duration = Duration::from_secs(2);

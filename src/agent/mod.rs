@@ -162,6 +162,8 @@ impl Agent {
         while let Some(order) = orders.recv().await {
             match order {
                 ToAgent::Assign(diff) => self.assign(diff),
+                // For the one who holds the session.
+                ToAgent::Beat | ToAgent::Directory(_) | ToAgent::Role { .. } => {}
                 ToAgent::Deliver { task, delivery } => {
                     let sender = lock(&self.tasks).get(&task).map(|h| h.deliveries.clone());
                     // A task that is gone needs no payload. One that takes none must not hold

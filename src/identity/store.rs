@@ -8,16 +8,19 @@ use serde::{Deserialize, Serialize};
 use skep_raft::StorageKey;
 use zeroize::Zeroizing;
 
-use super::ca::Leaf;
+use super::ca::NodeKey;
+use super::directory;
 use crate::files::{FileError, beside, remove_dir, remove_file, write_atomic};
 use crate::seal::{SealError, SealKeyPair, random};
+use crate::wire::session::Directory;
 
 /// Layout of the data root that this build reads and writes.
 pub const LAYOUT: u32 = 1;
 
 /// What may stand in a data root; the last is made by the filesystem.
-const OWN: [&str; 10] = [
+const OWN: [&str; 11] = [
     "node.json",
+    "managers.json",
     "cert.pem",
     "key.pem",
     "storage.key",
@@ -164,7 +167,7 @@ impl IdentityStore {
     /// # Errors
     /// [`StoreError`].
     pub fn clear_unfinished(&self) -> Result<(), StoreError> {
-        for name in ["node.json", "cert.pem", "key.pem", "storage.key"] {
+        for name in ["node.json", "managers.json", "cert.pem", "key.pem", "storage.key"] {
             remove_file(&beside(&self.path(name)))?;
         }
         Ok(())
@@ -184,18 +187,104 @@ impl IdentityStore {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn save_leaf(&self, leaf: &Leaf, seal: &SealKeyPair) -> Result<(), StoreError> {
+    pub fn save_leaf(
+        &self,
+        chain: &str,
+        key: &NodeKey,
+        seal: &SealKeyPair,
+    ) -> Result<(), StoreError> {
+        self.save_chain(chain)?;
+        self.save_keys(key, seal)
+    }
+
+    /// Writes the certificate: leaf and what is between it and the root, in PEM.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn save_chain(&self, chain: &str) -> Result<(), StoreError> {
+        Ok(write_atomic(&self.path("cert.pem"), chain.as_bytes(), 0o600)?)
+    }
+
+    /// Reads the certificate.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn load_chain(&self) -> Result<String, StoreError> {
+        let path = self.path("cert.pem");
+        std::fs::read_to_string(&path).map_err(|e| FileError::on("read", &path)(e).into())
+    }
+
+    /// The keys of a node that has not joined yet: those of an attempt that was cut short, since
+    /// the swarm may know them, or new ones.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn unfinished_keys(&self) -> Result<(NodeKey, SealKeyPair), StoreError> {
+        if self.path("key.pem").exists()
+            && let (Ok(key), Ok(seal)) = (self.load_node_key(), self.load_seal_key())
+        {
+            return Ok((key, seal));
+        }
+        let path = self.path("key.pem");
+        let key = NodeKey::generate()
+            .map_err(|e| StoreError::Damaged { path, why: e.to_string() })?;
+        let seal = SealKeyPair::generate()?;
+        self.save_keys(&key, &seal)?;
+        Ok((key, seal))
+    }
+
+    /// Writes who the managers are.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn save_directory(&self, directory: &Directory) -> Result<(), StoreError> {
+        Ok(write_atomic(&self.path("managers.json"), &directory::encode(directory), 0o600)?)
+    }
+
+    /// Reads who the managers are; none before the first session.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn load_directory(&self) -> Result<Option<Directory>, StoreError> {
+        let path = self.path("managers.json");
+        let Some(bytes) = read_optional(&path)? else { return Ok(None) };
+        let read = directory::decode(&bytes);
+        read.map(Some).map_err(|why| StoreError::Damaged { path, why })
+    }
+
+    /// Forgets what the node had as a manager: the key first, so that what remains of the log
+    /// cannot be read.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn forget_log(&self) -> Result<(), StoreError> {
+        remove_file(&self.path("storage.key"))?;
+        Ok(remove_dir(&self.raft_dir())?)
+    }
+
+    /// Writes node key and seal key.
+    fn save_keys(&self, key: &NodeKey, seal: &SealKeyPair) -> Result<(), StoreError> {
         use base64::Engine as _;
-        write_atomic(&self.path("cert.pem"), leaf.cert_pem.as_bytes(), 0o600)?;
         let private = Zeroizing::new(
             base64::engine::general_purpose::STANDARD.encode(seal.private_bytes().as_slice()),
         );
         let text = Zeroizing::new(format!(
             "{}-----BEGIN SKEP SEAL KEY-----\n{}\n-----END SKEP SEAL KEY-----\n",
-            leaf.key_pem.as_str(),
+            key.pem().as_str(),
             private.as_str()
         ));
         Ok(write_atomic(&self.path("key.pem"), text.as_bytes(), 0o600)?)
+    }
+
+    /// Reads the node key out of `key.pem`.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn load_node_key(&self) -> Result<NodeKey, StoreError> {
+        let path = self.path("key.pem");
+        let text = Zeroizing::new(std::fs::read(&path).map_err(FileError::on("read", &path))?);
+        let key = std::str::from_utf8(&text).ok().and_then(|text| NodeKey::from_pem(text).ok());
+        key.ok_or_else(|| StoreError::Damaged { path, why: "it holds no node key".into() })
     }
 
     /// Reads the seal key out of `key.pem`.
@@ -223,24 +312,18 @@ impl IdentityStore {
     /// # Errors
     /// [`StoreError`] names the file.
     pub fn check_leaf(&self) -> Result<(), StoreError> {
-        use rcgen::PublicKeyData as _;
         let read = |path: &Path| std::fs::read(path).map_err(FileError::on("read", path));
         let damaged = |path: &Path, why: &str| StoreError::Damaged {
             path: path.to_owned(),
             why: why.to_owned(),
         };
-        let key = self.path("key.pem");
-        let text = Zeroizing::new(read(&key)?);
-        let pair = std::str::from_utf8(&text)
-            .ok()
-            .and_then(|text| rcgen::KeyPair::from_pem(text).ok())
-            .ok_or_else(|| damaged(&key, "it holds no node key"))?;
+        let key = self.load_node_key()?;
         let cert = self.path("cert.pem");
         let text = read(&cert)?;
         let none = || damaged(&cert, "it holds no certificate");
         let (_, pem) = x509_parser::pem::parse_x509_pem(&text).map_err(|_| none())?;
         let leaf = pem.parse_x509().map_err(|_| none())?;
-        if leaf.public_key().raw != pair.subject_public_key_info() {
+        if leaf.public_key().raw != key.public() {
             return Err(damaged(&cert, "its key is not the one in key.pem"));
         }
         Ok(())
@@ -295,7 +378,7 @@ impl IdentityStore {
     /// # Errors
     /// [`StoreError`].
     pub fn finish_wipe(&self) -> Result<(), StoreError> {
-        for name in ["storage.key", "key.pem", "cert.pem"] {
+        for name in ["storage.key", "key.pem", "cert.pem", "managers.json"] {
             remove_file(&self.path(name))?;
         }
         Ok(remove_dir(&self.raft_dir())?)
@@ -385,13 +468,18 @@ mod tests {
         let ca = Root::generate().unwrap();
         let leaf = || {
             let id = [7; ENTROPY_LEN];
-            ca.issue(ClusterId::from_entropy(id), NodeId::from_entropy(id), Role::Manager).unwrap()
+            let (cluster, node) = (ClusterId::from_entropy(id), NodeId::from_entropy(id));
+            let key = NodeKey::generate().unwrap();
+            let life = skep_core::time::Span::from_secs(3600);
+            let csr = key.csr().unwrap();
+            (ca.sign(&csr, cluster, node, Role::Manager, life).unwrap(), key)
         };
         let seal = SealKeyPair::generate().unwrap();
-        store.save_leaf(&leaf(), &seal).unwrap();
+        let (chain, key) = leaf();
+        store.save_leaf(&chain, &key, &seal).unwrap();
         store.check_leaf().unwrap();
-        let other = leaf();
-        for bad in [other.cert_pem.as_str(), "", "garbage"] {
+        let (other, _) = leaf();
+        for bad in [other.as_str(), "", "garbage"] {
             std::fs::write(dir.path().join("cert.pem"), bad).unwrap();
             let error = store.check_leaf().unwrap_err().to_string();
             assert!(error.contains("cert.pem"), "{error}");

@@ -34,7 +34,7 @@ impl Manager {
                 self.create_material(kind, spec, payload).await
             }
             Request::MaterialUpdate { id, version, spec, payload } => {
-                self.check_same(id, payload)?;
+                self.check_same(id, payload).await?;
                 self.change(Command::MaterialUpdate { id, version, spec }).await
             }
             Request::MaterialRemove { id } => self.change(Command::MaterialRemove { id }).await,
@@ -50,15 +50,15 @@ impl Manager {
                 self.change(Command::ServiceRollback { id, version }).await
             }
             Request::ServiceRemove { id } => self.change(Command::ServiceRemove { id }).await,
-            Request::NodeUpdate { id, version, spec } => {
-                self.change(Command::NodeUpdate { id, version, spec }).await
+            Request::NodeUpdate { id, version, spec } => self.update_node(id, version, spec).await,
+            Request::NodeRemove { id, force } => {
+                self.change(Command::NodeRemove { id, force }).await
             }
             Request::SwarmUpdate { rotate_unlock: true, .. } => Err(unsupported("an unlock key")),
             Request::SwarmUpdate { rotate_ca: true, .. } => Err(unsupported("another root")),
             Request::SwarmUpdate { version, spec, rotate_worker, rotate_manager, .. } => {
                 self.update_swarm(version, spec, rotate_worker, rotate_manager).await
             }
-            Request::NodeRemove { .. } => Err(unsupported("removing a node")),
             Request::SwarmUnlock { .. } => Err(Refusal::NotLocked),
             Request::SwarmInit(_) | Request::SwarmJoin(_) => Err(Refusal::AlreadyInSwarm),
             Request::SwarmLeave { .. } => Err(Refusal::LastManager),
@@ -94,6 +94,8 @@ impl Manager {
             };
             match self.propose(command).await {
                 Err(Refusal::Rejected(Rejection::StaleKey { current })) => {
+                    // The ring turned: this manager may not have heard of it yet.
+                    self.confirm().await?;
                     let next = self.ring_key(current).map_err(sealing)?;
                     sealed = reseal(&key, &next, &name, &sealed)?;
                     key = next;
@@ -106,8 +108,13 @@ impl Manager {
     }
 
     /// A client may send a payload again with new labels: it must be the stored one.
-    fn check_same(&self, id: MaterialId, payload: Option<Protected>) -> Result<(), Refusal> {
+    async fn check_same(
+        &self,
+        id: MaterialId,
+        payload: Option<Protected>,
+    ) -> Result<(), Refusal> {
         let Some(payload) = payload else { return Ok(()) };
+        self.confirm().await?;
         let stored = self.open_latest(id)?;
         if bool::from(stored.as_slice().ct_eq(payload.as_slice())) {
             return Ok(());
