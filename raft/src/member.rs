@@ -61,7 +61,9 @@ impl Raft {
             voters: membership.voter_ids().collect(),
             learners: membership.learner_ids().collect(),
             addrs: membership.nodes().map(|(id, node)| (*id, node.addr.clone())).collect(),
-            matched: matched.filter_map(|(id, at)| at.as_ref().map(|at| (*id, at.index))).collect(),
+            matched: matched
+                .filter_map(|(id, at)| at.as_ref().map(|at| (*id, at.index)))
+                .collect(),
             last: metrics.last_log_index.unwrap_or(0),
             is_joint: membership.get_joint_config().len() > 1,
         }

@@ -82,8 +82,7 @@ impl Writer<'_> {
                 self.cluster_update(*version, spec, worker_secret.as_ref(), manager_secret.as_ref())
             }
             Command::NodeJoin(join) => {
-                if let Some(n) = self.state.nodes.values().find(|n| n.public_key == join.public_key)
-                {
+                if let Some(n) = self.state.nodes.values().find(|n| n.public_key == join.public_key) {
                     return Ok(n.meta.version);
                 }
                 let now = self.now;
