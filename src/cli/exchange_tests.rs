@@ -322,6 +322,18 @@ fn rotations_name_what_rotates() {
 }
 
 #[test]
+fn an_unlock_key_that_is_not_to_be_had_is_told() {
+    let daemon = Daemon::start(&[("GET /swarm/unlockkey", 503, r#"{"message":"no manager"}"#)]);
+    assert_eq!(
+        daemon.run(&["swarm", "unlock-key"]).unwrap_err().to_string(),
+        "could not fetch unlock key: Error response from daemon: no manager"
+    );
+    let daemon = Daemon::start(&[("GET /swarm/unlockkey", 200, r#"{"UnlockKey":""}"#)]);
+    let why = daemon.run(&["swarm", "unlock-key"]).unwrap_err();
+    assert_eq!(why.to_string(), "no unlock key is set");
+}
+
+#[test]
 fn roles_change_one_after_the_other_until_one_fails() {
     let daemon = Daemon::start(&[
         (

@@ -129,8 +129,7 @@ fn init(call: &Call) -> Result<u8, CliError> {
          instructions.\n",
     )?;
     if call.on("autolock") {
-        let key = client.get_json(&Target::new(&["swarm", "unlockkey"]))?;
-        lock::print_unlock(json::text(&key, &["UnlockKey"]))?;
+        lock::print_unlock(&mut client)?;
     }
     Ok(0)
 }
@@ -253,8 +252,7 @@ fn update(call: &Call) -> Result<u8, CliError> {
     client.post_json(&update_target(&swarm, ""), &spec)?;
     outln("Swarm updated.")?;
     if autolock == Some(true) && !locked {
-        let key = client.get_json(&Target::new(&["swarm", "unlockkey"]))?;
-        lock::print_unlock(json::text(&key, &["UnlockKey"]))?;
+        lock::print_unlock(&mut client)?;
     }
     Ok(0)
 }

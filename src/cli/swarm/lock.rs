@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use crate::cli::call::{Call, out, outln};
-use crate::cli::client::Target;
+use crate::cli::client::{Client, Target};
 use crate::cli::error::CliError;
 use crate::cli::flags::{Arity, Command, Flag};
 use crate::cli::{json, terminal};
@@ -70,17 +70,28 @@ fn unlock_key(call: &Call) -> Result<u8, CliError> {
             outln("Successfully rotated manager unlock key.\n")?;
         }
     }
-    let key = client.get_json(&Target::new(&["swarm", "unlockkey"]))?;
-    let key = json::text(&key, &["UnlockKey"]);
+    let key = fetch(&mut client)?;
     match (key.is_empty(), call.on("quiet")) {
         (true, _) => Err(CliError::plain("no unlock key is set")),
-        (false, true) => outln(key).map(|()| 0),
-        (false, false) => print_unlock(key).map(|()| 0),
+        (false, true) => outln(&key).map(|()| 0),
+        (false, false) => print(&key).map(|()| 0),
     }
 }
 
-/// Tells a key and what it is for.
-pub(super) fn print_unlock(key: &str) -> Result<(), CliError> {
+/// The unlock key; empty if there is none.
+fn fetch(client: &mut Client) -> Result<Zeroizing<String>, CliError> {
+    let key = client
+        .get_json(&Target::new(&["swarm", "unlockkey"]))
+        .map_err(|why| CliError::plain(format!("could not fetch unlock key: {why}")))?;
+    Ok(Zeroizing::new(json::text(&key, &["UnlockKey"]).to_owned()))
+}
+
+/// Tells the unlock key and what it is for.
+pub(super) fn print_unlock(client: &mut Client) -> Result<(), CliError> {
+    print(&fetch(client)?)
+}
+
+fn print(key: &str) -> Result<(), CliError> {
     out(&format!(
         "To unlock a swarm manager after it restarts, run the `skep swarm unlock`\n\
          command and provide the following key:\n\n    {key}\n\n\
