@@ -142,7 +142,7 @@ pub(super) const UP_FLAGS: &[Flag] = &[
 const ADVERTISE_ADDR: Flag = Flag::with(
     "advertise-addr",
     "string",
-    "Address at which other nodes reach this one (format: \"<ip>[:port]\")",
+    "Address at which other nodes reach this one (format: \"<ip|interface>[:port]\")",
 );
 const AUTOLOCK: Flag = Flag::switch(
     "autolock",

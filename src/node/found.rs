@@ -34,8 +34,8 @@ impl Node {
         let invalid = |e: config::ConfigError| Refusal::Invalid(e.to_string());
         let listen = self.listen_addr(&init.listen_addr)?;
         let net = Net::bind(listen).map_err(|e| Refusal::Invalid(e.to_string()))?;
-        let port = net.local_addr().map_err(|e| failed("cannot use the UDP port", e))?.port();
-        let addr = config::advertise(&self.config, &init.advertise_addr, port).map_err(invalid)?;
+        let bound = net.local_addr().map_err(|e| failed("cannot use the UDP port", e))?;
+        let addr = config::advertise(&self.config, &init.advertise_addr, bound).map_err(invalid)?;
         let minted = |e| failed("cannot make an id", e);
         let (cluster, node): (ClusterId, NodeId) =
             (mint().map_err(minted)?, mint().map_err(minted)?);

@@ -95,7 +95,7 @@ impl Node {
         // A join that was cut short goes on with the key that the swarm may know already.
         let (key, seal) = self.store.unfinished_keys().map_err(disk)?;
         let csr = key.csr().map_err(|e| failed("cannot make a certificate request", e))?;
-        let port = net.local_addr().map_err(|e| failed("cannot use the UDP port", e))?.port();
+        let bound = net.local_addr().map_err(|e| failed("cannot use the UDP port", e))?;
         let mut errors = Vec::new();
         for remote in &join.remote_addrs {
             let remote = with_port(remote);
@@ -104,7 +104,7 @@ impl Node {
                 key: &key,
                 csr: csr.clone(),
                 seal: &seal,
-                advertise: self.advertise_to(&remote, &join.advertise_addr, port).await?,
+                advertise: self.advertise_to(&remote, &join.advertise_addr, bound).await?,
                 availability: join.availability,
             };
             match self.ask_to_join(net, &remote, &candidate).await {
@@ -206,19 +206,19 @@ impl Node {
         &self,
         remote: &str,
         given: &str,
-        port: u16,
+        bound: SocketAddr,
     ) -> Result<String, Refusal> {
         let invalid = |e: config::ConfigError| Refusal::Invalid(e.to_string());
         let is_told = !given.is_empty()
             || self.config.advertise_addr.is_some()
-            || !self.config.listen_addr.ip().is_unspecified();
+            || !bound.ip().is_unspecified();
         if !is_told
             && let Ok(remote) = resolve(remote).await
             && let Some(ip) = source_towards(remote)
         {
-            return Ok(SocketAddr::new(ip, port).to_string());
+            return Ok(SocketAddr::new(ip, bound.port()).to_string());
         }
-        Ok(config::advertise(&self.config, given, port).map_err(invalid)?.to_string())
+        Ok(config::advertise(&self.config, given, bound).map_err(invalid)?.to_string())
     }
 }
 

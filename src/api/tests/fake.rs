@@ -32,7 +32,7 @@ const START: u64 = 1_795_337_022_250_000_000;
 pub(super) struct FakeGate {
     state: Mutex<State>,
     clock: AtomicU64,
-    pub(super) node: Mutex<NodeView>,
+    node: Mutex<NodeView>,
     /// Whether managers have an unlock key, and the last requests that only a real node answers.
     pub(super) unlock_key: Mutex<Option<String>>,
     pub(super) asked: Mutex<Vec<Request>>,
@@ -141,6 +141,11 @@ impl FakeGate {
             reachability: Reachability::Reachable,
         }];
         node
+    }
+
+    /// Has the node say something else of itself.
+    pub(super) fn change(&self, change: impl FnOnce(&mut NodeView)) {
+        change(&mut self.node.lock().unwrap());
     }
 
     /// Proposes a command and has it applied.

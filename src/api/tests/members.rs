@@ -7,14 +7,14 @@ use skep_core::sealed::Sealed;
 
 use super::*;
 use crate::api::convert::cluster;
-use crate::gate::{LocalState, ManagerView, Reachability, Request};
+use crate::gate::{Gate, LocalState, ManagerView, Reachability, Request};
 
 /// A node of a swarm that is no manager which answers.
 fn member(state: LocalState, role: Role) -> Arc<FakeGate> {
     let gate = FakeGate::manager();
-    let mut view = gate.node.lock().unwrap();
-    (view.state, view.role, view.manager, view.leader) = (state, Some(role), false, None);
-    drop(view);
+    gate.change(|view| {
+        (view.state, view.role, view.manager, view.leader) = (state, Some(role), false, None);
+    });
     gate
 }
 
@@ -181,9 +181,7 @@ async fn workers_show_their_managers_and_nothing_of_the_swarm() {
 async fn states_on_the_way_are_told() {
     let gate = FakeGate::alone();
     for (state, word) in [(LocalState::Pending, "pending"), (LocalState::Error, "error")] {
-        let mut view = gate.node.lock().unwrap();
-        (view.state, view.error) = (state, "no manager answers".to_owned());
-        drop(view);
+        gate.change(|view| (view.state, view.error) = (state, "no manager answers".to_owned()));
         assert_eq!(get(&gate, "/_ping").await.header("swarm"), word);
         let info = get(&gate, "/info").await.json();
         assert_eq!(info["Swarm"]["LocalNodeState"], word);
@@ -209,7 +207,7 @@ async fn nodes_are_filtered_and_removed() {
     assert_eq!(delete(&gate, "/nodes/nosuch").await.status, 404);
     let removed = delete(&gate, "/v1.41/nodes/vm?force=1").await;
     assert_eq!((removed.status, removed.text()), (200, ""));
-    let id = gate.node.lock().unwrap().node;
+    let id = gate.node().node;
     let asked = gate.asked.lock().unwrap();
     let [Request::NodeRemove { id: removed, force: true }] = asked.as_slice() else {
         panic!("{asked:?}")
@@ -225,15 +223,14 @@ async fn a_manager_is_shown_as_raft_sees_it() {
         (leads(&shown().await), &json!("reachable")),
         (true, &shown().await["Reachability"])
     );
-    let mut view = gate.node.lock().unwrap();
-    view.leader = None;
-    let node = view.node.unwrap();
-    view.managers = vec![ManagerView {
-        node,
-        addr: "127.0.0.1:2377".to_owned(),
-        reachability: Reachability::Unreachable,
-    }];
-    drop(view);
+    gate.change(|view| {
+        view.leader = None;
+        view.managers = vec![ManagerView {
+            node: view.node.unwrap(),
+            addr: "127.0.0.1:2377".to_owned(),
+            reachability: Reachability::Unreachable,
+        }];
+    });
     let status = shown().await;
     assert_eq!(status["Reachability"], "unreachable");
     assert!(!leads(&status));
@@ -246,7 +243,7 @@ fn leads(status: &Value) -> bool {
 #[tokio::test]
 async fn while_a_root_takes_over_clients_see_who_has_moved() {
     let gate = FakeGate::manager();
-    let node = gate.node.lock().unwrap().node.unwrap();
+    let node = gate.node().node.unwrap();
     let mut swarm = (*gate.swarm()).clone();
     let before = cluster::info(&swarm);
     assert!(!before.root_rotation_in_progress);
