@@ -68,3 +68,19 @@ pub const IMAGE_DOCUMENT_BYTES: u64 = 16 << 20;
 pub const IMAGE_CHANGE_BYTES: usize = 1 << 20;
 /// Messages that may wait between an agent and its manager.
 pub const SESSION_QUEUE: usize = 1024;
+/// Bytes in one message between nodes about containers.
+pub const RELAY_MESSAGE_BYTES: usize = 16 << 20;
+/// Streams of other nodes that one agent serves at once: execs, followed logs, questions.
+pub const RELAY_STREAMS: usize = 512;
+/// How long a node may take to say what it wants, or to answer.
+pub const RELAY_ANSWER: Duration = Duration::from_secs(5);
+/// Time between two signs of life on a stream that has nothing else to say.
+pub const RELAY_PULSE: Duration = Duration::from_secs(5);
+/// How long such a stream may say nothing at all before it counts as lost.
+pub const RELAY_SILENCE: Duration = Duration::from_secs(20);
+/// Bytes of one piece of a process's output, and of each of its streams that wait for a reader.
+pub const RELAY_PIECE_BYTES: usize = 32 << 10;
+/// Log lines sent at once.
+pub const RELAY_LINES: usize = 64;
+/// Nodes that one request asks at the same time.
+pub const RELAY_ASKED: usize = 64;

@@ -21,6 +21,7 @@ use crate::gate::{Done, Refusal, SwarmInit};
 use crate::identity::store::{IdentityStore, LAYOUT, NodeFile, Standing, StoreError};
 use crate::limits::SESSION_QUEUE;
 use crate::manager::init::{Founder, found};
+use crate::manager::reach::{Alone, Reach};
 use crate::manager::session::{Ends, serve};
 use crate::manager::{Manager, failed, leader, mint};
 use crate::seal::SealError;
@@ -71,6 +72,8 @@ pub struct Swarm {
     pub manager: Arc<Manager>,
     /// Its agent half.
     pub agent: Arc<Agent>,
+    /// The way to the agents of other nodes.
+    pub reach: Arc<dyn Reach>,
     /// Its identity.
     pub file: NodeFile,
     stop: watch::Sender<bool>,
@@ -281,7 +284,14 @@ impl Node {
             serve(&serving, node, description, addr, Ends { orders, news, events }, stopped).await;
         });
         let workers = tokio::sync::Mutex::new(workers);
-        self.set_swarm(Some(Arc::new(Swarm { manager, agent, file, stop, workers })));
+        self.set_swarm(Some(Arc::new(Swarm {
+            manager,
+            agent,
+            reach: Arc::new(Alone),
+            file,
+            stop,
+            workers,
+        })));
         Ok(())
     }
 

@@ -5,10 +5,13 @@ pub mod exec;
 mod leftovers;
 pub mod link;
 pub mod program;
+pub mod remote;
 pub mod shown;
 pub mod spawn;
 pub mod store;
 mod task;
+#[cfg(test)]
+pub(crate) mod testing;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -239,6 +242,15 @@ impl Agent {
             .collect()
     }
 
+    /// The container of a task that this node has, once it was planned.
+    #[must_use]
+    pub fn container(&self, task: &TaskId) -> Option<ContainerView> {
+        let shown = lock(&self.tasks).get(task).map(|handle| Arc::clone(&handle.shown))?;
+        let mut view = lock(&shown).view(&self.context)?;
+        view.execs = self.context.execs.of(&view.id);
+        Some(view)
+    }
+
     /// The shim of a running container.
     fn link_of(&self, container: &str) -> Option<ShimLink> {
         let tasks = lock(&self.tasks);
@@ -256,12 +268,7 @@ impl Agent {
         if self.link_of(container).is_none() {
             return Err(Refusal::Conflict(format!("Container {container} is not running")));
         }
-        let id = crate::seal::random::<32>()
-            .map_err(|e| crate::gate::Refusal::Failed {
-                what: "cannot make an exec id".into(),
-                source: e.into(),
-            })
-            .map(|bytes| skep_core::id::hex(&bytes))?;
+        let id = exec::mint(&self.context.node)?;
         self.context.execs.create(id, container, config)
     }
 

@@ -85,9 +85,10 @@ fn refused(refusal: &Refusal) -> (StatusCode, String) {
         Refusal::AlreadyInSwarm => unavailable(ALREADY_IN_SWARM),
         Refusal::NotManager => unavailable(NOT_MANAGER),
         Refusal::LastManager => unavailable(LAST_MANAGER),
-        Refusal::NoLeader | Refusal::Unknown(_) | Refusal::NoSpace(_) => {
-            unavailable(&refusal.to_string())
-        }
+        Refusal::NoLeader
+        | Refusal::Unknown(_)
+        | Refusal::NoSpace(_)
+        | Refusal::Unreachable { .. } => unavailable(&refusal.to_string()),
         Refusal::Invalid(text) => (StatusCode::BAD_REQUEST, text.clone()),
         Refusal::NotFound(text) => (StatusCode::NOT_FOUND, text.clone()),
         Refusal::Conflict(text) => (StatusCode::CONFLICT, text.clone()),

@@ -3,6 +3,7 @@
 pub mod door;
 pub mod init;
 pub mod leader;
+pub mod reach;
 pub mod session;
 
 use std::sync::{Arc, Mutex, PoisonError};

@@ -2,14 +2,21 @@
 //! field added later has a default.
 
 pub mod launch;
+pub mod refused;
+pub mod relay;
 pub mod session;
 pub mod shim;
 
 use std::io::{self, Read, Write};
+use std::time::Duration;
 
 use minicbor::{Decode, Encode};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::limits::SHIM_MESSAGE_BYTES;
+
+/// Bytes of a message that are made room for before any of it has come.
+const FIRST_BYTES: usize = 64 << 10;
 
 /// A message that cannot be sent or understood.
 #[derive(Debug, thiserror::Error)]
@@ -18,8 +25,19 @@ pub enum WireError {
     #[error("the connection failed")]
     Io(#[from] io::Error),
     /// The peer announced more than it may send.
-    #[error("a message of {0} bytes is over the limit of {SHIM_MESSAGE_BYTES}")]
-    TooLong(usize),
+    #[error("a message of {bytes} bytes is over the limit of {limit}")]
+    TooLong {
+        /// Announced bytes.
+        bytes: usize,
+        /// Bytes it may have.
+        limit: usize,
+    },
+    /// The peer said nothing for too long.
+    #[error("the other side said nothing for {} s", .0.as_secs())]
+    Silent(Duration),
+    /// The peer said what does not belong here.
+    #[error("the other side answered something else than was asked")]
+    Unexpected,
     /// The bytes are no message of this protocol.
     #[error("a message cannot be understood")]
     Decode(#[from] minicbor::decode::Error),
@@ -53,8 +71,45 @@ pub fn parse<T: for<'b> Decode<'b, ()>>(bytes: &[u8]) -> Result<T, WireError> {
 /// # Errors
 /// [`WireError::TooLong`].
 pub fn frame_len(header: [u8; 4]) -> Result<usize, WireError> {
-    let len = u32::from_be_bytes(header) as usize;
-    if len > SHIM_MESSAGE_BYTES { Err(WireError::TooLong(len)) } else { Ok(len) }
+    bounded_len(header, SHIM_MESSAGE_BYTES)
+}
+
+fn bounded_len(header: [u8; 4], limit: usize) -> Result<usize, WireError> {
+    let bytes = u32::from_be_bytes(header) as usize;
+    if bytes > limit { Err(WireError::TooLong { bytes, limit }) } else { Ok(bytes) }
+}
+
+/// Reads one framed message of at most `limit` bytes. Memory grows with what has come, not with
+/// what was announced. A cancelled call loses what it has read.
+///
+/// # Errors
+/// Any [`WireError`]; an end of stream is [`io::ErrorKind::UnexpectedEof`].
+pub async fn receive<T: for<'b> Decode<'b, ()>>(
+    stream: &mut (impl AsyncRead + Unpin),
+    limit: usize,
+) -> Result<T, WireError> {
+    let mut header = [0; 4];
+    stream.read_exact(&mut header).await?;
+    let len = bounded_len(header, limit)?;
+    let mut body = Vec::with_capacity(len.min(FIRST_BYTES));
+    stream.take(len as u64).read_to_end(&mut body).await?;
+    if body.len() < len {
+        return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+    }
+    parse(&body)
+}
+
+/// Writes one framed message and flushes it.
+///
+/// # Errors
+/// [`WireError::Io`].
+pub async fn send<T: Encode<()>>(
+    stream: &mut (impl AsyncWrite + Unpin),
+    message: &T,
+) -> Result<(), WireError> {
+    stream.write_all(&frame(message)).await?;
+    stream.flush().await?;
+    Ok(())
 }
 
 /// Reads one framed message from a blocking stream.
