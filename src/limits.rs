@@ -84,3 +84,23 @@ pub const RELAY_PIECE_BYTES: usize = 32 << 10;
 pub const RELAY_LINES: usize = 64;
 /// Nodes that one request asks at the same time.
 pub const RELAY_ASKED: usize = 64;
+/// Bytes of an image's manifest and configuration on their way between nodes.
+pub const IMAGE_OFFER_BYTES: usize = (2 * IMAGE_DOCUMENT_BYTES as usize) + (64 << 10);
+/// Images that one node gives at the same time.
+pub const IMAGES_GIVEN: usize = 32;
+/// Bytes of a layer that are read or written at once on its way between nodes.
+pub const IMAGE_PIECE_BYTES: usize = 256 << 10;
+/// Bytes of unfinished layers that are kept for a later try.
+pub const IMAGE_PARTIAL_BYTES: u64 = 16 << 30;
+/// How long an unfinished layer is kept after its last byte has come.
+pub const IMAGE_PARTIAL_KEPT: Duration = Duration::from_secs(24 * 3600);
+/// Tries in a row to fetch an image that bring nothing new.
+pub const IMAGE_TRIES: u32 = 10;
+/// The wait before the second of them; it doubles from try to try.
+pub const IMAGE_RETRY: Duration = Duration::from_millis(100);
+/// The longest of these waits.
+pub const IMAGE_RETRY_MAX: Duration = Duration::from_secs(15);
+/// Time between two reports of how much of an image has come.
+pub const IMAGE_REPORT: Duration = Duration::from_secs(2);
+/// Bytes of the question for one layer.
+pub const IMAGE_WANT_BYTES: usize = 1 << 10;

@@ -266,6 +266,7 @@ impl Node {
             node: manager.node,
             supervisor: Arc::clone(&self.supervisor),
             images: Arc::clone(&self.images),
+            image_source: None,
             execs: Default::default(),
             session: news_tx,
         })?);

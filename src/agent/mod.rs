@@ -25,6 +25,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::engine::images::ImageStore;
+use crate::engine::images::exchange::ImageSource;
 use crate::engine::plan::NodeContext;
 use crate::files::{FileError, make_dir};
 use crate::gate::{ContainerView, ExecConfig, ExecStreams, Refusal};
@@ -64,6 +65,8 @@ pub struct Context {
     pub supervisor: Arc<Supervisor>,
     /// Images of this node.
     pub images: Arc<ImageStore>,
+    /// Where images come from that it lacks; none if there are no other nodes.
+    pub image_source: Option<Arc<dyn ImageSource>>,
     /// Execs of this node.
     pub execs: ExecTable,
     /// To the manager that holds the session.

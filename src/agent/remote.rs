@@ -10,6 +10,7 @@ use tokio::time::{Instant, interval_at, timeout};
 
 use super::Agent;
 use super::exec::no_such;
+use crate::engine::images::exchange;
 use crate::engine::logs::{self, LogSource};
 use crate::gate::{ExecStreams, Refusal};
 use crate::limits::{
@@ -65,6 +66,9 @@ impl Remote {
                 });
                 lines(stream, logs::read(sources.collect(), query)).await
             }
+            Ask::Image { name } => {
+                exchange::give(&self.agent.context().images, &name, &mut stream).await
+            }
             other => end(stream, &self.answer(other).unwrap_or_else(refused)).await,
         }
     }
@@ -89,6 +93,7 @@ impl Remote {
             // What needs more has been taken care of.
             Ask::ExecStart { id, .. } => Err(no_such(&id)),
             Ask::Logs { .. } => Ok(Answer::Lines),
+            Ask::Image { name } => Err(Refusal::NotFound(format!("No such image: {name}"))),
         }
     }
 }

@@ -31,23 +31,8 @@ impl Stage {
     /// Must be called on a runtime's thread.
     pub(crate) fn new(play: Play) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let (session, _) = mpsc::channel(1);
-        let context = Context {
-            data_root: dir.path().to_owned(),
-            run_root: dir.path().join("run"),
-            node_name: "n".to_owned(),
-            runtime: "runc".to_owned(),
-            vault: "auto".to_owned(),
-            unified_cgroups: false,
-            cluster: id(1),
-            node: id(NODE),
-            supervisor: Arc::new(Supervisor::load().unwrap()),
-            images: Arc::new(ImageStore::open(dir.path()).unwrap()),
-            execs: ExecTable::default(),
-            session,
-        };
-        let agent = Arc::new(Agent::new(context).unwrap());
-        let task = task();
+        let agent = Arc::new(Agent::new(context(dir.path(), mpsc::channel(1).0)).unwrap());
+        let task = assignment().task;
         let (link, mut outgoing) = ShimLink::of_test();
         let shown = running(&agent.context, &task, link);
         let handle = Handle {
@@ -76,8 +61,27 @@ impl Stage {
     }
 }
 
-fn task() -> Task {
-    Task {
+pub(crate) fn context(dir: &std::path::Path, session: mpsc::Sender<FromAgent>) -> Context {
+    Context {
+        data_root: dir.to_owned(),
+        run_root: dir.join("run"),
+        node_name: "n".to_owned(),
+        runtime: "runc".to_owned(),
+        vault: "auto".to_owned(),
+        unified_cgroups: false,
+        cluster: id(1),
+        node: id(NODE),
+        supervisor: Arc::new(Supervisor::load().unwrap()),
+        images: Arc::new(ImageStore::open(dir).unwrap()),
+        image_source: None,
+        execs: ExecTable::default(),
+        session,
+    }
+}
+
+/// A task that sleeps.
+pub(crate) fn assignment() -> TaskAssignment {
+    let task = Task {
         id: id(9),
         meta: Meta::default(),
         service: id(2),
@@ -85,7 +89,7 @@ fn task() -> Task {
         service_labels: Default::default(),
         slot: 1,
         node: Some(id(NODE)),
-        spec: tests::sleeping(|_| {}).into(),
+        spec: tests::sleeping(|spec| spec.container.image = "busybox:latest".to_owned()).into(),
         spec_version: 1,
         status: TaskStatus::default(),
         desired: TaskState::Running,
@@ -93,7 +97,8 @@ fn task() -> Task {
         attempts: 0,
         window_start: Stamp(0),
         running_since: None,
-    }
+    };
+    TaskAssignment { task, grants: Vec::new() }
 }
 
 fn running(context: &Context, task: &Task, link: ShimLink) -> Shown {

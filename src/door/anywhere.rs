@@ -12,8 +12,9 @@ use crate::gate::{
     ContainerView, ExecConfig, ExecStreams, ExecView, LogGap, LogLine, LogQuery, Logged, Refusal,
 };
 use crate::limits::RELAY_ASKED;
-use crate::manager::reach::{self, Stream};
+use crate::manager::reach;
 use crate::node::Swarm;
+use crate::wire::Stream;
 
 impl Swarm {
     fn is_here(&self, node: NodeId) -> bool {

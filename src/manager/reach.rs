@@ -16,13 +16,7 @@ use crate::gate::{
 };
 use crate::limits::{RELAY_ANSWER, RELAY_MESSAGE_BYTES, RELAY_PIECE_BYTES, RELAY_SILENCE};
 use crate::wire::relay::{Answer, Ask, Piece};
-use crate::wire::{WireError, receive, send};
-
-/// A stream of bytes in both directions. Each ends by itself: a shutdown is an end for the other
-/// side, and a dropped stream is lost to it.
-pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+use crate::wire::{Stream, WireError, receive, send};
 
 /// The way to the agents of other nodes.
 pub trait Reach: fmt::Debug + Send + Sync {

@@ -3,12 +3,13 @@
 //! The asker sends one [`Ask`], the node one [`Answer`]. Behind [`Answer::Started`] the asker's
 //! direction carries the process's stdin as it is, and its end is the end of stdin; the node's
 //! carries [`Piece`]s up to [`Piece::End`]. Behind [`Answer::Lines`] the node sends [`Piece`]s
-//! likewise. Nothing follows any other answer. The stream itself holds back who sends faster than
+//! likewise; behind [`Answer::Image`] the asker asks on with [`Want`](super::image::Want). Nothing follows any other answer. The stream itself holds back who sends faster than
 //! the other side takes; a stream that breaks off without its end is lost.
 
 use minicbor::{Decode, Encode};
 use skep_core::id::TaskId;
 
+use super::image::Offer;
 use super::refused::Refused;
 use crate::gate::{ContainerView, ExecConfig, ExecView, LogLine, LogQuery};
 
@@ -75,6 +76,13 @@ pub enum Ask {
         #[n(1)]
         query: LogQuery,
     },
+    /// An image. Answered by [`Answer::Image`].
+    #[n(6)]
+    Image {
+        /// By name, digest or id, as a task's spec has it.
+        #[n(0)]
+        name: String,
+    },
 }
 
 /// The answer to a question.
@@ -111,6 +119,9 @@ pub enum Answer {
     /// Lines follow.
     #[n(6)]
     Lines,
+    /// What an image is made of; its layers can be asked for with [`Want`](super::image::Want).
+    #[n(7)]
+    Image(#[n(0)] Box<Offer>),
 }
 
 /// A part of what follows an answer.
