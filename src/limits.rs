@@ -104,3 +104,5 @@ pub const IMAGE_RETRY_MAX: Duration = Duration::from_secs(15);
 pub const IMAGE_REPORT: Duration = Duration::from_secs(2);
 /// Bytes of the question for one layer.
 pub const IMAGE_WANT_BYTES: usize = 1 << 10;
+/// Nodes that are asked for an image, one after the other.
+pub const IMAGE_HOLDERS: usize = 16;

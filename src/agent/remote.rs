@@ -51,12 +51,11 @@ impl Remote {
         };
         let asked = timeout(RELAY_ANSWER, receive(&mut stream, RELAY_MESSAGE_BYTES)).await;
         let ask: Ask = asked.map_err(|_| WireError::Silent(RELAY_ANSWER))??;
-        match ask {
+        let answer = match ask {
             Ask::ExecStart { id, detach, size } => {
                 match self.agent.exec_start(&id, detach, size).await {
-                    Err(refusal) => end(stream, &refused(refusal)).await,
-                    Ok(_) if detach => end(stream, &Answer::Done).await,
-                    Ok(streams) => exec(stream, streams).await,
+                    Ok(streams) if !detach => return exec(stream, streams).await,
+                    done => done.map(|_| Answer::Done),
                 }
             }
             Ask::Logs { tasks, query } => {
@@ -64,37 +63,28 @@ impl Remote {
                     let (task_dir, ended) = self.agent.log_source(&task)?;
                     Some(LogSource { task, task_dir, ended })
                 });
-                lines(stream, logs::read(sources.collect(), query)).await
+                return lines(stream, logs::read(sources.collect(), query)).await;
             }
             Ask::Image { name } => {
-                exchange::give(&self.agent.context().images, &name, &mut stream).await
+                return exchange::give(&self.agent.context().images, &name, &mut stream).await;
             }
-            other => end(stream, &self.answer(other).unwrap_or_else(refused)).await,
-        }
-    }
-
-    /// The answer to a question that needs no more than that.
-    fn answer(&self, ask: Ask) -> Result<Answer, Refusal> {
-        let agent = &self.agent;
-        match ask {
             Ask::Container { task } => {
                 let missing = || Refusal::NotFound(format!("No such container: {task}"));
-                agent.container(&task).map(|c| Answer::Container(Box::new(c))).ok_or_else(missing)
+                let found = self.agent.container(&task).ok_or_else(missing);
+                found.map(|found| Answer::Container(Box::new(found)))
             }
             Ask::ExecCreate { container, config } => {
-                agent.exec_create(&container, config).map(Answer::Created)
+                self.agent.exec_create(&container, config).map(Answer::Created)
             }
             Ask::ExecInspect { id } => {
-                agent.context().execs.view(&id).map(Answer::Exec).ok_or_else(|| no_such(&id))
+                let found = self.agent.context().execs.view(&id);
+                found.map(Answer::Exec).ok_or_else(|| no_such(&id))
             }
             Ask::ExecResize { id, rows, cols } => {
-                agent.exec_resize(&id, rows, cols).map(|()| Answer::Done)
+                self.agent.exec_resize(&id, rows, cols).map(|()| Answer::Done)
             }
-            // What needs more has been taken care of.
-            Ask::ExecStart { id, .. } => Err(no_such(&id)),
-            Ask::Logs { .. } => Ok(Answer::Lines),
-            Ask::Image { name } => Err(Refusal::NotFound(format!("No such image: {name}"))),
-        }
+        };
+        end(stream, &answer.unwrap_or_else(refused)).await
     }
 }
 

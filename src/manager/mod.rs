@@ -1,6 +1,7 @@
 //! The manager half of a node: it seals, proposes, decides and dispatches.
 
 pub mod door;
+pub mod images;
 pub mod init;
 pub mod leader;
 pub mod reach;

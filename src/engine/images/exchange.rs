@@ -89,7 +89,7 @@ pub async fn fetch(
         let error = match attempt(store, name, source, came).await {
             Ok(true) => return Ok(()),
             // Others were downloading a part of it, or the whole.
-            Ok(false) if store.resolve(name).is_ok() => return Ok(()),
+            Ok(false) if store.has(name) => return Ok(()),
             Ok(false) => continue,
             Err(error) => error,
         };

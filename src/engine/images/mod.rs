@@ -163,6 +163,13 @@ impl ImageStore {
         Ok(loaded)
     }
 
+    /// Whether another node gets this image from here: one with this very name, digest or whole
+    /// id.
+    #[must_use]
+    pub fn has(&self, name: &str) -> bool {
+        Asked::of(name).is_ok_and(|asked| self.catalog().exact(&asked).is_some())
+    }
+
     /// What another node gets that asks for this image, by name, digest or whole id.
     ///
     /// # Errors

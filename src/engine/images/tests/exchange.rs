@@ -93,6 +93,8 @@ async fn once(store: &Store, name: &str, from: &dyn ImageSource) -> Result<bool,
     soon(attempt(&store.store, name, from, &progress())).await
 }
 
+type Pack = fn(&[u8]) -> Vec<u8>;
+
 /// A layer that no packer makes smaller.
 fn noise(seed: u64, bytes: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
@@ -144,8 +146,7 @@ fn same(a: &Store, b: &Store, name: &str) {
 #[tokio::test]
 async fn an_image_comes_whole_however_it_is_kept() {
     let layers = [noise(1, 200_000), super::load::layer("a")];
-    let kinds: [(fn(&[u8]) -> Vec<u8>, &str); 3] =
-        [(gzip, "tar+gzip"), (zstd, "tar+zstd"), (plain, "tar")];
+    let kinds: [(Pack, &str); 3] = [(gzip, "tar+gzip"), (zstd, "tar+zstd"), (plain, "tar")];
     for (pack, kind) in kinds {
         let (from, mut to) = (stored(&layers, pack, kind), Store::new());
         let came = progress();
@@ -281,7 +282,7 @@ fn damage(store: &Store, at_least: u64) {
 #[tokio::test]
 async fn what_is_not_what_it_is_called_is_thrown_away() {
     let layers = [noise(11, 50_000)];
-    let kinds: [(fn(&[u8]) -> Vec<u8>, &str); 2] = [(gzip, "tar+gzip"), (plain, "tar")];
+    let kinds: [(Pack, &str); 2] = [(gzip, "tar+gzip"), (plain, "tar")];
     for (pack, kind) in kinds {
         let (from, to) = (stored(&layers, pack, kind), Store::new());
         let good = stored(&layers, pack, kind);
