@@ -1,18 +1,27 @@
 //! How a node is set up. This is the only place that reads flags, environment and host facts;
 //! everything else takes the plain values.
 
+use std::fs::File;
+use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
 
 use skep_core::model::node::{Availability, NodeDescription};
 
-use crate::cli::{self, NodeArgs, Start};
+use zeroize::Zeroizing;
+
+use crate::cli::{self, NodeArgs, Start, TokenSource};
+use crate::hidden::Hidden;
+use crate::limits;
 
 /// How long the runtime may take to tell its version.
 const RUNTIME_ANSWER: std::time::Duration = std::time::Duration::from_secs(2);
 
+/// Bytes that a token fits in, so that reading one leaves no outgrown copies behind.
+const TOKEN_ROOM: usize = 512;
+
 /// Options of a node, as given.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct NodeConfig {
     /// Where everything that lasts is kept.
     pub data_root: PathBuf,
@@ -34,17 +43,31 @@ pub struct NodeConfig {
     pub autolock: bool,
     /// Availability of this node in a new swarm.
     pub availability: Availability,
-    /// Whether a fresh data root starts a swarm of its own.
+    /// Whether a fresh data root starts a swarm of its own. Never together with `join`.
     pub init: bool,
+    /// The swarm that a fresh data root joins.
+    pub join: Option<JoinArgs>,
+}
+
+/// The swarm to join.
+#[derive(Debug)]
+pub struct JoinArgs {
+    /// Managers, `HOST:PORT` each, in the order to try; one at least.
+    pub managers: Vec<String>,
+    /// The join token, in whatever form it was given.
+    pub token: Hidden,
 }
 
 impl NodeConfig {
-    /// The options of a command line.
-    #[must_use]
-    pub fn from_args(args: NodeArgs) -> Self {
+    /// The options of a command line. Reads the join token from where it is.
+    ///
+    /// # Errors
+    /// [`ConfigError`]: the token is not there.
+    pub fn from_args(args: NodeArgs) -> Result<Self, ConfigError> {
         // Supervisors get these paths too, and have another working directory.
         let absolute = |path: PathBuf| std::path::absolute(&path).unwrap_or(path);
-        Self {
+        let join = args.join.map(JoinArgs::read).transpose()?;
+        Ok(Self {
             node_name: args.node_name.unwrap_or_else(hostname),
             data_root: absolute(args.data_root),
             run_root: absolute(args.run_root),
@@ -59,9 +82,39 @@ impl NodeConfig {
                 cli::Availability::Pause => Availability::Pause,
                 cli::Availability::Drain => Availability::Drain,
             },
-            init: args.start == Start::Up,
-        }
+            init: args.start == Start::Up && join.is_none(),
+            join,
+        })
     }
+}
+
+impl JoinArgs {
+    fn read(join: cli::Join) -> Result<Self, ConfigError> {
+        let token = match join.token {
+            TokenSource::Given(token) => token,
+            TokenSource::Stdin => read_token("standard input", std::io::stdin().lock())?,
+            TokenSource::File(path) => {
+                let name = path.display().to_string();
+                let file = File::open(&path)
+                    .map_err(|source| ConfigError::TokenFile { path: name.clone(), source })?;
+                read_token(&name, file)?
+            }
+        };
+        Ok(Self { managers: join.managers, token })
+    }
+}
+
+/// The token in a file: all of it, without the space around.
+fn read_token(path: &str, source: impl Read) -> Result<Hidden, ConfigError> {
+    let fail = |source| ConfigError::TokenFile { path: path.to_owned(), source };
+    let mut text = Zeroizing::new(String::with_capacity(TOKEN_ROOM));
+    source.take(limits::TOKEN_FILE_BYTES + 1).read_to_string(&mut text).map_err(fail)?;
+    let token = text.trim();
+    let one_word = !token.is_empty() && !token.contains(char::is_whitespace);
+    if !one_word || text.len() as u64 > limits::TOKEN_FILE_BYTES {
+        return Err(ConfigError::NoToken(path.to_owned()));
+    }
+    Ok(Hidden::new(token.to_owned()))
 }
 
 /// Options that contradict one another or the host.
@@ -77,6 +130,21 @@ pub enum ConfigError {
         /// What is accepted.
         expected: &'static str,
     },
+    /// The file with the join token cannot be read.
+    #[error("cannot read the join token from {path}")]
+    TokenFile {
+        /// The file, or standard input.
+        path: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file holds something else.
+    #[error(
+        "{0} does not hold a join token: expected one word, as 'skep swarm join-token --quiet \
+         worker' prints it on a manager"
+    )]
+    NoToken(String),
     /// A `-H` address is not a unix socket.
     #[error("invalid -H {0:?}: a node serves unix sockets only, as unix:///path/to/socket")]
     Host(String),
@@ -178,6 +246,25 @@ pub fn hostname() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_token_is_one_word_of_a_small_file() {
+        let read = |text: &str| read_token("t", text.as_bytes());
+        assert_eq!(read(" SWMTKN-1-a-b\n").unwrap().reveal(), "SWMTKN-1-a-b");
+        let long = "x".repeat(5000);
+        for text in ["", "\n \n", "two words", "a\nb", long.as_str()] {
+            let error = read(text).unwrap_err();
+            assert!(matches!(&error, ConfigError::NoToken(path) if path == "t"), "{error:?}");
+        }
+        let binary = read_token("t", [0xff, 0xfe].as_slice()).unwrap_err();
+        assert!(matches!(binary, ConfigError::TokenFile { .. }));
+        let join = cli::Join {
+            managers: vec!["h:1".to_owned()],
+            token: TokenSource::File("/nonexistent/token".into()),
+        };
+        let error = JoinArgs::read(join).unwrap_err().to_string();
+        assert_eq!(error, "cannot read the join token from /nonexistent/token");
+    }
 
     #[test]
     fn addresses_take_a_port_or_the_default() {

@@ -6,19 +6,36 @@ use futures_util::stream::BoxStream;
 use skep_core::command::Rejection;
 use skep_core::id::{ClusterId, MaterialId, NodeId, TaskId};
 use skep_core::model::material::MaterialKind;
+use skep_core::model::node::Role;
 use skep_core::state::State;
 
 use crate::engine::images::ImageStore;
 use crate::gate::{
     ContainerView, Done, ExecConfig, ExecStreams, ExecView, Gate, JoinTokens, Later, LocalState,
-    LogQuery, Logged, NodeView, Refusal, Request,
+    LogQuery, Logged, ManagerView, NodeView, Reachability, Refusal, Request,
 };
+use crate::hidden::Hidden;
 use crate::node::{Node, Swarm};
 
 impl Node {
     fn member(&self) -> Result<std::sync::Arc<Swarm>, Refusal> {
         self.swarm().ok_or(Refusal::NotInSwarm)
     }
+}
+
+/// The managers, from the applied state: also without a leader.
+fn managers(swarm: &Swarm) -> Vec<ManagerView> {
+    swarm.manager.raft.view(|state| {
+        let managers = state.nodes().filter_map(|node| {
+            let addr = node.manager.as_ref()?.addr.clone();
+            let reachability = match node.id == swarm.manager.node {
+                true => Reachability::Reachable,
+                false => Reachability::Unknown,
+            };
+            Some(ManagerView { node: node.id, addr, reachability })
+        });
+        managers.collect()
+    })
 }
 
 impl Gate for Node {
@@ -28,8 +45,10 @@ impl Gate for Node {
         NodeView {
             state: if swarm.is_some() { LocalState::Active } else { LocalState::Inactive },
             node: swarm.as_ref().map(|s| s.manager.node),
+            role: swarm.as_ref().map(|_| Role::Manager),
             manager: swarm.is_some(),
-            leader: swarm.as_ref().is_some_and(|s| s.manager.raft.is_leader()),
+            leader: swarm.as_ref().filter(|s| s.manager.raft.is_leader()).map(|s| s.manager.node),
+            managers: swarm.as_ref().map(|s| managers(s)).unwrap_or_default(),
             addr: addr_port.rsplit_once(':').map_or("", |(host, _)| host).to_owned(),
             addr_port,
             error: String::new(),
@@ -57,6 +76,10 @@ impl Gate for Node {
             match request {
                 Request::SwarmInit(init) => self.init(init).await,
                 Request::SwarmLeave { force } => self.leave(force).await,
+                Request::SwarmJoin(_) if self.swarm().is_none() => Err(Refusal::Unsupported(
+                    "joining a swarm is not supported by this version of skep: it runs on one node"
+                        .into(),
+                )),
                 request => self.member()?.manager.submit(request).await,
             }
         })
@@ -64,6 +87,11 @@ impl Gate for Node {
 
     fn join_tokens(&self) -> Later<'_, Result<JoinTokens, Refusal>> {
         Box::pin(async move { self.member()?.manager.join_tokens() })
+    }
+
+    fn unlock_key(&self) -> Later<'_, Result<Option<Hidden>, Refusal>> {
+        // A swarm without autolock has no unlock key.
+        Box::pin(async move { self.member().map(|_| None) })
     }
 
     fn config_payload(&self, id: MaterialId) -> Later<'_, Result<Vec<u8>, Refusal>> {

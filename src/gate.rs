@@ -1,15 +1,15 @@
 //! What the local API asks of the node. The API knows nothing else of it.
 
 mod container;
+mod refusal;
 
 use std::pin::Pin;
 
 use futures_util::stream::BoxStream;
-use skep_core::command::Rejection;
 use skep_core::id::{ClusterId, MaterialId, NodeId, ServiceId, TaskId};
 use skep_core::model::cluster::ClusterSpec;
 use skep_core::model::material::{MaterialKind, MaterialSpec};
-use skep_core::model::node::{Availability, NodeSpec};
+use skep_core::model::node::{Availability, NodeSpec, Role};
 use skep_core::model::service::ServiceSpec;
 use skep_core::state::State;
 
@@ -17,7 +17,9 @@ pub use container::{
     ContainerState, ContainerView, ExecConfig, ExecStreams, ExecView, LogGap, LogLine, LogQuery,
     Logged,
 };
+pub use refusal::Refusal;
 
+use crate::hidden::Hidden;
 use crate::protected::Protected;
 
 /// A future that is sent between threads.
@@ -29,6 +31,13 @@ pub type Later<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 pub enum Request {
     /// Makes a swarm with this node as its manager.
     SwarmInit(SwarmInit),
+    /// Makes this node part of a swarm that exists.
+    SwarmJoin(SwarmJoin),
+    /// Gives a locked manager the key that opens its own keys.
+    SwarmUnlock {
+        /// `SWMKEY-1-…`, as the client sent it.
+        key: Hidden,
+    },
     /// Leaves the swarm; a manager only by force.
     SwarmLeave {
         /// Whether losing the swarm's data is accepted.
@@ -44,8 +53,12 @@ pub enum Request {
         rotate_worker: bool,
         /// Whether to make a new join secret for managers.
         rotate_manager: bool,
+        /// Whether to make a new unlock key.
+        rotate_unlock: bool,
+        /// Whether a new root takes over from the swarm's own.
+        rotate_ca: bool,
     },
-    /// Changes what a user says of a node.
+    /// Changes what a user says of a node. Another role promotes or demotes it.
     NodeUpdate {
         /// Node.
         id: NodeId,
@@ -53,6 +66,13 @@ pub enum Request {
         version: u64,
         /// New spec.
         spec: NodeSpec,
+    },
+    /// Removes a node from the swarm for good.
+    NodeRemove {
+        /// Node.
+        id: NodeId,
+        /// Whether it may be up.
+        force: bool,
     },
     /// Makes a secret or config.
     MaterialCreate {
@@ -110,9 +130,9 @@ pub enum Request {
 /// How to make a swarm.
 #[derive(Debug, Default)]
 pub struct SwarmInit {
-    /// Address to listen on, `HOST[:PORT]`; empty for the node's option.
+    /// Address to listen on, `<ip|interface>[:port]`; empty for the node's option.
     pub listen_addr: String,
-    /// Address others use, `HOST[:PORT]` or an interface; empty for the node's option.
+    /// Address others use, `<ip|interface>[:port]`; empty for the node's option.
     pub advertise_addr: String,
     /// Settings.
     pub spec: ClusterSpec,
@@ -120,6 +140,21 @@ pub struct SwarmInit {
     pub availability: Availability,
     /// Whether a lone survivor makes the swarm its own.
     pub force_new_cluster: bool,
+}
+
+/// How to become part of a swarm.
+#[derive(Debug)]
+pub struct SwarmJoin {
+    /// Address to listen on, `<ip|interface>[:port]`; empty for the node's option.
+    pub listen_addr: String,
+    /// Address others use, `<ip|interface>[:port]`; empty for the node's option.
+    pub advertise_addr: String,
+    /// Managers, `HOST:PORT` each, in the order to try; one at least.
+    pub remote_addrs: Vec<String>,
+    /// The join token, in whatever form the client sent it.
+    pub token: Hidden,
+    /// Availability of this node.
+    pub availability: Availability,
 }
 
 /// What a request answered.
@@ -133,64 +168,6 @@ pub enum Done {
     Service(ServiceId),
     /// Nothing to say.
     Nothing,
-}
-
-/// Why a request was not answered.
-#[derive(Debug, thiserror::Error)]
-pub enum Refusal {
-    /// The swarm's state does not allow it.
-    #[error(transparent)]
-    Rejected(#[from] Rejection),
-    /// This node is in no swarm.
-    #[error("this node is not part of a swarm")]
-    NotInSwarm,
-    /// This node is in a swarm already.
-    #[error("this node is already part of a swarm")]
-    AlreadyInSwarm,
-    /// This node is no manager.
-    #[error("this node is not a swarm manager")]
-    NotManager,
-    /// Leaving would lose the swarm's data.
-    #[error("this node is the last manager")]
-    LastManager,
-    /// No leader answered in time.
-    #[error("the swarm has no leader at the moment; try again")]
-    NoLeader,
-    /// The write may or may not have happened.
-    #[error("outcome unknown: the write was sent but not confirmed, id {0}")]
-    Unknown(String),
-    /// The disk is full: reads go on, writes do not.
-    #[error("the disk that holds the swarm's log is full: free space under {0} and try again")]
-    NoSpace(String),
-    /// The input breaks a rule that only the node knows; the text names all.
-    #[error("{0}")]
-    Invalid(String),
-    /// No such container, exec or task on this node.
-    #[error("{0}")]
-    NotFound(String),
-    /// The container's state does not allow it.
-    #[error("{0}")]
-    Conflict(String),
-    /// Another node, which alone could answer, is out of reach.
-    #[error("node {node} is not available: {why}")]
-    Unreachable {
-        /// Node.
-        node: NodeId,
-        /// What was seen of it.
-        why: String,
-    },
-    /// skep does not do that (yet).
-    #[error("{0}")]
-    Unsupported(String),
-    /// Something failed; the chain says what.
-    #[error("{what}")]
-    Failed {
-        /// What was tried.
-        what: String,
-        /// Why it failed.
-        #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
 }
 
 /// Where this node stands.
@@ -222,6 +199,41 @@ impl LocalState {
     }
 }
 
+/// Whether a manager answers this one.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub enum Reachability {
+    /// Nobody has tried, or this node has no way to know.
+    #[default]
+    Unknown,
+    /// It does not.
+    Unreachable,
+    /// It does.
+    Reachable,
+}
+
+impl Reachability {
+    /// Docker's word.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Unreachable => "unreachable",
+            Self::Reachable => "reachable",
+        }
+    }
+}
+
+/// A manager as this node knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ManagerView {
+    /// Node.
+    pub node: NodeId,
+    /// Address with port.
+    pub addr: String,
+    /// Whether it answers.
+    pub reachability: Reachability,
+}
+
 /// What this node says of itself.
 #[derive(Debug, Clone)]
 pub struct NodeView {
@@ -229,10 +241,14 @@ pub struct NodeView {
     pub state: LocalState,
     /// Its id, once it is in a swarm.
     pub node: Option<NodeId>,
-    /// Whether it is a manager.
+    /// Its role, once it is in a swarm.
+    pub role: Option<Role>,
+    /// Whether it can show and change the swarm: it is a manager, ready and not locked.
     pub manager: bool,
-    /// Whether it leads.
-    pub leader: bool,
+    /// The node that leads, as far as this one knows. Only managers know.
+    pub leader: Option<NodeId>,
+    /// The managers this node knows of, itself included. A worker knows them from its session.
+    pub managers: Vec<ManagerView>,
     /// Address others use, without port.
     pub addr: String,
     /// The same with port.
@@ -280,6 +296,9 @@ pub trait Gate: Send + Sync + 'static {
 
     /// The join tokens.
     fn join_tokens(&self) -> Later<'_, Result<JoinTokens, Refusal>>;
+
+    /// The key that unlocks managers; none while they lock nothing.
+    fn unlock_key(&self) -> Later<'_, Result<Option<Hidden>, Refusal>>;
 
     /// The payload of a config's latest version. Refused for secrets.
     fn config_payload(&self, id: MaterialId) -> Later<'_, Result<Vec<u8>, Refusal>>;

@@ -66,6 +66,10 @@ pub const IMAGE_PIECE_WAIT: Duration = Duration::from_secs(120);
 pub const IMAGE_DOCUMENT_BYTES: u64 = 16 << 20;
 /// Bytes of the instructions given to an import.
 pub const IMAGE_CHANGE_BYTES: usize = 1 << 20;
+/// Managers that a join may name.
+pub const JOIN_ADDRESSES: usize = 64;
+/// Bytes of a file that holds a join token.
+pub const TOKEN_FILE_BYTES: u64 = 4096;
 /// Messages that may wait between an agent and its manager.
 pub const SESSION_QUEUE: usize = 1024;
 /// Bytes in one message between nodes about containers.

@@ -41,7 +41,9 @@ pub(super) async fn find(gate: &dyn Gate, word: &str) -> Result<ContainerView, A
     }
     let found = match look(gate, |state| lookup::container(state, word)).await {
         // Only managers know of others.
-        Err(Refusal::NotManager | Refusal::NotInSwarm) => None,
+        Err(
+            Refusal::NotManager | Refusal::NotInSwarm | Refusal::ManagerNotReady | Refusal::Locked,
+        ) => None,
         found => found??,
     };
     match found {

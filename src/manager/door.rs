@@ -53,10 +53,14 @@ impl Manager {
             Request::NodeUpdate { id, version, spec } => {
                 self.change(Command::NodeUpdate { id, version, spec }).await
             }
-            Request::SwarmUpdate { version, spec, rotate_worker, rotate_manager } => {
+            Request::SwarmUpdate { rotate_unlock: true, .. } => Err(unsupported("an unlock key")),
+            Request::SwarmUpdate { rotate_ca: true, .. } => Err(unsupported("another root")),
+            Request::SwarmUpdate { version, spec, rotate_worker, rotate_manager, .. } => {
                 self.update_swarm(version, spec, rotate_worker, rotate_manager).await
             }
-            Request::SwarmInit(_) => Err(Refusal::AlreadyInSwarm),
+            Request::NodeRemove { .. } => Err(unsupported("removing a node")),
+            Request::SwarmUnlock { .. } => Err(Refusal::NotLocked),
+            Request::SwarmInit(_) | Request::SwarmJoin(_) => Err(Refusal::AlreadyInSwarm),
             Request::SwarmLeave { .. } => Err(Refusal::LastManager),
         }
     }
@@ -193,6 +197,10 @@ impl Manager {
     }
 }
 
+fn unsupported(what: &str) -> Refusal {
+    Refusal::Unsupported(format!("{what} is not supported by this version of skep"))
+}
+
 fn reseal(
     old: &RingSecret,
     new: &RingSecret,
@@ -295,8 +303,14 @@ mod tests {
             let cluster = state.cluster().unwrap();
             (cluster.meta.version, cluster.spec.clone())
         });
-        let rotate =
-            Request::SwarmUpdate { version, spec, rotate_worker: true, rotate_manager: false };
+        let rotate = Request::SwarmUpdate {
+            version,
+            spec,
+            rotate_worker: true,
+            rotate_manager: false,
+            rotate_unlock: false,
+            rotate_ca: false,
+        };
         manager.submit(rotate).await.unwrap();
         let second = manager.join_tokens().unwrap();
         assert_ne!(first.worker, second.worker);

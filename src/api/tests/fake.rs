@@ -22,8 +22,10 @@ use tokio::io::AsyncWriteExt;
 use crate::engine::images::{ImageStore, Import};
 use crate::gate::{
     ContainerState, ContainerView, Done, ExecConfig, ExecStreams, ExecView, Gate, JoinTokens,
-    Later, LocalState, LogGap, LogLine, LogQuery, Logged, NodeView, Refusal, Request,
+    Later, LocalState, LogGap, LogLine, LogQuery, Logged, ManagerView, NodeView, Reachability,
+    Refusal, Request,
 };
+use crate::hidden::Hidden;
 use crate::seal::random;
 
 /// 2026-11-22T08:43:42.25Z, where the fake's time begins.
@@ -32,7 +34,10 @@ const START: u64 = 1_795_337_022_250_000_000;
 pub(super) struct FakeGate {
     state: Mutex<State>,
     clock: AtomicU64,
-    node: Mutex<NodeView>,
+    pub(super) node: Mutex<NodeView>,
+    /// Whether managers have an unlock key, and the last requests that only a real node answers.
+    pub(super) unlock_key: Mutex<Option<String>>,
+    pub(super) asked: Mutex<Vec<Request>>,
     images: ImageStore,
     pub(super) containers: Mutex<Vec<ContainerView>>,
     /// Containers of other nodes.
@@ -61,8 +66,10 @@ impl FakeGate {
         let node = NodeView {
             state: LocalState::Inactive,
             node: None,
+            role: None,
             manager: false,
-            leader: false,
+            leader: None,
+            managers: Vec::new(),
             addr: "127.0.0.1".to_owned(),
             addr_port: "127.0.0.1:2377".to_owned(),
             error: String::new(),
@@ -75,6 +82,8 @@ impl FakeGate {
             state: Mutex::default(),
             clock: AtomicU64::new(START),
             node: Mutex::new(node),
+            unlock_key: Mutex::default(),
+            asked: Mutex::default(),
             images: ImageStore::open(dir.path()).unwrap(),
             containers: Mutex::default(),
             elsewhere: Mutex::default(),
@@ -132,8 +141,13 @@ impl FakeGate {
         };
         self.run(Command::ClusterInit(Box::new(init))).unwrap();
         let mut view = self.node.lock().unwrap();
-        (view.state, view.node, view.manager, view.leader) =
-            (LocalState::Active, Some(node), true, true);
+        (view.state, view.node, view.role) = (LocalState::Active, Some(node), Some(Role::Manager));
+        (view.manager, view.leader) = (true, Some(node));
+        view.managers = vec![ManagerView {
+            node,
+            addr: view.addr_port.clone(),
+            reachability: Reachability::Reachable,
+        }];
         node
     }
 
@@ -307,6 +321,18 @@ impl Gate for FakeGate {
             Request::SwarmLeave { .. } if self.node().node.is_none() => Err(Refusal::NotInSwarm),
             Request::SwarmLeave { force: false } => Err(Refusal::LastManager),
             Request::SwarmLeave { force: true } => Ok(Done::Nothing),
+            Request::SwarmJoin(_) if self.node().node.is_some() => Err(Refusal::AlreadyInSwarm),
+            Request::SwarmUnlock { key } if key.reveal() != "SWMKEY-1-right" => {
+                Err(Refusal::WrongUnlockKey)
+            }
+            request @ (Request::SwarmJoin(_)
+            | Request::SwarmUnlock { .. }
+            | Request::NodeRemove { .. }
+            | Request::SwarmUpdate { rotate_ca: true, .. }
+            | Request::SwarmUpdate { rotate_unlock: true, .. }) => {
+                self.asked.lock().unwrap().push(request);
+                Ok(Done::Nothing)
+            }
             Request::SwarmUpdate { version, spec, .. } => run(Command::ClusterUpdate {
                 version,
                 spec,
@@ -347,6 +373,11 @@ impl Gate for FakeGate {
     fn join_tokens(&self) -> Later<'_, Result<JoinTokens, Refusal>> {
         let tokens = JoinTokens { worker: "SWMTKN-1-w".into(), manager: "SWMTKN-1-m".into() };
         Box::pin(async { Ok(tokens) })
+    }
+
+    fn unlock_key(&self) -> Later<'_, Result<Option<Hidden>, Refusal>> {
+        let key = self.unlock_key.lock().unwrap().clone();
+        Box::pin(async { Ok(key.map(Hidden::new)) })
     }
 
     fn config_payload(&self, id: MaterialId) -> Later<'_, Result<Vec<u8>, Refusal>> {
