@@ -1,5 +1,7 @@
 //! The node as the local API sees it.
 
+mod anywhere;
+
 use std::sync::Arc;
 
 use futures_util::stream::BoxStream;
@@ -10,10 +12,9 @@ use skep_core::model::node::{NodeState, Role};
 use skep_core::state::State;
 
 use crate::engine::images::ImageStore;
-use crate::engine::logs;
 use crate::gate::{
     ContainerView, Done, ExecConfig, ExecStreams, ExecView, Gate, JoinTokens, Later, LocalState,
-    LogLine, LogQuery, ManagerView, NodeView, Reachability, Refusal, Request,
+    LogQuery, Logged, ManagerView, NodeView, Reachability, Refusal, Request,
 };
 use crate::hidden::Hidden;
 use crate::manager::Manager;
@@ -143,8 +144,18 @@ impl Gate for Node {
         self.swarm().map(|swarm| swarm.agent.containers()).unwrap_or_default()
     }
 
-    fn exec_create(&self, container: &str, config: ExecConfig) -> Result<String, Refusal> {
-        self.member()?.agent.exec_create(container, config)
+    fn container(&self, node: NodeId, task: TaskId) -> Later<'_, Result<ContainerView, Refusal>> {
+        Box::pin(async move { self.member()?.container(node, task).await })
+    }
+
+    fn exec_create(
+        &self,
+        node: NodeId,
+        container: &str,
+        config: ExecConfig,
+    ) -> Later<'_, Result<String, Refusal>> {
+        let container = container.to_owned();
+        Box::pin(async move { self.member()?.exec_create(node, &container, config).await })
     }
 
     fn exec_start(
@@ -154,33 +165,25 @@ impl Gate for Node {
         size: Option<(u16, u16)>,
     ) -> Later<'_, Result<ExecStreams, Refusal>> {
         let id = id.to_owned();
-        Box::pin(async move { self.member()?.agent.exec_start(&id, detach, size).await })
+        Box::pin(async move { self.member()?.exec_start(&id, detach, size).await })
     }
 
-    fn exec_inspect(&self, id: &str) -> Option<ExecView> {
-        self.swarm()?.agent.context().execs.view(id)
+    fn exec_inspect(&self, id: &str) -> Later<'_, Result<ExecView, Refusal>> {
+        let id = id.to_owned();
+        Box::pin(async move { self.member()?.exec_inspect(&id).await })
     }
 
-    fn exec_resize(&self, id: &str, rows: u16, cols: u16) -> Result<(), Refusal> {
-        self.member()?.agent.exec_resize(id, rows, cols)
+    fn exec_resize(&self, id: &str, rows: u16, cols: u16) -> Later<'_, Result<(), Refusal>> {
+        let id = id.to_owned();
+        Box::pin(async move { self.member()?.exec_resize(&id, rows, cols).await })
     }
 
     fn logs(
         &self,
-        tasks: Vec<TaskId>,
+        tasks: Vec<(NodeId, TaskId)>,
         query: LogQuery,
-    ) -> Later<'_, Result<BoxStream<'static, LogLine>, Refusal>> {
-        Box::pin(async move {
-            let agent = &self.member()?.agent;
-            let sources = tasks
-                .into_iter()
-                .filter_map(|task| {
-                    let (task_dir, ended) = agent.log_source(&task)?;
-                    Some(logs::LogSource { task, task_dir, ended })
-                })
-                .collect();
-            Ok(logs::read(sources, query))
-        })
+    ) -> Later<'_, Result<BoxStream<'static, Logged>, Refusal>> {
+        Box::pin(async move { Ok(self.member()?.logs(tasks, query).await) })
     }
 
     fn cluster(&self) -> Option<ClusterId> {

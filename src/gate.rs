@@ -1,7 +1,9 @@
 //! What the local API asks of the node. The API knows nothing else of it.
 
+mod container;
+mod refusal;
+
 use std::pin::Pin;
-use std::sync::Arc;
 
 use futures_util::stream::BoxStream;
 use skep_core::id::{ClusterId, MaterialId, NodeId, ServiceId, TaskId};
@@ -9,17 +11,16 @@ use skep_core::model::cluster::ClusterSpec;
 use skep_core::model::material::{MaterialKind, MaterialSpec};
 use skep_core::model::node::{Availability, NodeSpec, Role};
 use skep_core::model::service::ServiceSpec;
-use skep_core::model::task::Task;
 use skep_core::state::State;
-use skep_core::time::Stamp;
-use tokio::io::{AsyncRead, AsyncWrite};
+
+pub use container::{
+    ContainerState, ContainerView, ExecConfig, ExecStreams, ExecView, LogGap, LogLine, LogQuery,
+    Logged,
+};
+pub use refusal::Refusal;
 
 use crate::hidden::Hidden;
 use crate::protected::Protected;
-
-mod refusal;
-
-pub use refusal::Refusal;
 
 /// A future that is sent between threads.
 pub type Later<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -279,164 +280,6 @@ impl std::fmt::Debug for JoinTokens {
     }
 }
 
-/// How a container stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ContainerState {
-    /// Made, not started.
-    Created,
-    /// Runs.
-    Running,
-    /// Ended.
-    Exited,
-}
-
-/// A container of this node.
-#[derive(Debug, Clone)]
-pub struct ContainerView {
-    /// 64 hex characters.
-    pub id: String,
-    /// Its task.
-    pub task: Arc<Task>,
-    /// The node.
-    pub node: NodeId,
-    /// Image id: `sha256:…`.
-    pub image_id: String,
-    /// Ports the image exposes, as `80/tcp`.
-    pub exposed: Vec<String>,
-    /// Command line: first word and the rest.
-    pub args: Vec<String>,
-    /// Whole environment.
-    pub env: Vec<String>,
-    /// Working directory.
-    pub cwd: String,
-    /// User as configured.
-    pub user: String,
-    /// Host name.
-    pub hostname: String,
-    /// Entrypoint and command after the image's are merged in.
-    pub entrypoint: Vec<String>,
-    /// Command after the image's is merged in.
-    pub cmd: Vec<String>,
-    /// Labels of image and service, with the task's own.
-    pub labels: skep_core::model::Labels,
-    /// Signal that stops it, as configured.
-    pub stop_signal: String,
-    /// State.
-    pub state: ContainerState,
-    /// Pid of its init on the host; 0 when none.
-    pub pid: u32,
-    /// When it was made.
-    pub created: Stamp,
-    /// When it started; zero if it has not.
-    pub started: Stamp,
-    /// When it ended; zero if it has not.
-    pub finished: Stamp,
-    /// Exit code.
-    pub exit_code: i32,
-    /// Whether the kernel killed it for memory.
-    pub oom: bool,
-    /// What went wrong.
-    pub error: String,
-    /// Network mode: `host`, `none` or `default`.
-    pub network: String,
-    /// Its directory, for the paths that inspect shows.
-    pub task_dir: String,
-    /// Layer directories, lowest first.
-    pub layers: Vec<String>,
-    /// Execs that run or are remembered.
-    pub execs: Vec<String>,
-}
-
-/// What an exec runs.
-#[derive(Debug, Clone, Default)]
-pub struct ExecConfig {
-    /// Command and arguments.
-    pub args: Vec<String>,
-    /// `NAME=value` pairs beyond the container's.
-    pub env: Vec<String>,
-    /// Working directory; empty for the container's.
-    pub cwd: String,
-    /// User; empty for the container's.
-    pub user: String,
-    /// Whether it has a terminal.
-    pub tty: bool,
-    /// Whether it has all capabilities.
-    pub privileged: bool,
-    /// Which streams are attached.
-    pub stdin: bool,
-    /// Stdout likewise.
-    pub stdout: bool,
-    /// Stderr likewise.
-    pub stderr: bool,
-    /// Key sequence that detaches, as sent.
-    pub detach_keys: String,
-}
-
-/// An exec as inspect shows it.
-#[derive(Debug, Clone)]
-pub struct ExecView {
-    /// 64 hex characters.
-    pub id: String,
-    /// Its container.
-    pub container: String,
-    /// What it runs.
-    pub config: ExecConfig,
-    /// Whether it runs.
-    pub running: bool,
-    /// Exit code once it ended.
-    pub exit_code: Option<i32>,
-    /// Its pid on the host; 0 when none.
-    pub pid: u32,
-}
-
-/// The streams of a started exec.
-pub struct ExecStreams {
-    /// Closing it is the end of the process's stdin.
-    pub stdin: Option<Box<dyn AsyncWrite + Send + Unpin>>,
-    /// For a terminal, everything.
-    pub stdout: Option<Box<dyn AsyncRead + Send + Unpin>>,
-    /// Absent for a terminal.
-    pub stderr: Option<Box<dyn AsyncRead + Send + Unpin>>,
-    /// Resolves once the exit code can be inspected.
-    pub ended: Later<'static, ()>,
-}
-
-impl std::fmt::Debug for ExecStreams {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("ExecStreams")
-    }
-}
-
-/// Which lines of a log.
-#[derive(Debug, Clone, Default)]
-pub struct LogQuery {
-    /// Whether to go on with new lines.
-    pub follow: bool,
-    /// Only the last so many, per task; none for all.
-    pub tail: Option<usize>,
-    /// Not before this; zero for all.
-    pub since: Stamp,
-    /// Not after this; zero for all.
-    pub until: Stamp,
-    /// Whether stdout is wanted.
-    pub stdout: bool,
-    /// Whether stderr is wanted.
-    pub stderr: bool,
-}
-
-/// One line of a task's log.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LogLine {
-    /// Task.
-    pub task: TaskId,
-    /// When it was written.
-    pub at: Stamp,
-    /// Whether it came from stderr.
-    pub stderr: bool,
-    /// The line with its newline, if it had one.
-    pub bytes: Vec<u8>,
-}
-
 /// The node, as the local API sees it. `node.rs` implements it.
 pub trait Gate: Send + Sync + 'static {
     /// Where this node stands.
@@ -466,8 +309,16 @@ pub trait Gate: Send + Sync + 'static {
     /// Containers of this node, those of ended tasks included.
     fn containers(&self) -> Vec<ContainerView>;
 
-    /// Makes an exec in a running container; answers its id.
-    fn exec_create(&self, container: &str, config: ExecConfig) -> Result<String, Refusal>;
+    /// The container of a task on any node; not found if it has none yet.
+    fn container(&self, node: NodeId, task: TaskId) -> Later<'_, Result<ContainerView, Refusal>>;
+
+    /// Makes an exec in a running container of any node; answers its id, which tells the node.
+    fn exec_create(
+        &self,
+        node: NodeId,
+        container: &str,
+        config: ExecConfig,
+    ) -> Later<'_, Result<String, Refusal>>;
 
     /// Starts an exec. Detached ones have no streams.
     fn exec_start(
@@ -478,17 +329,18 @@ pub trait Gate: Send + Sync + 'static {
     ) -> Later<'_, Result<ExecStreams, Refusal>>;
 
     /// An exec that runs or ended a short while ago.
-    fn exec_inspect(&self, id: &str) -> Option<ExecView>;
+    fn exec_inspect(&self, id: &str) -> Later<'_, Result<ExecView, Refusal>>;
 
     /// Sets the size of an exec's terminal.
-    fn exec_resize(&self, id: &str, rows: u16, cols: u16) -> Result<(), Refusal>;
+    fn exec_resize(&self, id: &str, rows: u16, cols: u16) -> Later<'_, Result<(), Refusal>>;
 
-    /// Lines of the logs of these tasks, in order of time as far as they are there.
+    /// Lines of the logs of these tasks, each with its node, in order of time as far as they are
+    /// there. A node that cannot be reached is a gap in the stream.
     fn logs(
         &self,
-        tasks: Vec<TaskId>,
+        tasks: Vec<(NodeId, TaskId)>,
         query: LogQuery,
-    ) -> Later<'_, Result<BoxStream<'static, LogLine>, Refusal>>;
+    ) -> Later<'_, Result<BoxStream<'static, Logged>, Refusal>>;
 
     /// The swarm's id, once there is one.
     fn cluster(&self) -> Option<ClusterId>;

@@ -135,3 +135,41 @@ pub const LEAF_LIFE_MIN: Duration = Duration::from_secs(3_600);
 pub const LEAF_LIFE_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3_600);
 /// How far the clocks of two nodes may differ before a new certificate is not valid yet.
 pub const LEAF_BACKDATE: Duration = Duration::from_secs(3_600);
+/// Bytes in one message between nodes about containers.
+pub const RELAY_MESSAGE_BYTES: usize = 16 << 20;
+/// Streams of other nodes that one agent serves at once: execs, followed logs, questions.
+pub const RELAY_STREAMS: usize = 512;
+/// How long a node may take to say what it wants, or to answer.
+pub const RELAY_ANSWER: Duration = Duration::from_secs(5);
+/// Time between two signs of life on a stream that has nothing else to say.
+pub const RELAY_PULSE: Duration = Duration::from_secs(5);
+/// How long such a stream may say nothing at all before it counts as lost.
+pub const RELAY_SILENCE: Duration = Duration::from_secs(20);
+/// Bytes of one piece of a process's output, and of each of its streams that wait for a reader.
+pub const RELAY_PIECE_BYTES: usize = 32 << 10;
+/// Log lines sent at once.
+pub const RELAY_LINES: usize = 64;
+/// Nodes that one request asks at the same time.
+pub const RELAY_ASKED: usize = 64;
+/// Bytes of an image's manifest and configuration on their way between nodes.
+pub const IMAGE_OFFER_BYTES: usize = (2 * IMAGE_DOCUMENT_BYTES as usize) + (64 << 10);
+/// Images that one node gives at the same time.
+pub const IMAGES_GIVEN: usize = 32;
+/// Bytes of a layer that are read or written at once on its way between nodes.
+pub const IMAGE_PIECE_BYTES: usize = 256 << 10;
+/// Bytes of unfinished layers that are kept for a later try.
+pub const IMAGE_PARTIAL_BYTES: u64 = 16 << 30;
+/// How long an unfinished layer is kept after its last byte has come.
+pub const IMAGE_PARTIAL_KEPT: Duration = Duration::from_secs(24 * 3600);
+/// Tries in a row to fetch an image that bring nothing new.
+pub const IMAGE_TRIES: u32 = 10;
+/// The wait before the second of them; it doubles from try to try.
+pub const IMAGE_RETRY: Duration = Duration::from_millis(100);
+/// The longest of these waits.
+pub const IMAGE_RETRY_MAX: Duration = Duration::from_secs(15);
+/// Time between two reports of how much of an image has come.
+pub const IMAGE_REPORT: Duration = Duration::from_secs(2);
+/// Bytes of the question for one layer.
+pub const IMAGE_WANT_BYTES: usize = 1 << 10;
+/// Nodes that are asked for an image, one after the other.
+pub const IMAGE_HOLDERS: usize = 16;

@@ -62,6 +62,7 @@ pub use log::OpenError;
 pub use machine::{Applied, Event, Subscription};
 pub use members::{MemberError, Members};
 
+pub use network::{Answer, Peer, Transport, TransportError};
 pub use node::Raft;
 pub use offline::{OfflineError, Recovery};
 pub use snapshot::SnapshotError;

@@ -111,9 +111,10 @@ fn refused(refusal: &Refusal) -> (StatusCode, String) {
         )),
         Refusal::JoinTimeout => unavailable(JOIN_TIMEOUT),
         Refusal::NoLeader => unavailable(NO_LEADER),
-        Refusal::JoinFailed(_) | Refusal::Unknown(_) | Refusal::NoSpace(_) => {
-            unavailable(&refusal.to_string())
-        }
+        Refusal::JoinFailed(_)
+        | Refusal::Unknown(_)
+        | Refusal::NoSpace(_)
+        | Refusal::Unreachable { .. } => unavailable(&refusal.to_string()),
         Refusal::InvalidToken(_) => (StatusCode::BAD_REQUEST, refusal.to_string()),
         Refusal::Invalid(text) | Refusal::JoinRefused(text) => {
             (StatusCode::BAD_REQUEST, text.clone())

@@ -1,6 +1,7 @@
 //! Why the node does not do what it was asked.
 
 use skep_core::command::Rejection;
+use skep_core::id::NodeId;
 
 /// Why a request was not answered.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +75,14 @@ pub enum Refusal {
     /// The container's state does not allow it.
     #[error("{0}")]
     Conflict(String),
+    /// Another node, which alone could answer, is out of reach.
+    #[error("node {node} is not available: {why}")]
+    Unreachable {
+        /// Node.
+        node: NodeId,
+        /// What was seen of it.
+        why: String,
+    },
     /// skep does not do that (yet).
     #[error("{0}")]
     Unsupported(String),

@@ -1,6 +1,7 @@
 //! The manager half of a node: it seals, proposes, decides and dispatches.
 
 pub mod door;
+pub mod images;
 pub mod init;
 mod admit;
 mod forward;
@@ -10,6 +11,7 @@ mod nodes;
 pub mod peers;
 pub mod pump;
 pub mod reception;
+pub mod reach;
 pub mod session;
 
 use std::sync::{Arc, Mutex, PoisonError};

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use quinn::{Connection, RecvStream, SendStream};
 use skep_core::id::NodeId;
+use tokio::io::{AsyncWriteExt, copy_bidirectional_with_sizes};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -15,25 +16,24 @@ use super::session::{Ends, serve};
 use super::{Manager, stopped};
 use crate::gate::Refusal;
 use crate::limits::{
-    JOINS, NET_ANONYMOUS_BYTES, NET_ANSWER, NET_MESSAGE_BYTES, SESSION_QUEUE, SESSION_SILENCE,
+    IMAGE_PIECE_BYTES, JOINS, NET_ANONYMOUS_BYTES, NET_ANSWER, NET_MESSAGE_BYTES, SESSION_QUEUE, SESSION_SILENCE,
 };
-use crate::net::{Closed, Guest, Protocol, Service, Visit};
+use crate::net::{BiStream, Closed, Guest, Protocol, Service, Visit};
 use crate::wire::control::{ControlAnswer, ControlRequest, Greeting, SessionNews};
 use crate::wire::join::{JoinAnswer, JoinRequest};
 use crate::wire::session::{FromAgent, Hello, ToAgent};
 use crate::wire::{WireError, receive, receive_bytes, send, send_bytes};
 
-/// A byte stream to an agent or from one.
-pub type Stream = (SendStream, RecvStream);
+/// Both halves of a stream.
+type Halves = (SendStream, RecvStream);
 
 /// What an agent asks for on a stream of its own.
 pub trait Requests: Send + Sync + 'static {
     /// Answers the agent of `node`.
-    fn answer(&self, node: NodeId, stream: Stream) -> Visit;
+    fn answer(&self, node: NodeId, stream: BiStream) -> Visit;
 
-    /// Gives an image to another manager's agent, on a stream whose question was answered with
-    /// `Done`; none if it is not here.
-    fn image(&self, reference: &str) -> Option<Box<dyn FnOnce(Stream) -> Visit + Send>>;
+    /// Answers another manager in the place of this node's own agent.
+    fn local(&self, stream: BiStream) -> Visit;
 }
 
 /// Connections of agents whose sessions are here.
@@ -170,7 +170,7 @@ impl Reception {
     async fn each_stream<F>(
         self: &Arc<Self>,
         connection: &Connection,
-        answer: impl Fn(Arc<Self>, Stream) -> F,
+        answer: impl Fn(Arc<Self>, Halves) -> F,
     ) -> Result<(), Closed>
     where
         F: Future<Output = Result<(), WireError>> + Send + 'static,
@@ -188,7 +188,7 @@ impl Reception {
         Ok(())
     }
 
-    async fn raft(self: Arc<Self>, from: u64, stream: Stream) -> Result<(), WireError> {
+    async fn raft(self: Arc<Self>, from: u64, stream: Halves) -> Result<(), WireError> {
         let (mut tx, mut rx) = stream;
         let request = receive_bytes(&mut rx, NET_MESSAGE_BYTES).await?;
         match self.manager.raft.answer(from, &request).await {
@@ -201,7 +201,7 @@ impl Reception {
         }
     }
 
-    async fn control(self: Arc<Self>, stream: Stream) -> Result<(), WireError> {
+    async fn control(self: Arc<Self>, stream: Halves) -> Result<(), WireError> {
         let (mut tx, mut rx) = stream;
         let request = receive(&mut rx, NET_MESSAGE_BYTES).await?;
         let manager = &self.manager;
@@ -225,39 +225,30 @@ impl Reception {
                 ControlAnswer::Directory(manager.peers.book().directory().borrow().clone())
             }
             ControlRequest::Reach { node } => return self.reach(&node, (tx, rx)).await,
-            ControlRequest::Image { reference } => {
-                let Some(give) = self.requests.image(&reference) else {
-                    return send(&mut tx, &ControlAnswer::Absent).await;
-                };
-                send(&mut tx, &ControlAnswer::Done).await?;
-                give((tx, rx)).await;
-                return Ok(());
-            }
         };
         send(&mut tx, &answer).await
     }
 
     /// Connects another manager's stream to an agent here.
-    async fn reach(&self, node: &NodeId, stream: Stream) -> Result<(), WireError> {
-        let (mut tx, mut rx) = stream;
+    async fn reach(&self, node: &NodeId, stream: Halves) -> Result<(), WireError> {
+        let mut stream = BiStream::new(stream);
+        if *node == self.manager.node {
+            send(&mut stream, &ControlAnswer::Done).await?;
+            self.requests.local(stream).await;
+            return Ok(());
+        }
         let agent = match self.manager.sessions.of(node) {
-            Some(connection) => connection.open_bi().await.ok(),
+            Some(connection) => BiStream::open(&connection).await.ok(),
             None => None,
         };
-        let Some((mut agent_tx, mut agent_rx)) = agent else {
-            return send(&mut tx, &ControlAnswer::Absent).await;
+        let Some(mut agent) = agent else {
+            send(&mut stream, &ControlAnswer::Absent).await?;
+            return Ok(stream.shutdown().await?);
         };
-        send(&mut tx, &ControlAnswer::Done).await?;
-        let up = async {
-            tokio::io::copy(&mut rx, &mut agent_tx).await?;
-            agent_tx.finish().map_err(io::Error::other)
-        };
-        let down = async {
-            tokio::io::copy(&mut agent_rx, &mut tx).await?;
-            tx.finish().map_err(io::Error::other)
-        };
+        send(&mut stream, &ControlAnswer::Done).await?;
         // Dropping both streams tells both ends that the other is gone.
-        tokio::try_join!(up, down)?;
+        copy_bidirectional_with_sizes(&mut stream, &mut agent, IMAGE_PIECE_BYTES, IMAGE_PIECE_BYTES)
+            .await?;
         Ok(())
     }
 
@@ -309,7 +300,7 @@ impl Reception {
             ended = write(tx, orders_rx) => ended,
             ended = read(rx, news_tx) => ended,
             ended = desk.each_stream(connection, move |desk, stream| async move {
-                desk.requests.answer(node, stream).await;
+                desk.requests.answer(node, BiStream::new(stream)).await;
                 Ok(())
             }) => ended.map_err(|_| WireError::Io(io::ErrorKind::InvalidData.into())),
             () = manager.out_of_touch() => Ok(()),

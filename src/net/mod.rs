@@ -5,6 +5,7 @@
 mod connect;
 mod error;
 mod serve;
+mod stream;
 mod tls;
 
 #[cfg(test)]
@@ -19,6 +20,7 @@ use skep_core::id::NodeId;
 pub use connect::{Expected, Meeting, closed, dial_error};
 pub use error::{Closed, DialError, ListenError};
 pub use serve::{Admission, Guest, Recorded, Service, Visit};
+pub use stream::BiStream;
 pub use tls::Identity;
 
 /// A protocol between nodes with its major version.

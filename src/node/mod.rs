@@ -18,9 +18,11 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::agent::program::Supervisor;
+use crate::agent::remote::Remote;
 use crate::agent::{Agent, Context};
 use crate::clock::now;
 use crate::config::{self, NodeConfig};
+use crate::engine::images::exchange::ImageSource;
 use crate::engine::images::{ImageError, ImageStore};
 use crate::files::{DirLock, FileError, make_dir};
 use crate::gate::{Refusal, SwarmInit, SwarmJoin};
@@ -28,12 +30,14 @@ use crate::hidden::Hidden;
 use crate::identity::store::{IdentityStore, NodeFile, Standing, StoreError};
 use crate::limits::SESSION_QUEUE;
 use crate::manager::stopped;
+use crate::manager::images::Images;
 use crate::manager::peers::{Book, Peers};
 use crate::manager::{Manager, failed};
 use crate::net::{Identity, ListenError, Net};
 use crate::seal::SealError;
 use crate::wire::session::{Directory, Hello};
 use part::Half;
+use reach::{ByTheSwarm, Counter, Own, Ways};
 pub use part::Swarm;
 use session::Uplink;
 
@@ -286,7 +290,9 @@ impl Node {
         let peers = Peers::new(Arc::clone(&net), book);
         let (news_tx, news) = mpsc::channel(SESSION_QUEUE);
         let (orders, orders_rx) = mpsc::channel(SESSION_QUEUE);
-        let agent = Arc::new(Agent::new(self.agent_context(cluster, node, news_tx))?);
+        let own = Arc::new(Own::default());
+        let source: Arc<dyn ImageSource> = Arc::new(ByTheSwarm(Arc::clone(&own)));
+        let agent = Arc::new(Agent::new(self.agent_context(cluster, node, source, news_tx))?);
         agent.reattach()?;
         let (stop, stopped) = watch::channel(false);
         let swarm = Arc::new(Swarm {
@@ -294,6 +300,8 @@ impl Node {
             node,
             agent,
             net,
+            reach: Arc::new(Ways(Arc::clone(&own))),
+            line: std::sync::Mutex::new(None),
             peers,
             half: RwLock::new(None),
             advertise: file.advertise_addr.clone(),
@@ -301,6 +309,7 @@ impl Node {
             stop,
             workers: tokio::sync::Mutex::new(JoinSet::new()),
         });
+        own.set(&swarm);
         let chain = self.store.load_chain()?;
         self.show(&swarm, &chain, &directory.roots).map_err(StartError::Join)?;
         if swarm.file().raft_id != 0 {
@@ -315,6 +324,7 @@ impl Node {
         &self,
         cluster: ClusterId,
         node: NodeId,
+        source: Arc<dyn ImageSource>,
         session: mpsc::Sender<crate::wire::session::FromAgent>,
     ) -> Context {
         Context {
@@ -328,6 +338,7 @@ impl Node {
             node,
             supervisor: Arc::clone(&self.supervisor),
             images: Arc::clone(&self.images),
+            image_source: Some(source),
             execs: Default::default(),
             session,
         }
@@ -358,7 +369,7 @@ impl Node {
             },
             role,
             removed,
-            asked: self.answerer(swarm),
+            asked: Arc::new(Remote::new(Arc::clone(&swarm.agent))),
             stop: stop.clone(),
         };
         let mut workers = swarm.workers.lock().await;
@@ -378,7 +389,13 @@ impl Node {
         let peers = Arc::clone(&swarm.peers);
         let manager =
             Manager::new(raft, swarm.cluster, swarm.node, peers, seal, self.raft_dir());
-        let half = Half::start(Arc::new(manager), &swarm.net, self.requests(swarm));
+        let manager = Arc::new(manager);
+        let images = Arc::clone(&self.images);
+        let images = Images::new(Arc::clone(&manager), images, Arc::clone(&swarm.reach));
+        let images = Arc::new(images);
+        let remote = Arc::new(Remote::new(Arc::clone(&swarm.agent)));
+        let counter = Arc::new(Counter { images: Arc::clone(&images), remote });
+        let half = Half::start(manager, &swarm.net, images, counter);
         swarm.set_half(Some(half));
         Ok(())
     }

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
+use quinn::Connection;
 use skep_core::apply::Change;
 use skep_core::id::{ClusterId, NodeId};
 use skep_core::state::State;
@@ -13,9 +14,11 @@ use crate::agent::Agent;
 use crate::identity::store::NodeFile;
 use crate::limits::SESSION_QUEUE;
 use crate::manager::stopped;
+use crate::manager::images::Images;
 use crate::manager::members::tend;
 use crate::manager::peers::{Book, Peers};
 use crate::manager::pump::pump;
+use crate::manager::reach::Reach;
 use crate::manager::reception::{Desk, Requests};
 use crate::manager::{Manager, leader};
 use crate::net::{Admission, Net, Recorded, Visit};
@@ -33,6 +36,10 @@ pub struct Swarm {
     pub agent: Arc<Agent>,
     /// Its end of the network.
     pub net: Arc<Net>,
+    /// The way to the agents of other nodes.
+    pub reach: Arc<dyn Reach>,
+    /// The connection of its session, while that is with another node.
+    pub(super) line: Mutex<Option<Connection>>,
     /// The other managers, and who they are.
     pub peers: Arc<Peers>,
     /// Its manager half, while it has one.
@@ -50,6 +57,8 @@ pub struct Swarm {
 pub struct Half {
     /// The manager.
     pub manager: Arc<Manager>,
+    /// Finds images for agents.
+    pub(super) images: Arc<Images>,
     /// News of sessions go here.
     pub(super) news: mpsc::Sender<SessionNews>,
     /// Turns true when the half ends.
@@ -80,6 +89,16 @@ impl Swarm {
         self.file.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// The connection of its session, while that is with another node.
+    #[must_use]
+    pub fn line(&self) -> Option<Connection> {
+        self.line.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn set_line(&self, line: Option<Connection>) {
+        *self.line.lock().unwrap_or_else(PoisonError::into_inner) = line;
+    }
+
     /// Who the managers are.
     #[must_use]
     pub fn book(&self) -> &Arc<Book> {
@@ -108,6 +127,7 @@ impl Half {
     pub(super) fn start(
         manager: Arc<Manager>,
         net: &Arc<Net>,
+        images: Arc<Images>,
         requests: Arc<dyn Requests>,
     ) -> Arc<Self> {
         let (stop, stopped) = watch::channel(false);
@@ -132,7 +152,7 @@ impl Half {
         });
         let (following, reviewed) = (Arc::clone(&manager), Arc::clone(net));
         workers.spawn(async move { follow(&following, &reviewed, &*keeper, stopped).await });
-        Arc::new(Self { manager, news, stop, workers: tokio::sync::Mutex::new(workers) })
+        Arc::new(Self { manager, images, news, stop, workers: tokio::sync::Mutex::new(workers) })
     }
 
     /// Ends it: a leader hands over first.

@@ -5,17 +5,19 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::{RecvStream, SendStream};
 use skep_core::command::TaskReport;
 use skep_core::id::TaskId;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, interval, sleep, timeout_at};
 
 use super::part::{Half, Swarm};
+use super::reach::note;
+use crate::agent::remote::Remote;
 use crate::limits::{NET_MESSAGE_BYTES, SESSION_BEAT, SESSION_QUEUE, SESSION_SILENCE};
 use crate::manager::stopped;
 use crate::manager::session::{Ends, serve};
-use crate::net::{Closed, Expected, Protocol, Visit, closed};
+use crate::net::{BiStream, Closed, Expected, Protocol, closed};
 use crate::wire::session::{FromAgent, Hello, ToAgent};
 use crate::wire::{receive, send};
 
@@ -106,7 +108,7 @@ pub(super) struct Uplink {
     /// Turns true once a manager said that this node was removed.
     pub(super) removed: watch::Sender<bool>,
     /// Answers what managers ask of this node.
-    pub(super) asked: Arc<dyn Fn((SendStream, RecvStream)) -> Visit + Send + Sync>,
+    pub(super) asked: Arc<Remote>,
     pub(super) stop: watch::Receiver<bool>,
 }
 
@@ -223,6 +225,13 @@ impl Uplink {
 
     /// A session over one connection.
     async fn over(&mut self, connection: &quinn::Connection, memory: &mut Memory) -> Ended {
+        self.swarm.set_line(Some(connection.clone()));
+        let ended = self.carry(connection, memory).await;
+        self.swarm.set_line(None);
+        ended
+    }
+
+    async fn carry(&mut self, connection: &quinn::Connection, memory: &mut Memory) -> Ended {
         let Ok((mut tx, mut rx)) = connection.open_bi().await else { return Ended::Lost(None) };
         if send(&mut tx, &FromAgent::Hello(Box::new(self.hello()))).await.is_err() {
             return Ended::Lost(None);
@@ -249,8 +258,11 @@ impl Uplink {
                 }
             };
             let answer = async {
+                let mut answers = JoinSet::new();
                 while let Ok(stream) = connection.accept_bi().await {
-                    tokio::spawn(asked(stream));
+                    let (asked, stream) = (Arc::clone(&asked), BiStream::new(stream));
+                    answers.spawn(async move { note(asked.serve(stream).await) });
+                    while answers.try_join_next().is_some() {}
                 }
             };
             tokio::select! { () = write => {} () = read => {} () = answer => {} }

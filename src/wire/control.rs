@@ -53,14 +53,6 @@ pub enum ControlRequest {
         #[n(0)]
         node: NodeId,
     },
-    /// Give this image, if it is here or with an agent whose session is here. After an answer of
-    /// `Done` the stream carries the image.
-    #[n(5)]
-    Image {
-        /// The image that is looked for, by name, digest or id.
-        #[n(0)]
-        reference: String,
-    },
 }
 
 /// The answer.

@@ -3,11 +3,15 @@
 
 pub mod control;
 pub mod join;
+pub mod image;
 pub mod launch;
+pub mod refused;
+pub mod relay;
 pub mod session;
 pub mod shim;
 
 use std::io::{self, Read, Write};
+use std::time::Duration;
 
 use minicbor::{Decode, Encode};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -16,6 +20,12 @@ use crate::limits::SHIM_MESSAGE_BYTES;
 
 /// Bytes set aside for a message before any of it is there.
 const FIRST_BYTES: usize = 64 << 10;
+
+/// A stream of bytes to another node, in both directions. Each ends by itself: a shutdown is an
+/// end for the other side, and a dropped stream is lost to it.
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 /// A message that cannot be sent or understood.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +39,12 @@ pub enum WireError {
     /// The bytes are no message of this protocol.
     #[error("a message cannot be understood")]
     Decode(#[from] minicbor::decode::Error),
+    /// The peer said nothing for too long.
+    #[error("the other side said nothing for {} s", .0.as_secs())]
+    Silent(Duration),
+    /// The peer said what does not belong here.
+    #[error("the other side answered something else than was asked")]
+    Unexpected,
 }
 
 /// Encodes a message behind its length: four bytes, big-endian.
@@ -117,7 +133,8 @@ pub async fn send_bytes(
     stream: &mut (impl AsyncWrite + Unpin),
     bytes: &[u8],
 ) -> Result<(), WireError> {
-    let len = u32::try_from(bytes.len()).map_err(|_| WireError::TooLong(bytes.len(), u32::MAX as usize))?;
+    let len = u32::try_from(bytes.len())
+        .map_err(|_| WireError::TooLong(bytes.len(), u32::MAX as usize))?;
     stream.write_all(&len.to_be_bytes()).await?;
     Ok(stream.write_all(bytes).await?)
 }
