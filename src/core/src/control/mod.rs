@@ -11,6 +11,9 @@ pub mod constraint;
 mod draft;
 mod filter;
 mod loads;
+pub mod members;
+#[cfg(test)]
+mod members_tests;
 mod orchestrator;
 mod reaper;
 mod restart;

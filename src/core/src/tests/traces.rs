@@ -87,7 +87,10 @@ impl Stage {
             "close" => self.sim.event(SessionEvent::Closed(self.nodes[words[0]])),
             "heard" => self.sim.event(SessionEvent::Heard(self.nodes[words[0]])),
             "late" => self.late(words),
-            "leave" => self.sim.drop_node(self.nodes[words[0]]),
+            "leave" => {
+                let id = self.nodes[words[0]];
+                self.sim.run(Command::NodeRemove { id, force: true });
+            }
             "history" => self.set_history(words[0].parse().unwrap()),
             "drain" => self.set_availability(words[0], Availability::Drain),
             "activate" => self.set_availability(words[0], Availability::Active),
