@@ -27,7 +27,7 @@ use core::mem;
 
 use crate::apply::Change;
 use crate::command::Command;
-use crate::id::ServiceId;
+use crate::id::{NodeId, ServiceId};
 use crate::model::service::{Service, ServiceMode};
 use crate::model::task::{Task, TaskSpec};
 use crate::state::State;
@@ -113,6 +113,9 @@ impl Control {
             Input::Deadline => {}
         }
         self.sessions.expire(state, self.now, &mut reports);
+        while let Some(lost) = self.sessions.next_lost(self.now) {
+            self.mark_tasks_of(state, &lost);
+        }
         self.ring_timers(state);
 
         let mut draft = Draft::new(state, self.now, &mut self.mint, &mut self.timers);
@@ -158,9 +161,7 @@ impl Control {
             Change::Node(id) => {
                 self.schedule = true;
                 self.sessions.notice(state, id, self.now);
-                for task in state.tasks_of_node(id) {
-                    self.mark(state, &task.service, task.slot);
-                }
+                self.mark_tasks_of(state, id);
             }
             Change::Service(id) => {
                 self.dirty.insert(*id, Dirty::Whole);
@@ -170,6 +171,12 @@ impl Control {
                 self.mark(state, &task.service, task.slot);
                 self.schedule |= task.is_done() && !state.index.unassigned.is_empty();
             }
+        }
+    }
+
+    fn mark_tasks_of(&mut self, state: &State, node: &NodeId) {
+        for task in state.tasks_of_node(node) {
+            self.mark(state, &task.service, task.slot);
         }
     }
 
