@@ -51,6 +51,8 @@ pub const TASKS: usize = if cfg!(test) { 16_000 } else { 1_000_000 };
 pub const TASKS_SPARE: usize = TASKS / 10;
 /// When a slot that found no room is looked at again.
 pub const ROOM_RETRY: Span = Span::from_secs(5);
+/// Placement preferences of one service.
+pub const PREFERENCES: usize = 16;
 /// Replicas one service may ask for.
 pub const REPLICAS: u64 = 100_000;
 /// Services in a swarm.

@@ -19,6 +19,7 @@ mod reaper;
 mod restart;
 mod scheduler;
 mod sessions;
+mod spread;
 mod updater;
 
 use alloc::collections::{BTreeMap, BTreeSet};

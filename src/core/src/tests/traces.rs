@@ -235,10 +235,13 @@ impl Stage {
                     let reservations = Some(Resources { memory_bytes, ..Resources::default() });
                     task.resources = Some(ResourceNeeds { reservations, limits: None });
                 }
-                "constraint" | "max-per-node" | "platform" => {
+                "constraint" | "max-per-node" | "platform" | "spread" => {
                     let placement = task.placement.get_or_insert_with(Placement::default);
                     match key {
                         "constraint" => placement.constraints = vec![value.to_string()],
+                        "spread" => {
+                            placement.spread = value.split(',').map(String::from).collect();
+                        }
                         "platform" => placement.platforms = vec![(value.into(), "linux".into())],
                         _ => placement.max_replicas = number(),
                     }

@@ -334,6 +334,7 @@ impl Swarm {
             2 => placement.constraints = vec![String::from("node.labels.zone==nowhere")],
             3 => placement.max_replicas = 1 + self.random.below(2),
             4 => placement.platforms = vec![("amd64".to_string(), "linux".to_string())],
+            5 | 6 => placement.spread = vec![String::from("node.labels.zone")],
             _ => {}
         }
         task.placement = Some(placement);
