@@ -14,9 +14,7 @@ use crate::model::Meta;
 use crate::model::cluster::{ClusterSpec, Ring, RingKey, Slot, Trust};
 use crate::model::container::ContainerSpec;
 use crate::model::material::{Grant, MaterialKind, MaterialSpec};
-use crate::model::node::{
-    ManagerInfo, NodeDescription, NodeSpec, NodeState, NodeStatus, Role,
-};
+use crate::model::node::{ManagerInfo, NodeDescription, NodeSpec, NodeState, NodeStatus, Role};
 use crate::model::service::{ServiceMode, ServiceSpec};
 use crate::model::task::{Task, TaskSpec, TaskState, TaskStatus};
 use crate::sealed::Sealed;

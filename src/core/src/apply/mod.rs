@@ -90,13 +90,7 @@ impl Writer<'_> {
         }
         match command {
             Command::ClusterInit(_) | Command::Noop => Ok(0),
-            Command::ClusterUpdate {
-                version,
-                spec,
-                worker_secret,
-                manager_secret,
-                unlock_key,
-            } => {
+            Command::ClusterUpdate { version, spec, worker_secret, manager_secret, unlock_key } => {
                 let (worker, manager) = (worker_secret.as_ref(), manager_secret.as_ref());
                 let new = NewSecrets { worker, manager, unlock: unlock_key.as_ref() };
                 self.cluster_update(*version, spec, &new)

@@ -133,7 +133,9 @@ impl Writer<'_> {
         let mut node = self.node(id)?;
         check_spec(spec)?;
         if spec.role != Role::Manager {
-            return Err(Rejection::Invalid(String::from("a promotion gives the role of a manager")));
+            return Err(Rejection::Invalid(String::from(
+                "a promotion gives the role of a manager",
+            )));
         }
         if node.manager.is_some() {
             return Err(Rejection::Precondition(format!("node {id} is a manager already")));

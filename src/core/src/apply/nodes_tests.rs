@@ -170,10 +170,7 @@ fn a_promotion_is_checked() {
         }
     };
     assert_eq!(try_it(4, &of(|version, _, _, _| *version += 1)), Rejection::OutOfSequence);
-    assert_eq!(
-        try_it(4, &of(|_, _, _, slots| slots.clear())),
-        Rejection::StaleKey { current: 1 }
-    );
+    assert_eq!(try_it(4, &of(|_, _, _, slots| slots.clear())), Rejection::StaleKey { current: 1 });
     assert_eq!(
         try_it(4, &of(|_, _, raft_id, _| *raft_id = 1)).to_string(),
         "Raft id 1 was used before; a new manager needs a new one"
@@ -233,8 +230,9 @@ fn the_last_manager_and_the_quorum_stay() {
     let spec = NodeSpec { role: Role::Worker, ..node.spec.clone() };
     assert_eq!(rejected(world.run(Command::NodeUpdate { id, version, spec })), last);
 
-    // Managers that are down, who is to go, and whether it may.
-    let table: [(&[u64], u64, Option<(u64, u64, u64)>); 5] = [
+    // Managers that are down, who is to go, and with what numbers it is refused, if it is.
+    type Row = (&'static [u64], u64, Option<(u64, u64, u64)>);
+    let table: [Row; 5] = [
         (&[], 3, None),
         (&[3], 3, None),
         (&[3], 2, Some((2, 1, 2))),

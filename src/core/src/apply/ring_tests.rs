@@ -124,7 +124,8 @@ fn the_ring_is_bounded() {
     }
     let (key, secrets) = world.next_key(&[world.node]);
     assert!(
-        rejected(world.run(Command::RingTurn { key, secrets })).starts_with("the ring has 256 keys")
+        rejected(world.run(Command::RingTurn { key, secrets }))
+            .starts_with("the ring has 256 keys")
     );
     world.done(Command::MaterialRemove { id: testing::id(101) });
     turn(&mut world);

@@ -56,10 +56,7 @@ fn a_root_takes_over_when_every_node_has_moved() {
     assert_eq!(rejected(world.run(change(CaChange::Finish { force: true }))), none);
     let begin = |version, root| change(CaChange::Begin { version, root });
     assert_eq!(rejected(world.run(begin(2, root(1)))), "update out of sequence");
-    assert_eq!(
-        world.run(begin(1, root(2))),
-        Outcome::Rejected(Rejection::StaleKey { current: 1 })
-    );
+    assert_eq!(world.run(begin(1, root(2))), Outcome::Rejected(Rejection::StaleKey { current: 1 }));
     let same = NextRoot { pem: "OLD".to_string(), ..root(1) };
     assert!(rejected(world.run(begin(1, same))).starts_with("the swarm trusts this root"));
     for bytes in [0, limits::ROOT_BYTES + 1] {
@@ -71,9 +68,8 @@ fn a_root_takes_over_when_every_node_has_moved() {
     assert!(trust(&world).next.unwrap().moved.is_empty(), "nobody has moved yet");
     assert!(rejected(world.run(begin(2, root(1)))).starts_with("the swarm's root certificate is"));
 
-    let moved = |nodes: &[u64]| {
-        change(CaChange::Moved(nodes.iter().map(|n| testing::id(*n)).collect()))
-    };
+    let moved =
+        |nodes: &[u64]| change(CaChange::Moved(nodes.iter().map(|n| testing::id(*n)).collect()));
     assert_eq!(world.run(moved(&[1, 77])), Outcome::Done(3));
     assert_eq!(world.run(moved(&[1, 77])), Outcome::Done(3), "nothing is new");
     let (two, three) =

@@ -348,13 +348,7 @@ fn commands_of_many() -> Vec<Command> {
     vec![
         Command::NodeJoin(Box::new(node_join())),
         Command::NodePromote { id: id(1), version: 2, spec: spec(), raft_id: 3, slots: slots() },
-        Command::NodeDemote {
-            id: id(1),
-            version: 2,
-            spec: spec(),
-            key: key(),
-            secrets: secrets(),
-        },
+        Command::NodeDemote { id: id(1), version: 2, spec: spec(), key: key(), secrets: secrets() },
         Command::NodeRemove { id: id(1), force: true },
         Command::RingTurn { key: key(), secrets: secrets() },
         Command::ClusterForce {
