@@ -30,10 +30,11 @@ use crate::apply::Change;
 use crate::command::Command;
 use crate::id::{NodeId, ServiceId};
 use crate::model::service::{Service, ServiceMode};
-use crate::model::task::{Task, TaskSpec};
+use crate::model::task::{Task, TaskSpec, TaskState};
 use crate::state::State;
 use crate::time::Stamp;
 
+pub(crate) use draft::PENDING;
 use draft::{Draft, Mint, Slot};
 pub use sessions::SessionEvent;
 use sessions::{Reports, Sessions};
@@ -170,7 +171,15 @@ impl Control {
             Change::Task(id) => {
                 let Some(task) = state.task(id) else { return };
                 self.mark(state, &task.service, task.slot);
-                self.schedule |= task.is_done() && !state.index.unassigned.is_empty();
+                // A decision of the past may have emptied a slot that is wanted again since.
+                let mut slot = state.tasks_of_slot(&task.service, task.slot);
+                if slot.all(|task| task.desired == TaskState::Remove) {
+                    self.dirty.insert(task.service, Dirty::Whole);
+                }
+                // It may have been made for a node that was gone by then.
+                let is_new = task.node.is_none() && !task.is_done() && task.status.err.is_none();
+                let is_room = task.is_done() && !state.index.unassigned.is_empty();
+                self.schedule |= is_new || is_room;
             }
         }
     }
