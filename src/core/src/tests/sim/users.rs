@@ -39,7 +39,7 @@ impl Swarm {
 
     /// One thing a user does.
     pub(super) fn use_it(&mut self) {
-        match self.random.below(21) {
+        match self.random.below(22) {
             0 => self.add_material(),
             1 => {
                 if let Some(id) = self.any_material() {
@@ -61,7 +61,7 @@ impl Swarm {
             13..=16 => self.update(),
             17 => self.set_availability(Availability::Drain),
             18 => self.set_availability(Availability::Pause),
-            19 => self.change_role(),
+            19 | 20 => self.change_role(),
             _ => self.set_availability(Availability::Active),
         }
     }
@@ -172,7 +172,7 @@ impl Swarm {
     /// A node becomes a manager, or a manager a worker, if the swarm can afford it.
     fn change_role(&mut self) {
         let managers: Vec<NodeId> = self.world.state.managers().map(|(node, _)| node.id).collect();
-        let command = if managers.len() < 5 || self.random.once_in(2) {
+        let command = if managers.len() < 3 || self.random.once_in(2) {
             let Some(node) = self.any_node().filter(|node| !managers.contains(node)) else {
                 return;
             };
