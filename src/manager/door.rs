@@ -108,11 +108,7 @@ impl Manager {
     }
 
     /// A client may send a payload again with new labels: it must be the stored one.
-    async fn check_same(
-        &self,
-        id: MaterialId,
-        payload: Option<Protected>,
-    ) -> Result<(), Refusal> {
+    async fn check_same(&self, id: MaterialId, payload: Option<Protected>) -> Result<(), Refusal> {
         let Some(payload) = payload else { return Ok(()) };
         self.confirm().await?;
         let stored = self.open_latest(id)?;
@@ -240,6 +236,7 @@ mod tests {
     use super::*;
     use crate::identity::store::IdentityStore;
     use crate::manager::init::{Founder, found};
+    use crate::manager::peers::{Book, Peers};
     use skep_core::id::{ClusterId, NodeId};
     use skep_core::model::node::NodeSpec;
 
@@ -266,7 +263,10 @@ mod tests {
         let raft = skep_raft::Raft::start(config, std::sync::Arc::new(crate::clock::now)).await;
         let raft = raft.unwrap();
         raft.initialize().await.unwrap();
-        let manager = Manager::new(raft, cluster, node, founding.seal, String::new());
+        let net = crate::net::Net::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let book = std::sync::Arc::new(Book::new(cluster, Default::default()));
+        let peers = Peers::new(net, book);
+        let manager = Manager::new(raft, cluster, node, peers, founding.seal, String::new());
         manager.propose(Command::ClusterInit(Box::new(founding.command))).await.unwrap();
         manager
     }

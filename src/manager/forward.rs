@@ -119,11 +119,7 @@ impl Manager {
     }
 
     /// Carries out another manager's write, if this one leads.
-    pub(super) async fn propose_for(
-        &self,
-        request: RequestId,
-        command: Command,
-    ) -> ControlAnswer {
+    pub(super) async fn propose_for(&self, request: RequestId, command: Command) -> ControlAnswer {
         match self.raft.propose(request, command).await {
             Ok(outcome) => ControlAnswer::Outcome(outcome),
             Err(ProposeError::NotLeader { leader }) => ControlAnswer::NotLeader(leader),

@@ -1,17 +1,17 @@
 //! The manager half of a node: it seals, proposes, decides and dispatches.
 
+mod admit;
 pub mod door;
+mod forward;
 pub mod images;
 pub mod init;
-mod admit;
-mod forward;
 pub mod leader;
 pub mod members;
 mod nodes;
 pub mod peers;
 pub mod pump;
-pub mod reception;
 pub mod reach;
+pub mod reception;
 pub mod session;
 
 use std::sync::{Arc, Mutex, PoisonError};

@@ -186,6 +186,7 @@ impl Manager {
         };
         let next = trust.next.as_ref().map(|next| next.key.clone());
         Ok(TrustSecrets {
+            cluster_version: cluster.meta.version,
             root_key: again(&trust.root_key, CA_KEY)?,
             worker_secret: join(&trust.worker_secret, WORKER_SECRET)?,
             manager_secret: join(&trust.manager_secret, MANAGER_SECRET)?,

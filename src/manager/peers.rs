@@ -203,8 +203,7 @@ impl Peers {
         }
         let expected =
             Expected { node: entry.node, public_key: entry.public_key, addr: entry.addr };
-        let dialling =
-            dial(Arc::clone(&self.net), self.book.greeting(), expected, protocol, link);
+        let dialling = dial(Arc::clone(&self.net), self.book.greeting(), expected, protocol, link);
         tokio::spawn(dialling).await.unwrap_or(Err(PeerError::Silent))
     }
 }

@@ -16,7 +16,8 @@ use super::session::{Ends, serve};
 use super::{Manager, stopped};
 use crate::gate::Refusal;
 use crate::limits::{
-    IMAGE_PIECE_BYTES, JOINS, NET_ANONYMOUS_BYTES, NET_ANSWER, NET_MESSAGE_BYTES, SESSION_QUEUE, SESSION_SILENCE,
+    IMAGE_PIECE_BYTES, JOINS, NET_ANONYMOUS_BYTES, NET_ANSWER, NET_MESSAGE_BYTES, SESSION_QUEUE,
+    SESSION_SILENCE,
 };
 use crate::net::{BiStream, Closed, Guest, Protocol, Service, Visit};
 use crate::wire::control::{ControlAnswer, ControlRequest, Greeting, SessionNews};
@@ -247,8 +248,13 @@ impl Reception {
         };
         send(&mut stream, &ControlAnswer::Done).await?;
         // Dropping both streams tells both ends that the other is gone.
-        copy_bidirectional_with_sizes(&mut stream, &mut agent, IMAGE_PIECE_BYTES, IMAGE_PIECE_BYTES)
-            .await?;
+        copy_bidirectional_with_sizes(
+            &mut stream,
+            &mut agent,
+            IMAGE_PIECE_BYTES,
+            IMAGE_PIECE_BYTES,
+        )
+        .await?;
         Ok(())
     }
 
@@ -277,7 +283,11 @@ impl Reception {
         Ok(())
     }
 
-    async fn session(self: &Arc<Self>, node: NodeId, connection: &Connection) -> Result<(), Closed> {
+    async fn session(
+        self: &Arc<Self>,
+        node: NodeId,
+        connection: &Connection,
+    ) -> Result<(), Closed> {
         let hello = async {
             let (tx, mut rx) = connection.accept_bi().await.map_err(io::Error::from)?;
             let first = receive::<FromAgent>(&mut rx, NET_MESSAGE_BYTES).await?;

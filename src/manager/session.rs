@@ -12,8 +12,8 @@ use tokio::time::interval;
 
 use super::{Manager, failed, stopped};
 use crate::gate::Refusal;
-use crate::seal::{ShimSeal, seal_to_shim};
 use crate::limits::SESSION_BEAT;
+use crate::seal::{ShimSeal, seal_to_shim};
 use crate::wire::control::SessionNews;
 use crate::wire::session::{Directory, FromAgent, Hello, ToAgent};
 use crate::wire::shim::{DeliveredItem, Delivery};

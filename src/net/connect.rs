@@ -47,8 +47,7 @@ impl Net {
         let identity = self.identity().ok_or(DialError::NoIdentity)?;
         let addr = resolve(&expected.addr).await?;
         let dialling = tls::member_config(&identity, protocol).map_err(DialError::Own)?;
-        let Meeting { connection, facts } =
-            self.meet(addr, dialling, Some(&expected.node)).await?;
+        let Meeting { connection, facts } = self.meet(addr, dialling, Some(&expected.node)).await?;
         let verdict = judge(addr, expected, &facts);
         if let Err(error) = verdict {
             connection.close(Closed::Unknown.code().into(), b"not the node that was meant");
@@ -79,8 +78,7 @@ impl Net {
         let identity = self.identity().ok_or(DialError::NoIdentity)?;
         let addr = resolve(&expected.addr).await?;
         let dialling = tls::renewer_config(&identity).map_err(DialError::Own)?;
-        let Meeting { connection, facts } =
-            self.meet(addr, dialling, Some(&expected.node)).await?;
+        let Meeting { connection, facts } = self.meet(addr, dialling, Some(&expected.node)).await?;
         judge(addr, expected, &facts)?;
         Ok(connection)
     }
@@ -92,10 +90,8 @@ impl Net {
         node: Option<&NodeId>,
     ) -> Result<Meeting, DialError> {
         let Dialling { config, verdict } = dialling;
-        let failed = |source: Box<dyn std::error::Error + Send + Sync>| DialError::Failed {
-            addr,
-            source,
-        };
+        let failed =
+            |source: Box<dyn std::error::Error + Send + Sync>| DialError::Failed { addr, source };
         let connecting = self
             .endpoint
             .connect_with(config, addr, &server_name(node))

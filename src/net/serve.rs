@@ -15,8 +15,8 @@ use tokio::time::timeout;
 
 use super::{Closed, Net, Protocol, tls};
 use crate::identity::trust::{LeafFacts, Standing};
-use crate::manager::stopped;
 use crate::limits::{NET_CONNECTIONS, NET_DIAL, NET_HANDSHAKES, NET_HANDSHAKES_FREE};
+use crate::manager::stopped;
 
 /// What the state says of a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -177,7 +177,8 @@ impl Net {
         connection: &Connection,
         admission: &dyn Admission,
     ) -> Result<(Guest, Protocol), Closed> {
-        let data = connection.handshake_data().and_then(|data| data.downcast::<HandshakeData>().ok());
+        let data =
+            connection.handshake_data().and_then(|data| data.downcast::<HandshakeData>().ok());
         let alpn = data.and_then(|data| data.protocol).unwrap_or_default();
         let protocol = Protocol::of_alpn(&alpn).ok_or(Closed::Malformed)?;
         if protocol == Protocol::Join {

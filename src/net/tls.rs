@@ -11,9 +11,7 @@ use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{
-    CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime,
-};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use rustls::server::NoServerSessionStorage;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
@@ -134,8 +132,7 @@ impl Verdict {
 /// A client that shows this node's certificate.
 pub(super) fn member_config(identity: &Identity, protocol: Protocol) -> Result<Dialling, Error> {
     let (builder, verdict) = client(Trusted::Roots(identity.trust.clone()))?;
-    let config =
-        builder.with_client_auth_cert(identity.chain.clone(), identity.key.clone_key())?;
+    let config = builder.with_client_auth_cert(identity.chain.clone(), identity.key.clone_key())?;
     dialling(config, verdict, protocol)
 }
 
@@ -191,7 +188,10 @@ struct Hosts {
     verdict: Arc<Verdict>,
 }
 
-fn chain_of(leaf: &CertificateDer<'_>, rest: &[CertificateDer<'_>]) -> Vec<CertificateDer<'static>> {
+fn chain_of(
+    leaf: &CertificateDer<'_>,
+    rest: &[CertificateDer<'_>],
+) -> Vec<CertificateDer<'static>> {
     std::iter::once(leaf).chain(rest).map(|cert| cert.clone().into_owned()).collect()
 }
 

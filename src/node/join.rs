@@ -126,10 +126,14 @@ impl Node {
         let addr = remote.to_owned();
         let answer = match asked {
             Err(_) => Err(TryError::Silent { addr }),
-            Ok(Err(source)) => Err(match connection.close_reason().and_then(|r| crate::net::closed(&r)) {
-                Some(why) => DialError::Refused { addr: connection.remote_address(), why }.into(),
-                None => TryError::Wire { addr, source },
-            }),
+            Ok(Err(source)) => {
+                Err(match connection.close_reason().and_then(|r| crate::net::closed(&r)) {
+                    Some(why) => {
+                        DialError::Refused { addr: connection.remote_address(), why }.into()
+                    }
+                    None => TryError::Wire { addr, source },
+                })
+            }
             Ok(Ok(JoinAnswer::Welcome(welcome))) => Ok(*welcome),
             Ok(Ok(JoinAnswer::Refused(text))) => Err(TryError::Refused { addr, text }),
             Ok(Ok(JoinAnswer::Renewed { .. })) => {
@@ -268,4 +272,3 @@ fn chain(error: &dyn std::error::Error) -> String {
     }
     text
 }
-

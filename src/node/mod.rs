@@ -29,16 +29,16 @@ use crate::gate::{Refusal, SwarmInit, SwarmJoin};
 use crate::hidden::Hidden;
 use crate::identity::store::{IdentityStore, NodeFile, Standing, StoreError};
 use crate::limits::SESSION_QUEUE;
-use crate::manager::stopped;
 use crate::manager::images::Images;
 use crate::manager::peers::{Book, Peers};
+use crate::manager::stopped;
 use crate::manager::{Manager, failed};
 use crate::net::{Identity, ListenError, Net};
 use crate::seal::SealError;
 use crate::wire::session::{Directory, Hello};
 use part::Half;
-use reach::{ByTheSwarm, Counter, Own, Ways};
 pub use part::Swarm;
+use reach::{ByTheSwarm, Counter, Own, Ways};
 use session::Uplink;
 
 /// A node does not start.
@@ -249,7 +249,8 @@ impl Node {
             return Ok(self.config.listen_addr);
         }
         let port = self.config.listen_addr.port();
-        config::parse_addr("--listen-addr", given, port).map_err(|e| Refusal::Invalid(e.to_string()))
+        config::parse_addr("--listen-addr", given, port)
+            .map_err(|e| Refusal::Invalid(e.to_string()))
     }
 
     fn raft_dir(&self) -> String {
@@ -387,8 +388,7 @@ impl Node {
         let seal = self.store.load_seal_key()?;
         let raft = self.open_raft(&swarm.file(), &swarm.peers).await?;
         let peers = Arc::clone(&swarm.peers);
-        let manager =
-            Manager::new(raft, swarm.cluster, swarm.node, peers, seal, self.raft_dir());
+        let manager = Manager::new(raft, swarm.cluster, swarm.node, peers, seal, self.raft_dir());
         let manager = Arc::new(manager);
         let images = Arc::clone(&self.images);
         let images = Images::new(Arc::clone(&manager), images, Arc::clone(&swarm.reach));

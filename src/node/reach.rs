@@ -64,10 +64,8 @@ async fn by_others(manager: &Manager, node: NodeId) -> Option<BiStream> {
         others.retain(|other| other.node == node);
     }
     let request = ControlRequest::Reach { node };
-    let mut asked: FuturesUnordered<_> = others
-        .iter()
-        .map(|other| manager.peers.ask_stream(other.raft_id, &request))
-        .collect();
+    let mut asked: FuturesUnordered<_> =
+        others.iter().map(|other| manager.peers.ask_stream(other.raft_id, &request)).collect();
     while let Some(answer) = asked.next().await {
         if let Ok((ControlAnswer::Done, tx, rx)) = answer {
             return Some(BiStream::new((tx, rx)));

@@ -11,8 +11,8 @@ use super::part::Swarm;
 use super::{Node, StartError, disk};
 use crate::gate::Refusal;
 use crate::limits::{NET_ANSWER, NET_MESSAGE_BYTES};
-use crate::manager::stopped;
 use crate::manager::failed;
+use crate::manager::stopped;
 use crate::net::{Closed, Expected};
 use crate::wire::join::{JoinAnswer, JoinRequest};
 use crate::wire::{receive, send};
@@ -89,11 +89,8 @@ impl Node {
         let managers = swarm.book().directory().borrow().managers.clone();
         let mut last = Refusal::NoLeader;
         for manager in managers {
-            let expected = Expected {
-                node: manager.node,
-                public_key: manager.public_key,
-                addr: manager.addr,
-            };
+            let expected =
+                Expected { node: manager.node, public_key: manager.public_key, addr: manager.addr };
             match self.ask_to_renew(swarm, &expected, csr.clone()).await {
                 Ok((chain, roots)) => {
                     self.store.save_chain(&chain).map_err(disk)?;
@@ -112,8 +109,7 @@ impl Node {
         csr: Vec<u8>,
     ) -> Result<(String, Vec<String>), Refusal> {
         let what = "cannot get a certificate";
-        let connection =
-            swarm.net.dial_to_renew(expected).await.map_err(|e| failed(what, e))?;
+        let connection = swarm.net.dial_to_renew(expected).await.map_err(|e| failed(what, e))?;
         let asked = async {
             let (mut tx, mut rx) = connection.open_bi().await.map_err(std::io::Error::from)?;
             send(&mut tx, &JoinRequest::Renew { csr }).await?;

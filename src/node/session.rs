@@ -15,8 +15,8 @@ use super::part::{Half, Swarm};
 use super::reach::note;
 use crate::agent::remote::Remote;
 use crate::limits::{NET_MESSAGE_BYTES, SESSION_BEAT, SESSION_QUEUE, SESSION_SILENCE};
-use crate::manager::stopped;
 use crate::manager::session::{Ends, serve};
+use crate::manager::stopped;
 use crate::net::{BiStream, Closed, Expected, Protocol, closed};
 use crate::wire::session::{FromAgent, Hello, ToAgent};
 use crate::wire::{receive, send};
@@ -163,9 +163,7 @@ impl Uplink {
         let (node, hello, stop) = (self.swarm.node, self.hello(), half.stop.subscribe());
         let addr = host(self.swarm.advertise()).to_owned();
         let serving =
-            tokio::spawn(
-                async move { serve(&manager, node, hello, addr, ends, stop).await },
-            );
+            tokio::spawn(async move { serve(&manager, node, hello, addr, ends, stop).await });
         let ended = self.talk(Line { tx, rx }, memory).await;
         serving.abort();
         ended
@@ -178,16 +176,14 @@ impl Uplink {
         if managers.is_empty() {
             return Ended::Lost(None);
         }
-        let first = crate::seal::random::<2>().map_or(0, |bytes| usize::from(u16::from_be_bytes(bytes)));
+        let first =
+            crate::seal::random::<2>().map_or(0, |bytes| usize::from(u16::from_be_bytes(bytes)));
         let first = (first + round as usize) % managers.len();
         managers.rotate_left(first);
         let mut why = None;
         for manager in managers {
-            let expected = Expected {
-                node: manager.node,
-                public_key: manager.public_key,
-                addr: manager.addr,
-            };
+            let expected =
+                Expected { node: manager.node, public_key: manager.public_key, addr: manager.addr };
             let mut stop = self.stop.clone();
             let dialled = tokio::select! {
                 () = stopped(&mut stop) => return Ended::Stop,

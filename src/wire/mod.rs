@@ -2,8 +2,8 @@
 //! field added later has a default.
 
 pub mod control;
-pub mod join;
 pub mod image;
+pub mod join;
 pub mod launch;
 pub mod refused;
 pub mod relay;

@@ -59,7 +59,8 @@ pub enum Command {
         #[n(4)]
         unlock_key: Option<Sealed>,
     },
-    /// Changes what a user says of a node.
+    /// Changes what a user says of a node, except for its role: the door turns an update with
+    /// another role into a [`Command::NodePromote`] or [`Command::NodeDemote`].
     #[n(2)]
     NodeUpdate {
         /// Node.
@@ -284,6 +285,11 @@ pub struct TrustSecrets {
     /// The private key of the root that takes over, while one does.
     #[n(4)]
     pub next_root_key: Option<Sealed>,
+    /// Version of the swarm that all of them were read from. If it was written since, the answer
+    /// is [`Rejection::StaleKey`]: what the door sealed anew may be what someone has just
+    /// replaced.
+    #[n(5)]
+    pub cluster_version: u64,
 }
 
 /// A node that joins.
@@ -383,7 +389,7 @@ pub struct ClusterInit {
     pub addr: String,
 }
 
-/// What became known of a node. Absent parts stay.
+/// What became known of a node. Absent parts stay; parts beyond their bounds are as if absent.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct NodeReport {
@@ -551,7 +557,8 @@ pub enum Rejection {
     /// A bound of the swarm is reached; the text names it.
     #[n(7)]
     Full(#[n(0)] String),
-    /// The payload was sealed with a key that is not current: seal again.
+    /// Something was sealed with a key that is not current, or for a ring that has changed since:
+    /// read the ring and seal again, under the same request.
     #[n(8)]
     StaleKey {
         /// The key to use.

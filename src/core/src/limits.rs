@@ -21,6 +21,29 @@ pub const LABELS: usize = 1_024;
 pub const LABEL_BYTES: usize = 256 << 10;
 /// Nodes in a swarm.
 pub const NODES: usize = 10_000;
+/// Managers in a swarm.
+pub const MANAGERS: usize = 100;
+/// Raft ids a swarm gives out in all its life: none is given twice, so all are remembered.
+pub const RAFT_IDS: usize = 65_536;
+/// Bytes in the DER of a node's public key.
+pub const PUBLIC_KEY_BYTES: usize = 512;
+/// Bytes in an address with port.
+pub const ADDRESS_BYTES: usize = 300;
+/// Bytes in all that a node says of itself.
+pub const DESCRIPTION_BYTES: usize = 256 << 10;
+/// Keys in the ring. One more is refused until payloads that need the oldest are gone; a swarm
+/// that is forced is not held up.
+pub const RING_KEYS: usize = 256;
+/// Bytes of a ring key sealed to one manager.
+pub const SLOT_BYTES: usize = 256;
+/// Bytes of one thing that the ring seals beside payloads.
+pub const TRUST_SECRET_BYTES: usize = 4 << 10;
+/// Bytes in a root certificate, in PEM.
+pub const ROOT_BYTES: usize = 16 << 10;
+/// Nodes that a message names.
+pub const NODES_NAMED: usize = 10;
+/// Entries a learner may lack of the log and still become a voter.
+pub const LEARNER_LAG: u64 = 500;
 /// Tasks in a swarm, history included. A slot that is new is not filled beyond; tests need fewer
 /// to get there.
 pub const TASKS: usize = if cfg!(test) { 16_000 } else { 1_000_000 };
@@ -28,6 +51,8 @@ pub const TASKS: usize = if cfg!(test) { 16_000 } else { 1_000_000 };
 pub const TASKS_SPARE: usize = TASKS / 10;
 /// When a slot that found no room is looked at again.
 pub const ROOM_RETRY: Span = Span::from_secs(5);
+/// Placement preferences of one service.
+pub const PREFERENCES: usize = 16;
 /// Replicas one service may ask for.
 pub const REPLICAS: u64 = 100_000;
 /// Services in a swarm.
@@ -59,6 +84,8 @@ pub const STOP_GRACE: Span = Span::from_secs(10);
 pub const UPDATE_MONITOR: Span = Span::from_secs(5);
 /// A node that has not been heard of for this long is down.
 pub const NODE_DOWN_AFTER: Span = Span::from_secs(3);
+/// When nobody expects a node that is down any more: its tasks are orphaned.
+pub const NODE_LOST_AFTER: Span = Span::from_secs(24 * 3600);
 /// How long a new task waits for the one it replaces to stop, beyond that one's stop grace.
 pub const OLD_TASK_WAIT: Span = Span::from_secs(60);
 /// How long a new leader waits for a node that was there: all of them have to reconnect at once.

@@ -10,7 +10,7 @@ use crate::id::{MaterialId, NodeId, RequestId, ServiceId, TaskId};
 use crate::limits;
 use crate::model::cluster::Cluster;
 use crate::model::material::{Material, MaterialKind};
-use crate::model::node::Node;
+use crate::model::node::{ManagerInfo, Node};
 use crate::model::service::Service;
 use crate::model::task::Task;
 use crate::sealed::Sealed;
@@ -65,6 +65,8 @@ pub(crate) struct Index {
     /// Services that are gone, while tasks of theirs remain.
     pub(crate) removed_services: BTreeSet<ServiceId>,
     pub(crate) payload_bytes: u64,
+    /// Payloads by the ring key that opens them.
+    pub(crate) payloads_of_key: BTreeMap<u64, u64>,
 }
 
 /// What the live tasks of a node take of it.
@@ -93,6 +95,11 @@ impl State {
     #[must_use]
     pub fn node(&self, id: &NodeId) -> Option<&Arc<Node>> {
         self.nodes.get(id)
+    }
+
+    /// All managers by node id.
+    pub fn managers(&self) -> impl Iterator<Item = (&Arc<Node>, &ManagerInfo)> {
+        self.nodes.values().filter_map(|node| Some((node, node.manager.as_ref()?)))
     }
 
     /// All nodes by id.
@@ -210,12 +217,12 @@ impl State {
         self.nodes.insert(node.id, Arc::new(node));
     }
 
-    /// No command removes a node yet; the deciders are ready for it.
-    #[cfg(test)]
-    pub(crate) fn drop_node(&mut self, id: &NodeId) {
-        self.nodes.remove(id);
-        let tasks = self.index.loads.get(id).map_or(0, |load| load.tasks);
-        self.index.by_load.remove(&(tasks, *id));
+    /// Removes a node. All its tasks have ended.
+    pub(crate) fn remove_node(&mut self, id: &NodeId) {
+        if self.nodes.remove(id).is_some() {
+            let tasks = self.index.loads.get(id).map_or(0, |load| load.tasks);
+            self.index.by_load.remove(&(tasks, *id));
+        }
     }
 
     pub(crate) fn put_material(&mut self, material: Material) {
@@ -236,12 +243,14 @@ impl State {
     pub(crate) fn put_payload(&mut self, key: PayloadKey, sealed: Sealed) {
         self.remove_payload(&key);
         self.index.payload_bytes += sealed.bytes.len() as u64;
+        *self.index.payloads_of_key.entry(sealed.key).or_default() += 1;
         self.payloads.insert(key, Arc::new(sealed));
     }
 
     pub(crate) fn remove_payload(&mut self, key: &PayloadKey) {
         if let Some(sealed) = self.payloads.remove(key) {
             self.index.payload_bytes -= sealed.bytes.len() as u64;
+            subtract_from(&mut self.index.payloads_of_key, &sealed.key, 1);
         }
     }
 

@@ -6,13 +6,15 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use crate::apply::{Change, apply};
-use crate::command::{ClusterInit, Command, Outcome, Proposal, TaskReport};
+use crate::command::{
+    ClusterInit, Command, NodeJoin, NodeReport, Outcome, Proposal, TaskReport, TrustSecrets,
+};
 use crate::id::{ENTROPY_LEN, Id, MaterialId, NodeId, RequestId, ServiceId, TaskId};
 use crate::model::Meta;
 use crate::model::cluster::{ClusterSpec, Ring, RingKey, Slot, Trust};
 use crate::model::container::ContainerSpec;
 use crate::model::material::{Grant, MaterialKind, MaterialSpec};
-use crate::model::node::{ManagerInfo, NodeDescription, NodeSpec};
+use crate::model::node::{ManagerInfo, NodeDescription, NodeSpec, NodeState, NodeStatus, Role};
 use crate::model::service::{ServiceMode, ServiceSpec};
 use crate::model::task::{Task, TaskSpec, TaskState, TaskStatus};
 use crate::sealed::Sealed;
@@ -103,6 +105,24 @@ pub(crate) fn init() -> Command {
         seal_key: [0; 32],
         addr: String::from("10.0.0.1"),
     }))
+}
+
+/// A worker that joins.
+pub(crate) fn joiner(n: u64, hostname: &str) -> NodeJoin {
+    NodeJoin {
+        id: id(n),
+        public_key: n.to_be_bytes().to_vec(),
+        seal_key: [7; 32],
+        spec: NodeSpec::default(),
+        description: description(hostname),
+        advertise: alloc::format!("10.0.0.{n}:2377"),
+        addr: alloc::format!("10.0.0.{n}"),
+        manager: None,
+    }
+}
+
+pub(crate) fn slot() -> Slot {
+    Slot { sealed: alloc::vec![3; 80] }
 }
 
 pub(crate) fn description(hostname: &str) -> NodeDescription {
@@ -203,6 +223,58 @@ impl World {
         let mut spec = ServiceSpec::clone(&service.spec);
         change(&mut spec);
         self.done(Command::ServiceUpdate { id, version, spec });
+    }
+
+    /// One slot for every key of the ring.
+    pub(crate) fn slots(&self) -> BTreeMap<u64, Slot> {
+        let keys = &self.state.cluster().unwrap().ring.keys;
+        keys.iter().map(|key| (key.version, slot())).collect()
+    }
+
+    /// The ring's next key for these managers, with everything else it seals.
+    pub(crate) fn next_key(&self, managers: &[NodeId]) -> (RingKey, TrustSecrets) {
+        let cluster = self.state.cluster().unwrap();
+        let version = cluster.ring.current + 1;
+        let slots = managers.iter().map(|id| (*id, slot())).collect();
+        let secrets = TrustSecrets {
+            root_key: sealed(version, 5),
+            worker_secret: sealed(version, 6),
+            manager_secret: sealed(version, 7),
+            unlock_key: cluster.trust.unlock_key.as_ref().map(|_| sealed(version, 8)),
+            next_root_key: cluster.trust.next.as_ref().map(|_| sealed(version, 9)),
+            cluster_version: cluster.meta.version,
+        };
+        (RingKey { version, created: Stamp(0), slots }, secrets)
+    }
+
+    pub(crate) fn promotion(&self, id: NodeId, raft_id: u64) -> Command {
+        let node = self.state.node(&id).unwrap();
+        let spec = NodeSpec { role: Role::Manager, ..node.spec.clone() };
+        let slots = self.slots();
+        Command::NodePromote { id, version: node.meta.version, spec, raft_id, slots }
+    }
+
+    pub(crate) fn demotion(&self, id: NodeId) -> Command {
+        let node = self.state.node(&id).unwrap();
+        let spec = NodeSpec { role: Role::Worker, ..node.spec.clone() };
+        let managers = self.state.managers().map(|(node, _)| node.id);
+        let stay: Vec<NodeId> = managers.filter(|other| *other != id).collect();
+        let (key, secrets) = self.next_key(&stay);
+        Command::NodeDemote { id, version: node.meta.version, spec, key, secrets }
+    }
+
+    /// A join of node `n` as a manager, with the Raft id `n`.
+    pub(crate) fn manager_join(&self, n: u64) -> Command {
+        let spec = NodeSpec { role: Role::Manager, ..NodeSpec::default() };
+        let manager = Some((n, self.slots()));
+        Command::NodeJoin(Box::new(NodeJoin { spec, manager, ..joiner(n, "manager") }))
+    }
+
+    pub(crate) fn turn(&mut self, id: NodeId, to: NodeState) {
+        let status = NodeStatus { state: to, since: self.now, ..NodeStatus::default() };
+        let status = Some(status);
+        let report = NodeReport { id, description: None, status, advertise: None };
+        self.done(Command::NodeReport(alloc::vec![report]));
     }
 
     pub(crate) fn report(&mut self, id: TaskId, node: NodeId, state: TaskState) {

@@ -1,17 +1,24 @@
-//! The swarm and its nodes.
+//! The swarm: its beginning and its settings.
 
-use alloc::format;
+use alloc::collections::BTreeSet;
 use alloc::string::String;
+use alloc::sync::Arc;
 
+use super::ring::check_sealed;
 use super::{Applied, Change, Writer, check_labels};
-use crate::command::{ClusterInit, NodeReport, Rejection};
-use crate::id::NodeId;
-use crate::limits;
+use crate::command::{ClusterInit, Rejection};
+use crate::model::Meta;
 use crate::model::cluster::{Cluster, ClusterSpec};
 use crate::model::node::{Node, NodeSpec, NodeState, NodeStatus, Role};
-use crate::model::{Kind, Meta};
 use crate::sealed::Sealed;
 use crate::state::FORMAT;
+
+/// What an update of the swarm replaces of what the ring seals.
+pub(super) struct NewSecrets<'a> {
+    pub(super) worker: Option<&'a Sealed>,
+    pub(super) manager: Option<&'a Sealed>,
+    pub(super) unlock: Option<&'a Sealed>,
+}
 
 impl Writer<'_> {
     pub(super) fn cluster_init(&mut self, init: &ClusterInit) -> Applied {
@@ -34,6 +41,7 @@ impl Writer<'_> {
             trust: init.trust.clone(),
             incarnation: 1,
             incarnation_id: init.incarnation_id,
+            raft_ids: BTreeSet::from([init.manager.raft_id]),
         };
         let node = Node {
             id: init.node,
@@ -63,100 +71,56 @@ impl Writer<'_> {
         &mut self,
         version: u64,
         spec: &ClusterSpec,
-        worker_secret: Option<&Sealed>,
-        manager_secret: Option<&Sealed>,
+        new: &NewSecrets<'_>,
     ) -> Applied {
-        let Some(old) = &self.state.cluster else { return Err(Rejection::NoCluster) };
+        let old = self.cluster()?;
         check_labels(&spec.labels)?;
         if spec.name != old.spec.name {
             return Err(Rejection::Unsupported(String::from(
                 "renaming the swarm is not supported",
             )));
         }
-        for sealed in [worker_secret, manager_secret].into_iter().flatten() {
+        for sealed in [new.worker, new.manager, new.unlock].into_iter().flatten() {
+            check_sealed(sealed)?;
             self.check_key(sealed)?;
+        }
+        if spec.autolock && new.unlock.is_none() && old.trust.unlock_key.is_none() {
+            return Err(Rejection::Invalid(String::from(
+                "autolock needs an unlock key, and the swarm has none: send one with the update",
+            )));
         }
         if version != old.meta.version {
             return Err(Rejection::OutOfSequence);
         }
         let mut cluster = Cluster::clone(old);
         cluster.spec = spec.clone();
-        if let Some(secret) = worker_secret {
-            cluster.trust.worker_secret = Some(secret.clone());
+        let trust = &mut cluster.trust;
+        trust.worker_secret = new.worker.cloned().or(trust.worker_secret.take());
+        trust.manager_secret = new.manager.cloned().or(trust.manager_secret.take());
+        trust.unlock_key = new.unlock.cloned().or(trust.unlock_key.take());
+        if !spec.autolock {
+            trust.unlock_key = None;
         }
-        if let Some(secret) = manager_secret {
-            cluster.trust.manager_secret = Some(secret.clone());
-        }
+        Ok(self.write_cluster(cluster))
+    }
+
+    /// The swarm to change.
+    pub(super) fn cluster(&self) -> Result<&Arc<Cluster>, Rejection> {
+        self.state.cluster.as_ref().ok_or(Rejection::NoCluster)
+    }
+
+    pub(super) fn write_cluster(&mut self, mut cluster: Cluster) -> u64 {
+        self.retire_keys_of(&mut cluster);
         cluster.meta.touch(self.now);
         let version = cluster.meta.version;
         self.state.cluster = Some(cluster.into());
         self.changes.push(Change::Cluster);
-        Ok(version)
+        version
     }
 
     /// Refuses what was sealed with a key that is no longer, or not yet, the current one.
     pub(super) fn check_key(&self, sealed: &Sealed) -> Result<(), Rejection> {
         let current = self.state.cluster.as_ref().map_or(0, |cluster| cluster.ring.current);
         if sealed.key == current { Ok(()) } else { Err(Rejection::StaleKey { current }) }
-    }
-
-    pub(super) fn node_update(&mut self, id: &NodeId, version: u64, spec: &NodeSpec) -> Applied {
-        let Some(old) = self.state.nodes.get(id) else {
-            return Err(Rejection::NotFound { kind: Kind::Node, what: format!("{id}") });
-        };
-        check_labels(&spec.labels)?;
-        if let Some(name) = &spec.name
-            && name.chars().count() > limits::NAME_CHARS
-        {
-            return Err(Rejection::Invalid(format!(
-                "node names have at most {} characters",
-                limits::NAME_CHARS
-            )));
-        }
-        if spec.role != old.spec.role {
-            let managers = self.state.nodes.values().filter(|n| n.manager.is_some()).count();
-            return Err(if old.manager.is_some() && managers == 1 {
-                Rejection::Precondition(String::from(
-                    "attempting to demote the last manager of the swarm",
-                ))
-            } else {
-                Rejection::Unsupported(String::from("changing the role of a node is not supported"))
-            });
-        }
-        if version != old.meta.version {
-            return Err(Rejection::OutOfSequence);
-        }
-        let mut node = Node::clone(old);
-        node.spec = spec.clone();
-        Ok(self.write_node(node))
-    }
-
-    /// Records what is new in each report; a report that says nothing new writes nothing.
-    pub(super) fn node_reports(&mut self, reports: &[NodeReport]) -> u64 {
-        for report in reports {
-            let Some(old) = self.state.nodes.get(&report.id) else { continue };
-            let mut node = Node::clone(old);
-            if let Some(description) = &report.description {
-                node.description = description.clone();
-            }
-            if let Some(status) = &report.status {
-                node.status = status.clone();
-            }
-            if let Some(advertise) = &report.advertise {
-                node.advertise = advertise.clone();
-            }
-            if node != **old {
-                self.write_node(node);
-            }
-        }
-        0
-    }
-
-    fn write_node(&mut self, mut node: Node) -> u64 {
-        node.meta.touch(self.now);
-        let version = node.meta.version;
-        self.changes.push(Change::Node(node.id));
-        self.state.put_node(node);
-        version
     }
 }

@@ -2,16 +2,27 @@
 
 mod cluster;
 mod material;
+mod nodes;
+#[cfg(test)]
+mod nodes_tests;
+mod ring;
+#[cfg(test)]
+mod ring_tests;
 mod service;
 mod spec;
 mod task;
 #[cfg(test)]
 mod tests;
+mod trust;
+#[cfg(test)]
+mod trust_tests;
 
 use alloc::format;
 use alloc::vec::Vec;
 
 pub(crate) use task::ASSIGNED;
+
+use cluster::NewSecrets;
 
 use crate::command::{Command, Outcome, Proposal, Rejection};
 use crate::id::{MaterialId, NodeId, ServiceId, TaskId};
@@ -57,6 +68,7 @@ pub fn apply(state: &mut State, proposal: &Proposal, changes: &mut Vec<Change>) 
     let outcome = match applied {
         Ok(version) => {
             state.last_stamp = now;
+            Writer { state, changes, now }.retire_keys();
             Outcome::Done(version)
         }
         Err(rejection) => Outcome::Rejected(rejection),
@@ -78,58 +90,24 @@ impl Writer<'_> {
         }
         match command {
             Command::ClusterInit(_) | Command::Noop => Ok(0),
-            Command::ClusterUpdate { version, spec, worker_secret, manager_secret, .. } => {
-                self.cluster_update(*version, spec, worker_secret.as_ref(), manager_secret.as_ref())
+            Command::ClusterUpdate { version, spec, worker_secret, manager_secret, unlock_key } => {
+                let (worker, manager) = (worker_secret.as_ref(), manager_secret.as_ref());
+                let new = NewSecrets { worker, manager, unlock: unlock_key.as_ref() };
+                self.cluster_update(*version, spec, &new)
             }
-            Command::NodeJoin(join) => {
-                if let Some(n) = self.state.nodes.values().find(|n| n.public_key == join.public_key) {
-                    return Ok(n.meta.version);
-                }
-                let now = self.now;
-                if let Some((_, slots)) = &join.manager
-                    && let Some(old) = &self.state.cluster
-                {
-                    let mut cluster = crate::model::cluster::Cluster::clone(old);
-                    for key in &mut cluster.ring.keys {
-                        if let Some(slot) = slots.get(&key.version) {
-                            key.slots.insert(join.id, slot.clone());
-                        }
-                    }
-                    cluster.meta.touch(now);
-                    self.state.cluster = Some(cluster.into());
-                    self.changes.push(Change::Cluster);
-                }
-                self.state.put_node(crate::model::node::Node {
-                    id: join.id,
-                    meta: crate::model::Meta::new(now),
-                    spec: join.spec.clone(),
-                    description: join.description.clone(),
-                    status: crate::model::node::NodeStatus {
-                        addr: join.addr.clone(),
-                        since: now,
-                        ..Default::default()
-                    },
-                    manager: join.manager.as_ref().map(|(raft_id, _)| {
-                        crate::model::node::ManagerInfo {
-                            raft_id: *raft_id,
-                            addr: join.advertise.clone(),
-                        }
-                    }),
-                    public_key: join.public_key.clone(),
-                    seal_key: join.seal_key,
-                    advertise: join.advertise.clone(),
-                });
-                self.changes.push(Change::Node(join.id));
-                Ok(1)
+            Command::NodeJoin(join) => self.node_join(join),
+            Command::NodePromote { id, version, spec, raft_id, slots } => {
+                self.node_promote(id, *version, spec, *raft_id, slots)
             }
-            Command::NodePromote { .. }
-            | Command::NodeDemote { .. }
-            | Command::NodeRemove { .. }
-            | Command::RingTurn { .. }
-            | Command::ClusterForce { .. }
-            | Command::CaChange(_) => {
-                Err(Rejection::Unsupported(alloc::string::String::from("not yet")))
+            Command::NodeDemote { id, version, spec, key, secrets } => {
+                self.node_demote(id, *version, spec, key, secrets)
             }
+            Command::NodeRemove { id, force } => self.node_remove(id, *force),
+            Command::RingTurn { key, secrets } => self.ring_turn(key, secrets),
+            Command::ClusterForce { node, addr, incarnation_id, key, secrets } => {
+                self.cluster_force(node, addr, incarnation_id, key, secrets)
+            }
+            Command::CaChange(change) => self.ca_change(change),
             Command::NodeUpdate { id, version, spec } => self.node_update(id, *version, spec),
             Command::NodeReport(reports) => Ok(self.node_reports(reports)),
             Command::MaterialCreate { id, kind, spec, size, payload } => {

@@ -66,6 +66,12 @@ fn check_task(task: &TaskSpec) -> Result<(), Rejection> {
         }
     }
     if let Some(placement) = &task.placement {
+        if placement.spread.len() > limits::PREFERENCES {
+            return invalid(format!(
+                "too many placement preferences: at most {}",
+                limits::PREFERENCES
+            ));
+        }
         for expression in &placement.constraints {
             constraint::parse(expression).map_err(|e| Rejection::Invalid(format!("{e}")))?;
         }

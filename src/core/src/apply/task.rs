@@ -5,7 +5,7 @@ use alloc::string::String;
 
 use super::{Change, Writer};
 use crate::command::{Decision, TaskReport};
-use crate::control::is_dirty;
+use crate::control::{PENDING, is_dirty};
 use crate::id::{NodeId, TaskId};
 use crate::limits;
 use crate::model::Meta;
@@ -51,19 +51,24 @@ impl Writer<'_> {
         0
     }
 
-    /// Adds a task, unless its slot has one of the present template that is to run.
+    /// Adds a task, unless its slot has one of the present template that is to run. One whose
+    /// node was removed meanwhile waits for another: nothing else tells the loop of its slot.
     fn create(&mut self, task: &Task) {
         let Some(service) = self.state.services.get(&task.service) else { return };
         let is_rival = |t: &Task| t.desired <= TaskState::Running && !is_dirty(service, t);
         let mut slot = self.state.tasks_of_slot(&task.service, task.slot);
         let fits = service.spec_version == task.spec_version
-            && task.node.is_none_or(|node| self.state.nodes.contains_key(&node))
             && !self.state.tasks.contains_key(&task.id)
             && self.state.tasks.len() < limits::TASKS + limits::TASKS_SPARE
             && !slot.any(|task| is_rival(task));
         drop(slot);
         if fits {
             let mut task = Task { meta: Meta::new(self.now), ..task.clone() };
+            if task.node.is_some_and(|node| !self.state.nodes.contains_key(&node)) {
+                let (at, state, message) = (self.now, TaskState::Pending, String::from(PENDING));
+                task.node = None;
+                task.status = TaskStatus { at, state, message, err: None, container: None };
+            }
             self.state.share_with_service(&mut task);
             self.changes.push(Change::Task(task.id));
             self.state.put_task(task);

@@ -229,6 +229,15 @@ fn service_rules_have_dockers_words() {
         }),
         "constraint expected one operator from ==, !="
     );
+    let spread = vec!["node.labels.zone".to_string(); 17];
+    assert_eq!(
+        create(&|s| {
+            let placement =
+                crate::model::task::Placement { spread: spread.clone(), ..Default::default() };
+            s.task.make_mut().placement = Some(placement);
+        }),
+        "too many placement preferences: at most 16"
+    );
     world.create_service(5, service_spec("web", 1));
     let update = |version, change: &dyn Fn(&mut crate::model::service::ServiceSpec)| {
         let mut spec = service_spec("web", 1);

@@ -18,7 +18,7 @@ use crate::state::State;
 use crate::time::Stamp;
 
 /// What a task says that waits for a node.
-pub(super) const PENDING: &str = "pending task scheduling";
+pub(crate) const PENDING: &str = "pending task scheduling";
 
 /// Where task ids come from: hashes of a seed and a counter.
 #[derive(Debug)]

@@ -70,6 +70,11 @@ impl<'a> Loads<'a> {
         self.by_load.insert((self.of(&node).tasks(), node));
     }
 
+    /// A node with its load.
+    pub(super) fn node(&self, id: &NodeId) -> Option<(&Node, Load<'_>)> {
+        Some((self.state.node(id)?, self.of(id)))
+    }
+
     /// Every node with its load.
     pub(super) fn all(&self) -> impl Iterator<Item = (&Node, Load<'_>)> {
         self.state.nodes().map(|node| (&**node, self.of(&node.id)))

@@ -12,11 +12,14 @@ mod draft;
 mod filter;
 mod loads;
 pub mod members;
+#[cfg(test)]
+mod members_tests;
 mod orchestrator;
 mod reaper;
 mod restart;
 mod scheduler;
 mod sessions;
+mod spread;
 mod updater;
 
 use alloc::collections::{BTreeMap, BTreeSet};
@@ -25,12 +28,13 @@ use core::mem;
 
 use crate::apply::Change;
 use crate::command::Command;
-use crate::id::ServiceId;
+use crate::id::{NodeId, ServiceId};
 use crate::model::service::{Service, ServiceMode};
-use crate::model::task::{Task, TaskSpec};
+use crate::model::task::{Task, TaskSpec, TaskState};
 use crate::state::State;
 use crate::time::Stamp;
 
+pub(crate) use draft::PENDING;
 use draft::{Draft, Mint, Slot};
 pub use sessions::SessionEvent;
 use sessions::{Reports, Sessions};
@@ -111,6 +115,9 @@ impl Control {
             Input::Deadline => {}
         }
         self.sessions.expire(state, self.now, &mut reports);
+        while let Some(lost) = self.sessions.next_lost(self.now) {
+            self.mark_tasks_of(state, &lost);
+        }
         self.ring_timers(state);
 
         let mut draft = Draft::new(state, self.now, &mut self.mint, &mut self.timers);
@@ -156,9 +163,7 @@ impl Control {
             Change::Node(id) => {
                 self.schedule = true;
                 self.sessions.notice(state, id, self.now);
-                for task in state.tasks_of_node(id) {
-                    self.mark(state, &task.service, task.slot);
-                }
+                self.mark_tasks_of(state, id);
             }
             Change::Service(id) => {
                 self.dirty.insert(*id, Dirty::Whole);
@@ -166,8 +171,22 @@ impl Control {
             Change::Task(id) => {
                 let Some(task) = state.task(id) else { return };
                 self.mark(state, &task.service, task.slot);
-                self.schedule |= task.is_done() && !state.index.unassigned.is_empty();
+                // A decision of the past may have emptied a slot that is wanted again since.
+                let mut slot = state.tasks_of_slot(&task.service, task.slot);
+                if slot.all(|task| task.desired == TaskState::Remove) {
+                    self.dirty.insert(task.service, Dirty::Whole);
+                }
+                // It may have been made for a node that was gone by then.
+                let is_new = task.node.is_none() && !task.is_done() && task.status.err.is_none();
+                let is_room = task.is_done() && !state.index.unassigned.is_empty();
+                self.schedule |= is_new || is_room;
             }
+        }
+    }
+
+    fn mark_tasks_of(&mut self, state: &State, node: &NodeId) {
+        for task in state.tasks_of_node(node) {
+            self.mark(state, &task.service, task.slot);
         }
     }
 

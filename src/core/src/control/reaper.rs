@@ -6,8 +6,8 @@ use alloc::vec::Vec;
 use super::Pass;
 use super::draft::{Draft, Slot};
 use crate::command::Decision;
-use crate::id::TaskId;
 use crate::limits;
+use crate::model::node::NodeState;
 use crate::model::task::{Task, TaskState, TaskStatus};
 use crate::state::State;
 use crate::time::Stamp;
@@ -23,14 +23,16 @@ pub(super) fn run(draft: &mut Draft<'_>, slots: &[Slot]) -> Pass {
             return Pass::Stopped;
         }
         let mut history: Vec<&Task> = Vec::new();
-        for task in slot.tasks.iter().filter(|task| is_over(draft.state, task)) {
+        for task in &slot.tasks {
+            if is_orphan(draft.state, task, draft.now) {
+                draft.decisions.push(orphaned(task, draft.now));
+            } else if !is_over(task) {
+                continue;
+            }
             // What never had a node has no history.
             if task.desired == TaskState::Remove || task.node.is_none() {
                 draft.decisions.push(Decision::TaskRemove { id: task.id });
             } else {
-                if !task.status.state.is_terminal() {
-                    draft.decisions.push(orphaned(task.id, draft.now));
-                }
                 history.push(task);
             }
         }
@@ -43,11 +45,22 @@ pub(super) fn run(draft: &mut Draft<'_>, slots: &[Slot]) -> Pass {
     Pass::Done
 }
 
-/// Says of a task whose node is gone for good that nobody can tell how it ended.
-fn orphaned(id: TaskId, at: Stamp) -> Decision {
-    let message = String::from("Task belonged to a node that has been deleted");
-    let state = TaskState::Orphaned;
-    Decision::TaskStatus { id, status: TaskStatus { at, state, message, ..TaskStatus::default() } }
+/// Says of a task whose node does not come back that nobody can tell how it ended.
+fn orphaned(task: &Task, at: Stamp) -> Decision {
+    let message = String::from("Task belonged to a node that has been down for too long");
+    let (state, err, container) = (TaskState::Orphaned, None, task.status.container.clone());
+    Decision::TaskStatus { id: task.id, status: TaskStatus { at, state, message, err, container } }
+}
+
+/// Whether a task that is to end is on a node that nobody expects any more. If it does come
+/// back, it is told to stop what it still runs.
+fn is_orphan(state: &State, task: &Task, now: Stamp) -> bool {
+    let node = task.node.and_then(|id| state.node(&id));
+    let is_lost = node.is_some_and(|node| {
+        let since = node.status.since;
+        node.status.state == NodeState::Down && since + limits::NODE_LOST_AFTER <= now
+    });
+    is_lost && task.desired > TaskState::Running && !task.status.state.is_terminal()
 }
 
 /// Sends away and forgets every task of a service that is gone.
@@ -62,8 +75,6 @@ pub(super) fn remove_all(draft: &mut Draft<'_>, slots: &mut [Slot]) -> Pass {
 }
 
 /// Whether a task is to end and nothing runs for it any more.
-fn is_over(state: &State, task: &Task) -> bool {
-    let is_stopped =
-        task.status.state.is_terminal() || task.node.is_none_or(|id| state.node(&id).is_none());
-    task.desired > TaskState::Running && is_stopped
+fn is_over(task: &Task) -> bool {
+    task.desired > TaskState::Running && (task.status.state.is_terminal() || task.node.is_none())
 }

@@ -1,5 +1,5 @@
-//! Nodes for tasks that have none: spread by the fewest tasks of the service, then by the
-//! fewest tasks.
+//! Nodes for tasks that have none: as the service's placement preferences have it, then by the
+//! fewest tasks of the service, then by the fewest tasks.
 
 use alloc::collections::BTreeMap;
 use alloc::string::String;
@@ -9,6 +9,7 @@ use super::Pass;
 use super::draft::{Draft, PENDING};
 use super::filter::Pipeline;
 use super::loads::{Loads, Search};
+use super::spread::Spread;
 use crate::apply::ASSIGNED;
 use crate::command::Decision;
 use crate::id::{NodeId, ServiceId, TaskId};
@@ -69,17 +70,24 @@ fn groups(draft: &Draft<'_>, all: bool) -> BTreeMap<(ServiceId, u64), Group> {
 fn place(draft: &mut Draft<'_>, loads: &mut Loads<'_>, service: ServiceId, group: &Group) -> Pass {
     let pipeline = Pipeline::new(service, &group.spec);
     let mut search = Search::new(draft.state, service);
+    let mut spread = Spread::new(&service, group.spec.placement.as_ref(), loads, &pipeline);
     let mut explanation = None;
     for wanting in &group.tasks {
         if matches!(wanting, Wanting::Known(_)) && draft.is_full() {
             return Pass::Stopped;
         }
         // What had no node for one task of the template has none for the next.
-        let node = if explanation.is_none() { search.next(loads, &pipeline) } else { None };
+        let node = match &mut spread {
+            _ if explanation.is_some() => None,
+            Some(spread) => spread.next(&service, loads, &pipeline),
+            None => search.next(loads, &pipeline),
+        };
         match node {
             Some(id) => {
                 assign(draft, loads, *wanting, id);
-                search.put_back(loads, id);
+                if spread.is_none() {
+                    search.put_back(loads, id);
+                }
             }
             None => {
                 let text = explanation.get_or_insert_with(|| pipeline.explain(loads.all()));

@@ -35,11 +35,36 @@ pub enum SessionEvent {
 /// How late the loop may look before it must have slept itself.
 const OVERSLEPT: Span = Span::from_secs(1);
 
-/// When each node was last heard of.
+/// When each node was last heard of, and since when those are down that are.
 #[derive(Debug, Default)]
 pub(super) struct Sessions {
-    heard: BTreeMap<NodeId, Stamp>,
-    by_time: BTreeSet<(Stamp, NodeId)>,
+    heard: Times,
+    down: Times,
+}
+
+/// One moment for each of some nodes.
+#[derive(Debug, Default)]
+struct Times {
+    of: BTreeMap<NodeId, Stamp>,
+    in_order: BTreeSet<(Stamp, NodeId)>,
+}
+
+impl Times {
+    fn set(&mut self, id: NodeId, at: Stamp) {
+        self.forget(&id);
+        self.of.insert(id, at);
+        self.in_order.insert((at, id));
+    }
+
+    fn forget(&mut self, id: &NodeId) {
+        if let Some(last) = self.of.remove(id) {
+            self.in_order.remove(&(last, *id));
+        }
+    }
+
+    fn first(&self) -> Option<(Stamp, NodeId)> {
+        self.in_order.first().copied()
+    }
 }
 
 impl Sessions {
@@ -47,17 +72,41 @@ impl Sessions {
     pub(super) fn count_all_as_heard(&mut self, state: &State, now: Stamp) {
         let latest = now + limits::RECONNECT_WITHIN - limits::NODE_DOWN_AFTER;
         for node in state.nodes().filter(|node| is_there(node)) {
-            self.hear(node.id, latest);
+            self.heard.set(node.id, latest);
+        }
+        for node in state.nodes() {
+            self.notice_down(state, &node.id);
         }
     }
 
     /// A node was written, maybe by what a leader of the past had proposed: one that is said to
     /// be there goes down if it stays silent.
     pub(super) fn notice(&mut self, state: &State, id: &NodeId, now: Stamp) {
-        let node = state.node(id);
-        if node.is_some_and(|node| is_there(node)) && !self.heard.contains_key(id) {
-            self.hear(*id, now);
+        match state.node(id) {
+            Some(node) if is_there(node) && !self.heard.of.contains_key(id) => {
+                self.heard.set(*id, now);
+            }
+            Some(_) => {}
+            None => self.heard.forget(id),
         }
+        self.notice_down(state, id);
+    }
+
+    fn notice_down(&mut self, state: &State, id: &NodeId) {
+        match state.node(id).filter(|node| node.status.state == NodeState::Down) {
+            Some(node) => self.down.set(*id, node.status.since),
+            None => self.down.forget(id),
+        }
+    }
+
+    /// A node that nobody expects any more, once each.
+    pub(super) fn next_lost(&mut self, now: Stamp) -> Option<NodeId> {
+        let (since, id) = self.down.first()?;
+        if since + limits::NODE_LOST_AFTER > now {
+            return None;
+        }
+        self.down.forget(&id);
+        Some(id)
     }
 
     pub(super) fn take(
@@ -71,21 +120,21 @@ impl Sessions {
             match event {
                 SessionEvent::Up { node: id, addr, advertise, description } => {
                     let Some(node) = state.node(id) else { continue };
-                    self.hear(*id, now);
+                    self.heard.set(*id, now);
                     reports.turn(node, NodeState::Ready, "", addr, now);
                     reports.describe(node, description);
                     reports.locate(node, advertise);
                 }
                 SessionEvent::Heard(id) => {
                     let Some(node) = state.node(id) else { continue };
-                    self.hear(*id, now);
+                    self.heard.set(*id, now);
                     if node.status.state != NodeState::Ready || reports.0.contains_key(id) {
                         reports.turn(node, NodeState::Ready, "", "", now);
                     }
                 }
                 SessionEvent::Closed(id) => {
                     let Some(node) = state.node(id) else { continue };
-                    self.hear(*id, now);
+                    self.heard.set(*id, now);
                     reports.turn(node, NodeState::Disconnected, "", "", now);
                 }
             }
@@ -95,16 +144,16 @@ impl Sessions {
     /// Reports nodes that have been silent for too long. A loop that looks much later than it
     /// meant to has slept itself: then every node has its full time again.
     pub(super) fn expire(&mut self, state: &State, now: Stamp, reports: &mut Reports) {
-        let Some(due) = self.deadline() else { return };
-        if due + OVERSLEPT < now {
-            let all: Vec<NodeId> = self.heard.keys().copied().collect();
-            all.into_iter().for_each(|id| self.hear(id, now));
+        let Some((last, _)) = self.heard.first() else { return };
+        if last + limits::NODE_DOWN_AFTER + OVERSLEPT < now {
+            let all: Vec<NodeId> = self.heard.of.keys().copied().collect();
+            all.into_iter().for_each(|id| self.heard.set(id, now));
         }
-        while let Some((last, id)) = self.by_time.first().copied() {
+        while let Some((last, id)) = self.heard.first() {
             if last + limits::NODE_DOWN_AFTER > now {
                 break;
             }
-            self.forget(&id);
+            self.heard.forget(&id);
             if let Some(node) = state.node(&id) {
                 reports.turn(node, NodeState::Down, "heartbeat failure", "", now);
             }
@@ -112,20 +161,9 @@ impl Sessions {
     }
 
     pub(super) fn deadline(&self) -> Option<Stamp> {
-        self.by_time.first().map(|(last, _)| *last + limits::NODE_DOWN_AFTER)
-    }
-
-    fn hear(&mut self, id: NodeId, at: Stamp) {
-        if let Some(last) = self.heard.insert(id, at) {
-            self.by_time.remove(&(last, id));
-        }
-        self.by_time.insert((at, id));
-    }
-
-    fn forget(&mut self, id: &NodeId) {
-        if let Some(last) = self.heard.remove(id) {
-            self.by_time.remove(&(last, *id));
-        }
+        let silent = self.heard.first().map(|(last, _)| last + limits::NODE_DOWN_AFTER);
+        let lost = self.down.first().map(|(since, _)| since + limits::NODE_LOST_AFTER);
+        silent.into_iter().chain(lost).min()
     }
 }
 

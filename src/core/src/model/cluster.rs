@@ -1,6 +1,6 @@
 //! The swarm itself: its settings, its trust and its ring of secret keys.
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
@@ -141,6 +141,14 @@ pub struct Trust {
     pub next: Option<NextRoot>,
 }
 
+impl Trust {
+    /// Everything of it that the ring seals.
+    pub fn sealed(&self) -> impl Iterator<Item = &crate::sealed::Sealed> {
+        let own = [&self.root_key, &self.worker_secret, &self.manager_secret, &self.unlock_key];
+        own.into_iter().flatten().chain(self.next.as_ref().map(|next| &next.key))
+    }
+}
+
 /// A root that takes over from the one before.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
@@ -163,7 +171,7 @@ pub struct NextRoot {
     pub key: crate::sealed::Sealed,
     /// Nodes that use certificates of it already.
     #[n(5)]
-    pub moved: alloc::collections::BTreeSet<NodeId>,
+    pub moved: BTreeSet<NodeId>,
 }
 
 /// The swarm.
@@ -191,4 +199,7 @@ pub struct Cluster {
     /// Random half of the incarnation.
     #[cbor(n(6), with = "minicbor::bytes")]
     pub incarnation_id: [u8; 16],
+    /// Every Raft id there ever was: none is used again.
+    #[n(7)]
+    pub raft_ids: BTreeSet<u64>,
 }

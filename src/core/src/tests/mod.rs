@@ -2,6 +2,7 @@
 
 mod bounds;
 mod fixtures;
+mod late;
 mod properties;
 mod samples;
 mod sim;

@@ -2,14 +2,17 @@
 //! the rest from a default: who adds a field comes by here.
 
 use alloc::boxed::Box;
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
 
-use crate::command::{ClusterInit, Command, Decision, NodeReport, Outcome, Rejection, TaskReport};
-use crate::model::cluster::{Cluster, ClusterSpec, Ring, RingKey, Slot, Trust};
+use crate::command::{
+    CaChange, ClusterInit, Command, Decision, NodeJoin, NodeReport, Outcome, Rejection, TaskReport,
+    TrustSecrets,
+};
+use crate::model::cluster::{Cluster, ClusterSpec, NextRoot, Ring, RingKey, Slot, Trust};
 use crate::model::container::{ContainerSpec, Dns, Health, Mount, MountKind, Ulimit};
 use crate::model::material::{
     Driver, Grant, Material, MaterialKind, MaterialSpec, MaterialVersion,
@@ -281,7 +284,7 @@ fn cluster_init() -> ClusterInit {
             worker_secret: Some(sealed()),
             manager_secret: Some(sealed()),
             unlock_key: Some(sealed()),
-            next: None,
+            next: Some(next_root()),
         },
         incarnation_id: [4; 16],
         node: id(1),
@@ -292,6 +295,73 @@ fn cluster_init() -> ClusterInit {
         public_key: vec![6],
         addr: text("10.0.0.1"),
     }
+}
+
+fn next_root() -> NextRoot {
+    NextRoot {
+        pem: text("NEW PEM"),
+        cross_pem: text("CROSS PEM"),
+        subject: vec![7],
+        public_key: vec![8],
+        key: sealed(),
+        moved: BTreeSet::from([id(1)]),
+    }
+}
+
+fn slots() -> BTreeMap<u64, Slot> {
+    BTreeMap::from([(1, Slot { sealed: vec![1; 8] })])
+}
+
+fn ring_key() -> RingKey {
+    let slots = BTreeMap::from([(id(1), Slot { sealed: vec![9; 8] })]);
+    RingKey { version: 2, created: Stamp(2), slots }
+}
+
+fn trust_secrets() -> TrustSecrets {
+    TrustSecrets {
+        root_key: sealed(),
+        worker_secret: sealed(),
+        manager_secret: sealed(),
+        unlock_key: Some(sealed()),
+        next_root_key: Some(sealed()),
+        cluster_version: 3,
+    }
+}
+
+fn node_join() -> NodeJoin {
+    NodeJoin {
+        id: id(2),
+        public_key: vec![6],
+        seal_key: [5; 32],
+        spec: node_spec(),
+        description: description(),
+        advertise: text("10.0.0.2:2377"),
+        addr: text("10.0.0.2"),
+        manager: Some((2, slots())),
+    }
+}
+
+/// Commands about nodes, the ring and the roots, in the order of their numbers.
+fn commands_of_many() -> Vec<Command> {
+    let (spec, key, secrets) = (node_spec, ring_key, trust_secrets);
+    let begin = CaChange::Begin { version: 1, root: next_root() };
+    vec![
+        Command::NodeJoin(Box::new(node_join())),
+        Command::NodePromote { id: id(1), version: 2, spec: spec(), raft_id: 3, slots: slots() },
+        Command::NodeDemote { id: id(1), version: 2, spec: spec(), key: key(), secrets: secrets() },
+        Command::NodeRemove { id: id(1), force: true },
+        Command::RingTurn { key: key(), secrets: secrets() },
+        Command::ClusterForce {
+            node: id(1),
+            addr: text("10.0.0.1:2377"),
+            incarnation_id: [4; 16],
+            key: key(),
+            secrets: secrets(),
+        },
+        Command::CaChange(Box::new(begin)),
+        Command::CaChange(Box::new(CaChange::Moved(vec![id(1)]))),
+        Command::CaChange(Box::new(CaChange::Finish { force: true })),
+    ]
 }
 
 fn decisions() -> Vec<Decision> {
@@ -322,7 +392,16 @@ pub(crate) fn state() -> State {
         ..State::default()
     };
     let meta = meta();
-    let cluster = Cluster { id: id(1), meta, spec, ring, trust, incarnation: 1, incarnation_id };
+    let cluster = Cluster {
+        id: id(1),
+        meta,
+        spec,
+        ring,
+        trust,
+        incarnation: 1,
+        incarnation_id,
+        raft_ids: BTreeSet::from([1]),
+    };
     state.cluster = Some(Arc::new(cluster));
     state.put_node(Node {
         id: id(1),
@@ -383,7 +462,7 @@ pub(crate) fn commands() -> Vec<Command> {
     let (kind, size, payload) = (MaterialKind::Config, 3, sealed());
     let replicated = ServiceMode::Replicated { replicas: 3 };
     let job = ServiceMode::ReplicatedJob { max_concurrent: 1, total: 2 };
-    vec![
+    let first = vec![
         Command::ClusterInit(Box::new(cluster_init())),
         Command::ClusterUpdate {
             version: 1,
@@ -405,7 +484,8 @@ pub(crate) fn commands() -> Vec<Command> {
         Command::Control(decisions()),
         Command::TaskReport(vec![TaskReport { id: id(1), node: id(2), status: task_status() }]),
         Command::Noop,
-    ]
+    ];
+    first.into_iter().chain(commands_of_many()).collect()
 }
 
 /// Every outcome, in the order of their numbers.

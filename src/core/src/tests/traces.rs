@@ -87,7 +87,10 @@ impl Stage {
             "close" => self.sim.event(SessionEvent::Closed(self.nodes[words[0]])),
             "heard" => self.sim.event(SessionEvent::Heard(self.nodes[words[0]])),
             "late" => self.late(words),
-            "leave" => self.sim.drop_node(self.nodes[words[0]]),
+            "leave" => {
+                let id = self.nodes[words[0]];
+                self.sim.run(Command::NodeRemove { id, force: true });
+            }
             "history" => self.set_history(words[0].parse().unwrap()),
             "drain" => self.set_availability(words[0], Availability::Drain),
             "activate" => self.set_availability(words[0], Availability::Active),
@@ -232,10 +235,13 @@ impl Stage {
                     let reservations = Some(Resources { memory_bytes, ..Resources::default() });
                     task.resources = Some(ResourceNeeds { reservations, limits: None });
                 }
-                "constraint" | "max-per-node" | "platform" => {
+                "constraint" | "max-per-node" | "platform" | "spread" => {
                     let placement = task.placement.get_or_insert_with(Placement::default);
                     match key {
                         "constraint" => placement.constraints = vec![value.to_string()],
+                        "spread" => {
+                            placement.spread = value.split(',').map(String::from).collect();
+                        }
                         "platform" => placement.platforms = vec![(value.into(), "linux".into())],
                         _ => placement.max_replicas = number(),
                     }

@@ -49,6 +49,17 @@ pub(super) fn brief(state: &State, tasks: &[&Arc<Task>]) -> String {
     tasks.iter().map(line).collect()
 }
 
+/// Every manager, and nobody else, opens every key; and whatever is sealed has its key.
+fn ring(state: &State) {
+    let Some(cluster) = state.cluster() else { return };
+    let managers: BTreeSet<_> = state.managers().map(|(node, _)| node.id).collect();
+    let keys: BTreeSet<u64> = cluster.ring.keys.iter().map(|key| key.version).collect();
+    assert!(keys.contains(&cluster.ring.current));
+    assert!(cluster.trust.sealed().all(|sealed| sealed.key == cluster.ring.current));
+    assert!(state.payloads.values().all(|sealed| keys.contains(&sealed.key)));
+    assert!(cluster.ring.keys.iter().all(|key| key.slots.keys().eq(&managers)));
+}
+
 /// Remembers what was, to compare it with what is.
 #[derive(Debug, Default)]
 pub(super) struct Checker {
@@ -67,6 +78,11 @@ impl Checker {
             match change {
                 Change::Task(id) if tasks.insert(*id) => slots.extend(self.task(state, id)),
                 Change::Service(id) => self.service(state, id),
+                Change::Node(id) if state.node(id).is_none() => {
+                    let mut tasks = state.tasks_of_node(id);
+                    assert!(tasks.all(|task| task.status.state.is_terminal()), "{id} is gone");
+                }
+                Change::Cluster => ring(state),
                 Change::Material(id) if state.material(id).is_none() => {
                     assert!(state.users_of(id).next().is_none(), "a secret in use was removed");
                     let mut grants =
@@ -111,6 +127,8 @@ impl Checker {
         if let Some(new) = new {
             let assigned = new.status.state >= TaskState::Assigned && !new.is_done();
             assert!(!assigned || new.node.is_some(), "it runs nowhere: {new:?}");
+            let is_gone = new.node.is_some_and(|node| state.node(&node).is_none());
+            assert!(!is_gone || new.status.state.is_terminal(), "its node is gone: {new:?}");
             self.tasks.insert(*id, Arc::clone(new));
         }
         new.or(old.as_ref()).map(|task| (task.service, task.slot))

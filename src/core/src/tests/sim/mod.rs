@@ -15,13 +15,11 @@ use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use crate::apply::Change;
 use crate::command::{Command, Decision, NodeReport};
 use crate::control::{Control, Input, SessionEvent};
 use crate::id::{NodeId, TaskId};
 use crate::limits;
-use crate::model::Meta;
-use crate::model::node::{Node, NodeDescription, NodeSpec, NodeState, NodeStatus};
+use crate::model::node::{NodeDescription, NodeState};
 use crate::model::task::{Task, TaskState};
 use crate::testing::{self, World};
 use crate::time::{Span, Stamp};
@@ -51,26 +49,8 @@ impl Sim {
 
     /// Adds a node that has no session yet.
     pub(crate) fn add_node(&mut self, n: u64, hostname: &str) -> NodeId {
-        let id = testing::id(n);
-        self.world.state.put_node(Node {
-            id,
-            meta: Meta::new(self.world.now),
-            spec: NodeSpec::default(),
-            description: testing::description(hostname),
-            status: NodeStatus::default(),
-            manager: None,
-            public_key: Vec::new(),
-            seal_key: [0; 32],
-            advertise: String::new(),
-        });
-        id
-    }
-
-    /// Takes a node out of the swarm for ever.
-    pub(crate) fn drop_node(&mut self, id: NodeId) {
-        self.world.state.drop_node(&id);
-        self.world.changes.push(Change::Node(id));
-        self.settle();
+        self.run(Command::NodeJoin(Box::new(testing::joiner(n, hostname))));
+        testing::id(n)
     }
 
     pub(crate) fn node_up(&mut self, node: NodeId, description: NodeDescription) {

@@ -11,11 +11,10 @@ use super::check::Checker;
 use super::random::Random;
 use crate::apply::Change;
 use crate::assign::Assigner;
-use crate::command::{Command, Outcome, TaskReport};
+use crate::command::{Command, NodeJoin, Outcome, TaskReport};
 use crate::control::{Control, Input, SessionEvent};
 use crate::id::{NodeId, TaskId};
-use crate::model::Meta;
-use crate::model::node::{Node, NodeSpec, NodeStatus};
+use crate::model::node::NodeSpec;
 use crate::testing::{self, World};
 use crate::time::{Span, Stamp};
 
@@ -102,17 +101,9 @@ impl Swarm {
         let id: NodeId = self.fresh();
         let zone = String::from(["a", "b", "c"][self.ids as usize % 3]);
         let labels = [(String::from("zone"), zone)].into();
-        self.world.state.put_node(Node {
-            id,
-            meta: Meta::new(self.world.now),
-            spec: NodeSpec { labels, ..NodeSpec::default() },
-            description: testing::description("node"),
-            status: NodeStatus::default(),
-            manager: None,
-            public_key: Vec::new(),
-            seal_key: [0; 32],
-            advertise: String::new(),
-        });
+        let spec = NodeSpec { labels, ..NodeSpec::default() };
+        let join = NodeJoin { spec, ..testing::joiner(self.ids, "node") };
+        assert_eq!(self.commit(Command::NodeJoin(Box::new(join))), Outcome::Done(1));
         self.agents.insert(id, Agent::new(id));
     }
 

@@ -7,8 +7,7 @@ use alloc::vec::Vec;
 
 use super::agent::Outbox;
 use super::swarm::{Message, Swarm};
-use crate::apply::Change;
-use crate::command::Command;
+use crate::command::{Command, Outcome, Rejection};
 use crate::control::SessionEvent;
 use crate::id::{MaterialId, NodeId, ServiceId, TaskId};
 use crate::model::material::{Grant, MaterialKind};
@@ -17,6 +16,7 @@ use crate::model::service::{FailureAction, ServiceMode, ServiceSpec, UpdateConfi
 use crate::model::task::{
     Placement, ResourceNeeds, Resources, RestartCondition, RestartPolicy, TaskSpec,
 };
+use crate::sealed::Sealed;
 use crate::task_machine::Local;
 use crate::testing::{grant, material_spec, sealed, service_spec};
 use crate::time::Span;
@@ -39,7 +39,7 @@ impl Swarm {
 
     /// One thing a user does.
     pub(super) fn use_it(&mut self) {
-        match self.random.below(20) {
+        match self.random.below(22) {
             0 => self.add_material(),
             1 => {
                 if let Some(id) = self.any_material() {
@@ -61,6 +61,7 @@ impl Swarm {
             13..=16 => self.update(),
             17 => self.set_availability(Availability::Drain),
             18 => self.set_availability(Availability::Pause),
+            19 | 20 => self.change_role(),
             _ => self.set_availability(Availability::Active),
         }
     }
@@ -159,13 +160,38 @@ impl Swarm {
 
     /// A node leaves for ever, with whatever it ran.
     fn remove_node(&mut self, node: NodeId) {
-        if node == self.world.node || !self.random.once_in(3) {
+        let is_manager = self.world.state.node(&node).is_none_or(|node| node.manager.is_some());
+        if is_manager || !self.random.once_in(3) {
             return;
         }
         self.lose_messages_of(node);
         self.agents.remove(&node);
-        self.world.state.drop_node(&node);
-        self.note(vec![Change::Node(node)]);
+        self.commit(Command::NodeRemove { id: node, force: true });
+    }
+
+    /// A node becomes a manager, or a manager a worker, if the swarm can afford it.
+    fn change_role(&mut self) {
+        let managers: Vec<NodeId> = self.world.state.managers().map(|(node, _)| node.id).collect();
+        let command = if managers.len() < 3 || self.random.once_in(2) {
+            let Some(node) = self.any_node().filter(|node| !managers.contains(node)) else {
+                return;
+            };
+            self.ids += 1;
+            self.world.promotion(node, self.ids)
+        } else {
+            let Some(node) = self.random.pick(&managers) else { return };
+            self.world.demotion(node)
+        };
+        // Too few ready managers, or the last one: that is all that may keep it from happening.
+        let outcome = self.commit(command);
+        let is_kept = matches!(outcome, Outcome::Rejected(Rejection::Precondition(_)));
+        assert!(is_kept || matches!(outcome, Outcome::Done(_)), "{outcome:?}");
+    }
+
+    /// A payload sealed with the key that is current.
+    fn sealed(&self, size: u64) -> Sealed {
+        let key = self.world.state.cluster().map_or(0, |cluster| cluster.ring.current);
+        sealed(key, size)
     }
 
     fn any_node(&mut self) -> Option<NodeId> {
@@ -187,14 +213,16 @@ impl Swarm {
         let id = self.fresh();
         let kind = if self.random.once_in(3) { MaterialKind::Config } else { MaterialKind::Secret };
         let spec = material_spec(&format!("m{}", self.random.below(40)));
-        self.commit(Command::MaterialCreate { id, kind, spec, size: 3, payload: sealed(1, 3) });
+        let payload = self.sealed(3);
+        self.commit(Command::MaterialCreate { id, kind, spec, size: 3, payload });
     }
 
     fn append(&mut self) {
         let Some(id) = self.any_material() else { return };
         let Some(material) = self.world.state.material(&id) else { return };
         let number = material.last_version + 1;
-        self.commit(Command::MaterialAppend { id, number, size: 4, payload: sealed(1, 4) });
+        let payload = self.sealed(4);
+        self.commit(Command::MaterialAppend { id, number, size: 4, payload });
     }
 
     fn set_availability(&mut self, availability: Availability) {
@@ -306,6 +334,7 @@ impl Swarm {
             2 => placement.constraints = vec![String::from("node.labels.zone==nowhere")],
             3 => placement.max_replicas = 1 + self.random.below(2),
             4 => placement.platforms = vec![("amd64".to_string(), "linux".to_string())],
+            5 | 6 => placement.spread = vec![String::from("node.labels.zone")],
             _ => {}
         }
         task.placement = Some(placement);

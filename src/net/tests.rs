@@ -1,0 +1,243 @@
+//! Real endpoints on loopback: who gets in, who does not, and what either side is told.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use skep_core::id::{ClusterId, ENTROPY_LEN, NodeId};
+use skep_core::model::node::Role;
+use skep_core::time::Span;
+use tokio::sync::watch;
+
+use super::*;
+use crate::identity::ca::{NodeKey, Root};
+use crate::identity::token::{JoinSecret, Token};
+use crate::identity::trust::TrustError;
+
+fn id<K>(n: u8) -> skep_core::id::Id<K> {
+    skep_core::id::Id::from_entropy([n; ENTROPY_LEN])
+}
+
+/// A node with a certificate of `root`.
+struct Party {
+    node: NodeId,
+    key: NodeKey,
+    net: Arc<Net>,
+}
+
+fn identity(root: &Root, node: NodeId, key: &NodeKey, role: Role, trusted: &Root) -> Arc<Identity> {
+    let cluster: ClusterId = id(99);
+    let life = Span::from_secs(24 * 3600);
+    let chain = root.sign(&key.csr().unwrap(), cluster, node, role, life).unwrap();
+    let roots = [trusted.pem.clone()];
+    Arc::new(Identity::new(cluster, node, &chain, key, &roots).unwrap())
+}
+
+fn party(root: &Root, n: u8, role: Role) -> Party {
+    let net = Net::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let (node, key) = (id(n), NodeKey::generate().unwrap());
+    net.set_identity(identity(root, node, &key, role, root)).unwrap();
+    Party { node, key, net }
+}
+
+impl Party {
+    fn expected(&self) -> Expected {
+        Expected {
+            node: self.node,
+            public_key: self.key.public(),
+            addr: self.net.local_addr().unwrap().to_string(),
+        }
+    }
+
+    fn recorded(&self, raft_id: Option<u64>) -> (NodeId, Recorded) {
+        (self.node, Recorded { public_key: self.key.public(), raft_id })
+    }
+}
+
+/// Who is on record.
+#[derive(Default)]
+struct Record(Mutex<Vec<(NodeId, Recorded)>>);
+
+impl Admission for Record {
+    fn recorded(&self, node: &NodeId) -> Option<Recorded> {
+        let found = self.0.lock().unwrap();
+        found.iter().find(|(id, _)| id == node).map(|(_, recorded)| recorded.clone())
+    }
+
+    fn confirm(&self, node: NodeId) -> Visit<bool> {
+        let is_gone = self.recorded(&node).is_none();
+        Box::pin(async move { is_gone })
+    }
+}
+
+/// Tells each guest who it is taken for, and waits until it goes.
+struct Mirror;
+
+impl Service for Mirror {
+    fn visit(&self, guest: Guest, protocol: Protocol, connection: quinn::Connection) -> Visit {
+        Box::pin(async move {
+            let Ok((mut tx, _)) = connection.accept_bi().await else { return };
+            let text = format!("{protocol:?} {guest:?}");
+            tx.write_all(text.as_bytes()).await.unwrap();
+            tx.finish().unwrap();
+            connection.closed().await;
+        })
+    }
+}
+
+async fn serve(host: &Party, record: &Arc<Record>) -> watch::Sender<bool> {
+    let (stop, stopped) = watch::channel(false);
+    let admission: Arc<dyn Admission> = Arc::clone(record) as _;
+    let net = Arc::clone(&host.net);
+    tokio::spawn(async move { net.serve(admission, Arc::new(Mirror), stopped).await.unwrap() });
+    // Serving begins with the task's first step.
+    while !host.net.serves() {
+        tokio::task::yield_now().await;
+    }
+    stop
+}
+
+async fn ask(connection: &quinn::Connection) -> Result<String, Closed> {
+    let said = async {
+        let (mut tx, mut rx) = connection.open_bi().await.ok()?;
+        tx.write_all(b"?").await.ok()?;
+        String::from_utf8(rx.read_to_end(1000).await.ok()?).ok()
+    };
+    match tokio::time::timeout(Duration::from_secs(5), said).await.unwrap() {
+        Some(text) => Ok(text),
+        None => Err(closed(&connection.closed().await).unwrap()),
+    }
+}
+
+#[tokio::test]
+async fn a_peer_is_admitted_as_what_is_on_record() {
+    let root = Root::generate().unwrap();
+    let (host, worker) = (party(&root, 1, Role::Manager), party(&root, 2, Role::Worker));
+    let (manager, stranger) = (party(&root, 3, Role::Manager), party(&root, 4, Role::Manager));
+    let record = Arc::new(Record::default());
+    *record.0.lock().unwrap() = vec![worker.recorded(None), manager.recorded(Some(7))];
+    let _stop = serve(&host, &record).await;
+    let expected = host.expected();
+    for (guest, protocol, answer) in [
+        (&worker, Protocol::Agent, Ok("Agent")),
+        (&worker, Protocol::Control, Err(Closed::NotManager)),
+        (&worker, Protocol::Raft, Err(Closed::NotManager)),
+        (&manager, Protocol::Raft, Ok("raft_id: Some(7)")),
+        (&manager, Protocol::Control, Ok("Control")),
+        // Its certificate says manager: the record does not know it.
+        (&stranger, Protocol::Raft, Err(Closed::Removed)),
+        (&stranger, Protocol::Agent, Err(Closed::Removed)),
+    ] {
+        let connection = guest.net.dial(&expected, protocol).await.unwrap();
+        match (ask(&connection).await, answer) {
+            (Ok(text), Ok(part)) => assert!(text.contains(part), "{text}"),
+            (found, answer) => assert_eq!(found.err(), answer.err(), "{protocol:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_member_that_is_removed_loses_its_connection() {
+    let root = Root::generate().unwrap();
+    let (host, worker) = (party(&root, 1, Role::Manager), party(&root, 2, Role::Worker));
+    let record = Arc::new(Record::default());
+    record.0.lock().unwrap().push(worker.recorded(None));
+    let _stop = serve(&host, &record).await;
+    let connection = worker.net.dial(&host.expected(), Protocol::Agent).await.unwrap();
+    ask(&connection).await.unwrap();
+    host.net.review(&*record);
+    assert!(connection.close_reason().is_none());
+    record.0.lock().unwrap().clear();
+    host.net.review(&*record);
+    assert_eq!(closed(&connection.closed().await), Some(Closed::Removed));
+}
+
+#[tokio::test]
+async fn a_dialler_accepts_only_the_manager_it_means() {
+    let root = Root::generate().unwrap();
+    let (host, guest) = (party(&root, 1, Role::Manager), party(&root, 2, Role::Manager));
+    let worker = party(&root, 3, Role::Worker);
+    let foreign = party(&Root::generate().unwrap(), 4, Role::Manager);
+    let record = Arc::new(Record::default());
+    let _stops = [serve(&host, &record).await, serve(&worker, &record).await];
+    let _stop = serve(&foreign, &record).await;
+    let other = Expected { node: id(9), ..host.expected() };
+    let error = guest.net.dial(&other, Protocol::Raft).await.unwrap_err();
+    assert!(matches!(error, DialError::WrongPeer { .. }), "{error}");
+    let other = Expected { public_key: guest.key.public(), ..host.expected() };
+    let error = guest.net.dial(&other, Protocol::Raft).await.unwrap_err();
+    assert!(error.to_string().contains("cannot be trusted"), "{error}");
+    for (expected, wanted) in [
+        (worker.expected(), TrustError::NotAManager),
+        (foreign.expected(), TrustError::UnknownRoot),
+    ] {
+        match guest.net.dial(&expected, Protocol::Raft).await.unwrap_err() {
+            DialError::Untrusted { source, .. } => {
+                assert_eq!(std::mem::discriminant(&source), std::mem::discriminant(&wanted));
+            }
+            error => panic!("{error}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_joiner_knows_the_swarm_by_its_token() {
+    let root = Root::generate().unwrap();
+    let (host, worker) = (party(&root, 1, Role::Manager), party(&root, 2, Role::Worker));
+    let record = Arc::new(Record::default());
+    let _stops = [serve(&host, &record).await, serve(&worker, &record).await];
+    let joiner = Net::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let token = |root: &Root| {
+        let text = JoinSecret::generate().unwrap().token(&root.pem).unwrap();
+        Arc::new(Token::parse(&text).unwrap())
+    };
+    let addr = |party: &Party| party.net.local_addr().unwrap().to_string();
+    let meeting = joiner.dial_to_join(&addr(&host), &token(&root)).await.unwrap();
+    assert_eq!(meeting.facts.node, host.node);
+    assert!(ask(&meeting.connection).await.unwrap().contains("Anonymous"));
+    let other = token(&Root::generate().unwrap());
+    for (error, wanted) in [
+        (joiner.dial_to_join(&addr(&host), &other).await, TrustError::WrongDigest),
+        (joiner.dial_to_join(&addr(&worker), &token(&root)).await, TrustError::NotAManager),
+    ] {
+        match error.unwrap_err() {
+            DialError::Untrusted { source, .. } => assert_eq!(source, wanted),
+            error => panic!("{error}"),
+        }
+    }
+}
+
+/// A client that offers only the classical exchange finds nobody.
+#[tokio::test]
+async fn the_key_exchange_is_post_quantum_or_there_is_none() {
+    use rustls::crypto::aws_lc_rs::{default_provider, kx_group};
+    assert_eq!(tls::provider().kx_groups.len(), 1);
+    assert_eq!(tls::provider().kx_groups[0].name(), rustls::NamedGroup::X25519MLKEM768);
+    let root = Root::generate().unwrap();
+    let host = party(&root, 1, Role::Manager);
+    let _stop = serve(&host, &Arc::new(Record::default())).await;
+    let mut certs = rustls::RootCertStore::empty();
+    certs.add(host.net.identity().unwrap().trust.roots().next().unwrap().clone()).unwrap();
+    for (group, works) in [(kx_group::X25519, false), (kx_group::X25519MLKEM768, true)] {
+        let mut provider = default_provider();
+        provider.kx_groups = vec![group];
+        let mut config = rustls::ClientConfig::builder_with_provider(Arc::new(provider))
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_root_certificates(certs.clone())
+            .with_no_client_auth();
+        config.alpn_protocols = vec![Protocol::Join.alpn().to_vec()];
+        let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(config).unwrap();
+        let endpoint = quinn::Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
+        let config = quinn::ClientConfig::new(Arc::new(crypto));
+        let addr = host.net.local_addr().unwrap();
+        let connecting = endpoint.connect_with(config, addr, host.node.as_str()).unwrap();
+        assert_eq!(connecting.await.is_ok(), works, "{group:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_address_in_use_is_told() {
+    let first = Net::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let error = Net::bind(first.local_addr().unwrap()).unwrap_err().to_string();
+    assert!(error.contains("is in use"), "{error}");
+}
