@@ -11,7 +11,6 @@ use tokio::sync::watch;
 use super::*;
 use crate::identity::ca::{NodeKey, Root};
 use crate::identity::token::{JoinSecret, Token};
-use crate::identity::trust::TrustError;
 
 fn id<K>(n: u8) -> skep_core::id::Id<K> {
     skep_core::id::Id::from_entropy([n; ENTROPY_LEN])
@@ -166,13 +165,12 @@ async fn a_dialler_accepts_only_the_manager_it_means() {
     let other = Expected { public_key: guest.key.public(), ..host.expected() };
     let error = guest.net.dial(&other, Protocol::Raft).await.unwrap_err();
     assert!(error.to_string().contains("cannot be trusted"), "{error}");
-    for (expected, wanted) in [
-        (worker.expected(), TrustError::NotAManager),
-        (foreign.expected(), TrustError::UnknownRoot),
-    ] {
+    for (expected, wanted) in
+        [(worker.expected(), "NotAManager"), (foreign.expected(), "UnknownRoot")]
+    {
         match guest.net.dial(&expected, Protocol::Raft).await.unwrap_err() {
             DialError::Untrusted { source, .. } => {
-                assert_eq!(std::mem::discriminant(&source), std::mem::discriminant(&wanted));
+                assert!(format!("{source:?}").contains(wanted), "{source:?}");
             }
             error => panic!("{error}"),
         }
@@ -196,11 +194,13 @@ async fn a_joiner_knows_the_swarm_by_its_token() {
     assert!(ask(&meeting.connection).await.unwrap().contains("Anonymous"));
     let other = token(&Root::generate().unwrap());
     for (error, wanted) in [
-        (joiner.dial_to_join(&addr(&host), &other).await, TrustError::WrongDigest),
-        (joiner.dial_to_join(&addr(&worker), &token(&root)).await, TrustError::NotAManager),
+        (joiner.dial_to_join(&addr(&host), &other).await, "WrongDigest"),
+        (joiner.dial_to_join(&addr(&worker), &token(&root)).await, "NotAManager"),
     ] {
         match error.unwrap_err() {
-            DialError::Untrusted { source, .. } => assert_eq!(source, wanted),
+            DialError::Untrusted { source, .. } => {
+                assert!(format!("{source:?}").contains(wanted), "{source:?}");
+            }
             error => panic!("{error}"),
         }
     }
