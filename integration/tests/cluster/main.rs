@@ -1,0 +1,5 @@
+//! The cluster harness itself: its networks do what its methods say, and nothing of it is left.
+
+mod network;
+mod nodes;
+mod remains;
