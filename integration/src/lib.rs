@@ -20,7 +20,7 @@ mod seen;
 mod specification;
 mod wait;
 
-pub use bench::{Bench, run_by, shared};
+pub use bench::{Bench, run_by, shared, tag_of};
 pub use budget::{BUDGETS, Bound, Budget};
 pub use cli::{Cli, Output, Program};
 pub use cluster::{Capture, Cluster, ClusterOptions, PORT, Placed, Role, name_of};
@@ -35,19 +35,21 @@ pub use wait::{settle, wait_until};
 
 /// Makes two tests of each scenario: one driven by `docker`, one by `skep`.
 ///
-/// A scenario is a function `fn(&Bench) -> anyhow::Result<()>` of the same name.
+/// A scenario is a function `fn(&Bench) -> anyhow::Result<()>` of the same name; after `with` and a
+/// function like [`run_by`] it takes what that gives it.
 #[macro_export]
 macro_rules! by_both {
-    ($($scenario:ident)*) => {$(
+    (with $run:path: $($scenario:ident)*) => {$(
         mod $scenario {
             #[test]
             fn docker() -> anyhow::Result<()> {
-                $crate::run_by($crate::Program::Docker, stringify!($scenario), super::$scenario)
+                $run($crate::Program::Docker, stringify!($scenario), super::$scenario)
             }
             #[test]
             fn skep() -> anyhow::Result<()> {
-                $crate::run_by($crate::Program::Skep, stringify!($scenario), super::$scenario)
+                $run($crate::Program::Skep, stringify!($scenario), super::$scenario)
             }
         }
     )*};
+    ($($scenario:ident)*) => { $crate::by_both! { with $crate::run_by: $($scenario)* } };
 }

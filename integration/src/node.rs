@@ -59,6 +59,8 @@ pub struct Node {
     options: Options,
     daemon: Mutex<Option<Child>>,
     clock: Mutex<Option<Clock>>,
+    /// What it advertises in a network.
+    address: Mutex<Option<Ipv4Addr>>,
     guardian: Guardian,
 }
 
@@ -76,8 +78,9 @@ impl Node {
         let root = tempfile::Builder::new().prefix("skep-test.").tempdir()?.keep();
         fs::create_dir(root.join("home"))?;
         let guardian = Guardian::of(&root, &[], Stdio::null())?;
+        let address = Mutex::new(options.place.as_ref().map(|place| place.address));
         let (daemon, clock) = (Mutex::new(None), Mutex::new(None));
-        Ok(Self { root, binary, options, daemon, clock, guardian })
+        Ok(Self { root, binary, options, daemon, clock, address, guardian })
     }
 
     /// Starts the daemon and waits until its socket answers.
@@ -112,12 +115,10 @@ impl Node {
         let verb = if self.options.inactive { "daemon" } else { "up" };
         let data = self.data_root().display().to_string();
         let run = self.run_root().display().to_string();
-        let (name, advertised) = match &self.options.place {
-            None => ("node-1".to_owned(), "127.0.0.1".to_owned()),
-            Some(place) => (place.name.clone(), place.address.to_string()),
-        };
+        let name = self.options.place.as_ref().map_or("node-1", |place| &place.name);
+        let advertised = lock(&self.address).unwrap_or(Ipv4Addr::LOCALHOST).to_string();
         let fixed = [verb, "--data-root", &data, "--run-root", &run];
-        let named = ["--node-name", &name, "--advertise-addr", &advertised];
+        let named = ["--node-name", name, "--advertise-addr", &advertised];
         let listen: &[&str] = match self.options.place {
             None => &["--listen-addr", "127.0.0.1:0"],
             Some(_) => &[],
@@ -204,6 +205,11 @@ impl Node {
     /// Whether a daemon was started and neither ended nor was ended.
     pub fn is_up(&self) -> bool {
         self.daemon().is_some() && self.ended().is_ok_and(|status| status.is_none())
+    }
+
+    /// What its next daemon advertises.
+    pub fn set_address(&self, address: Ipv4Addr) {
+        *lock(&self.address) = Some(address);
     }
 
     fn await_end(&self) -> Result<ExitStatus> {

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -106,7 +106,9 @@ impl Cluster {
             node.import_busybox()?;
             cluster.nodes.push(node);
         }
-        cluster.await_ready(members)?;
+        if members > 0 {
+            cluster.await_ready(members)?;
+        }
         Ok(cluster)
     }
 
@@ -361,14 +363,14 @@ impl Cluster {
         node.launch()
     }
 
-    /// Gives a node another address on the same network; its daemon is not told.
+    /// Gives a node another address on the same network, `10.77.0.host`; its daemon learns of it
+    /// when it is started next.
     pub fn renumber(&self, at: usize, host: u8) -> Result<Ipv4Addr> {
-        let [a, b, c, _] = address_of(at).octets();
-        if usize::from(host) <= self.network.len() {
-            bail!("{a}.{b}.{c}.{host} may be another node's");
-        }
-        let address = Ipv4Addr::new(a, b, c, host);
+        let address = network::address_of_host(host);
+        let is_others = (0..self.network.len()).any(|other| address_of(other) == address);
+        ensure!(!is_others || address == address_of(at), "{address} is another node's");
         self.network.renumber(at, address)?;
+        self.node(at).set_address(address);
         Ok(address)
     }
 

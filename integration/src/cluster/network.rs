@@ -152,7 +152,12 @@ impl Drop for Network {
 /// Address of a node.
 pub(crate) fn address_of(node: usize) -> Ipv4Addr {
     // At most NODES of them.
-    Ipv4Addr::new(10, 77, 0, (node + 1).min(NODES) as u8)
+    address_of_host((node + 1).min(NODES) as u8)
+}
+
+/// An address of the network.
+pub(crate) fn address_of_host(host: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 77, 0, host)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
