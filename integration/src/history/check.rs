@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::{Action, Operation, Outcome};
 
 /// Most steps of the search for one object.
-const STEPS: usize = 4_000_000;
+const STEPS: usize = 1_000_000;
 
 /// An object's value, if it is there.
 type Value = Option<u64>;
@@ -363,6 +363,26 @@ mod tests {
         // What failed never happens.
         bad(&[(0, 0, 1, Create(1), Failed), (1, 2, 3, Read, Found(Some(1)))]);
         good(&[(0, 0, 1, Create(1), Failed), (1, 2, 3, Read, Found(None))]);
+    }
+
+    /// What a cut leaves: writes of which nobody knows. Those of many clients at once are decided
+    /// on, and too many are not, which is told.
+    #[test]
+    fn many_unknown_outcomes() {
+        let cut = |count: u64, seen| {
+            let mut lines = vec![(0, 0, 1, Create(0), Done)];
+            for at in 1..=count {
+                lines.push((1, at * 10, at * 10 + 1, Swap { from: at - 1, to: at }, Unknown));
+                lines.push((2, at * 10, at * 10 + 1, Create(1_000 + at), Unknown));
+                lines.push((3, at * 10, at * 10 + 1, Remove, Unknown));
+            }
+            lines.push((4, 5_000, 5_001, Read, Found(Some(seen))));
+            check(&history(&lines))
+        };
+        assert_eq!(cut(5, 5), Ok(()));
+        assert_eq!(cut(5, 1_005), Ok(()));
+        assert!(matches!(cut(5, 6), Err(Fault::NoOrder { .. })));
+        assert!(matches!(cut(40, 41), Err(Fault::Undecided { operations: 122, .. })));
     }
 
     #[test]

@@ -50,11 +50,14 @@ fn refused_joins_say_why(scene: &Scene) -> Result<()> {
 
     scene.bench.cli.ok(&["swarm", "join-token", "--rotate", "worker"])?;
     let rotated = refuse(&token, &manager)?;
-    ensure!(rotated.contains("rotated"), "rotated: {rotated}");
+    // A manager forgets what it rotates: a secret may be wrong or old.
+    ensure!(rotated.contains("no longer"), "rotated: {rotated}");
 
-    let all = [&digest, &secret, &form, &away, &worker, &rotated];
+    let all = [&digest, &secret, &form, &away, &worker];
     for (at, one) in all.iter().enumerate() {
         ensure!(all.iter().skip(at + 1).all(|other| other != one), "twice the same: {one}");
+    }
+    for one in all.iter().chain([&&rotated]) {
         // No message gives a secret away.
         let secret = token.rsplit('-').next().context("a token")?;
         ensure!(!one.contains(secret), "the secret is in the message: {one}");
