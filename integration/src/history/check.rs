@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::{Action, Operation, Outcome};
 
 /// Most steps of the search for one object.
-const STEPS: usize = 1_000_000;
+const STEPS: usize = 200_000;
 
 /// An object's value, if it is there.
 type Value = Option<u64>;
