@@ -1,18 +1,28 @@
 //! How a node is set up. This is the only place that reads flags, environment and host facts;
 //! everything else takes the plain values.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::fs::File;
+use std::io::Read;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
 
 use skep_core::model::node::{Availability, NodeDescription};
 
-use crate::cli::{self, NodeArgs, Start};
+use zeroize::Zeroizing;
+
+use crate::address::{self, AddressError, InterfaceAddress};
+use crate::cli::{self, NodeArgs, Start, TokenSource};
+use crate::hidden::Hidden;
+use crate::limits;
 
 /// How long the runtime may take to tell its version.
 const RUNTIME_ANSWER: std::time::Duration = std::time::Duration::from_secs(2);
 
+/// Bytes that a token fits in, so that reading one leaves no outgrown copies behind.
+const TOKEN_ROOM: usize = 512;
+
 /// Options of a node, as given.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct NodeConfig {
     /// Where everything that lasts is kept.
     pub data_root: PathBuf,
@@ -34,17 +44,31 @@ pub struct NodeConfig {
     pub autolock: bool,
     /// Availability of this node in a new swarm.
     pub availability: Availability,
-    /// Whether a fresh data root starts a swarm of its own.
+    /// Whether a fresh data root starts a swarm of its own. Never together with `join`.
     pub init: bool,
+    /// The swarm that a fresh data root joins.
+    pub join: Option<JoinArgs>,
+}
+
+/// The swarm to join.
+#[derive(Debug)]
+pub struct JoinArgs {
+    /// Managers, `HOST:PORT` each, in the order to try; one at least.
+    pub managers: Vec<String>,
+    /// The join token, in whatever form it was given.
+    pub token: Hidden,
 }
 
 impl NodeConfig {
-    /// The options of a command line.
-    #[must_use]
-    pub fn from_args(args: NodeArgs) -> Self {
+    /// The options of a command line. Reads the join token from where it is.
+    ///
+    /// # Errors
+    /// [`ConfigError`]: the token is not there.
+    pub fn from_args(args: NodeArgs) -> Result<Self, ConfigError> {
         // Supervisors get these paths too, and have another working directory.
         let absolute = |path: PathBuf| std::path::absolute(&path).unwrap_or(path);
-        Self {
+        let join = args.join.map(JoinArgs::read).transpose()?;
+        Ok(Self {
             node_name: args.node_name.unwrap_or_else(hostname),
             data_root: absolute(args.data_root),
             run_root: absolute(args.run_root),
@@ -59,24 +83,73 @@ impl NodeConfig {
                 cli::Availability::Pause => Availability::Pause,
                 cli::Availability::Drain => Availability::Drain,
             },
-            init: args.start == Start::Up,
-        }
+            init: args.start == Start::Up && join.is_none(),
+            join,
+        })
     }
+}
+
+impl JoinArgs {
+    fn read(join: cli::Join) -> Result<Self, ConfigError> {
+        let token = match join.token {
+            TokenSource::Given(token) => token,
+            TokenSource::Stdin => read_token("standard input", std::io::stdin().lock())?,
+            TokenSource::File(path) => {
+                let name = path.display().to_string();
+                let file = File::open(&path)
+                    .map_err(|source| ConfigError::TokenFile { path: name.clone(), source })?;
+                read_token(&name, file)?
+            }
+        };
+        Ok(Self { managers: join.managers, token })
+    }
+}
+
+/// The token in a file: all of it, without the space around.
+fn read_token(path: &str, source: impl Read) -> Result<Hidden, ConfigError> {
+    let fail = |source| ConfigError::TokenFile { path: path.to_owned(), source };
+    let mut text = Zeroizing::new(String::with_capacity(TOKEN_ROOM));
+    source.take(limits::TOKEN_FILE_BYTES + 1).read_to_string(&mut text).map_err(fail)?;
+    let token = text.trim();
+    let one_word = !token.is_empty() && !token.contains(char::is_whitespace);
+    if !one_word || text.len() as u64 > limits::TOKEN_FILE_BYTES {
+        return Err(ConfigError::NoToken(path.to_owned()));
+    }
+    Ok(Hidden::new(token.to_owned()))
 }
 
 /// Options that contradict one another or the host.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// An address cannot be understood.
-    #[error("invalid {option} {value:?}: expected {expected}")]
+    /// An address cannot be understood, or leaves a choice.
+    #[error("invalid {option}: {why}")]
     Address {
-        /// Option.
+        /// What it is for.
         option: &'static str,
-        /// What was given.
-        value: String,
-        /// What is accepted.
-        expected: &'static str,
+        /// What is wrong with it.
+        why: AddressError,
     },
+    /// Nobody can reach a node there.
+    #[error(
+        "invalid address to advertise {0:?}: others need a particular IP address (or interface) \
+         and, if there is one, a port other than 0"
+    )]
+    Unreachable(String),
+    /// The file with the join token cannot be read.
+    #[error("cannot read the join token from {path}")]
+    TokenFile {
+        /// The file, or standard input.
+        path: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file holds something else.
+    #[error(
+        "{0} does not hold a join token: expected one word, as 'skep swarm join-token --quiet \
+         worker' prints it on a manager"
+    )]
+    NoToken(String),
     /// A `-H` address is not a unix socket.
     #[error("invalid -H {0:?}: a node serves unix sockets only, as unix:///path/to/socket")]
     Host(String),
@@ -85,7 +158,7 @@ pub enum ConfigError {
     Unsupported(String),
 }
 
-/// Parses `HOST[:PORT]`, an IP address with or without port.
+/// Reads `<ip|interface>[:port]`; an interface stands for its address. `option` names it in errors.
 ///
 /// # Errors
 /// [`ConfigError::Address`].
@@ -94,40 +167,68 @@ pub fn parse_addr(
     value: &str,
     default_port: u16,
 ) -> Result<SocketAddr, ConfigError> {
-    value
-        .parse::<SocketAddr>()
-        .or_else(|_| value.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, default_port)))
-        .map_err(|_| ConfigError::Address {
-            option,
-            value: value.to_owned(),
-            expected: "an IP address with or without a port, such as 192.0.2.7:2377",
-        })
+    let (ip, port) = address::local(value, &host_addresses())
+        .map_err(|why| ConfigError::Address { option, why })?;
+    Ok(SocketAddr::new(ip, port.unwrap_or(default_port)))
 }
 
-/// The address others reach this node by: as given, or the source of the default route, or
-/// loopback where there is no route.
+/// Where others reach a node that listens on `bound`: as given, `<ip|interface>[:port]`, or as its
+/// option says. If neither does: where it listens if that is one address, else the source of the
+/// default route, else loopback. The port is the one it listens on unless another was given.
 ///
 /// # Errors
-/// [`ConfigError::Address`].
-pub fn advertise(config: &NodeConfig, given: &str) -> Result<SocketAddr, ConfigError> {
-    let port = config.listen_addr.port();
+/// [`ConfigError::Address`]: it cannot be understood, or several would do;
+/// [`ConfigError::Unreachable`]: it is nobody's.
+pub fn advertise(
+    config: &NodeConfig,
+    given: &str,
+    bound: SocketAddr,
+) -> Result<SocketAddr, ConfigError> {
     let given = if given.is_empty() { config.advertise_addr.as_deref() } else { Some(given) };
-    if let Some(value) = given {
-        return parse_addr("--advertise-addr", value, port);
+    match given {
+        Some(text) => match parse_addr("address to advertise", text, bound.port())? {
+            addr if addr.ip().is_unspecified() || addr.port() == 0 => {
+                Err(ConfigError::Unreachable(text.to_owned()))
+            }
+            addr => Ok(addr),
+        },
+        None if !bound.ip().is_unspecified() => Ok(bound),
+        None => Ok(SocketAddr::new(default_source(&host_addresses())?, bound.port())),
     }
-    if !config.listen_addr.ip().is_unspecified() {
-        return Ok(config.listen_addr);
-    }
-    Ok(SocketAddr::new(route_source().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)), port))
 }
 
-/// The source address of the default route. Connecting a UDP socket sends nothing.
-fn route_source() -> Option<IpAddr> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
-    // An address of the documentation range: reachable only by the default route.
-    socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)).ok()?;
+/// The source address of the default route; loopback where there is none.
+fn default_source(host: &[InterfaceAddress]) -> Result<IpAddr, ConfigError> {
+    let routes = std::fs::read_to_string("/proc/self/net/route").unwrap_or_default();
+    address::check_routes(&routes, host)
+        .map_err(|why| ConfigError::Address { option: "address to advertise", why })?;
+    // Addresses of the documentation ranges: reachable only by a default route.
+    let four = || source_towards(Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::new(192, 0, 2, 1).into());
+    let six = || {
+        let target = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
+        source_towards(Ipv6Addr::UNSPECIFIED.into(), target.into())
+    };
+    Ok(four().or_else(six).unwrap_or(Ipv4Addr::LOCALHOST.into()))
+}
+
+/// The address from which packets to `target` would leave. Connecting a UDP socket sends nothing.
+fn source_towards(any: IpAddr, target: IpAddr) -> Option<IpAddr> {
+    let socket = UdpSocket::bind((any, 0)).ok()?;
+    socket.connect((target, 9)).ok()?;
     let ip = socket.local_addr().ok()?.ip();
     (!ip.is_unspecified()).then_some(ip)
+}
+
+/// The addresses of this host's interfaces; none if the kernel does not tell.
+fn host_addresses() -> Vec<InterfaceAddress> {
+    let Ok(all) = nix::ifaddrs::getifaddrs() else { return Vec::new() };
+    let one = |entry: nix::ifaddrs::InterfaceAddress| {
+        let address = entry.address?;
+        let four = address.as_sockaddr_in().map(|addr| IpAddr::from(addr.ip()));
+        let six = || address.as_sockaddr_in6().map(|addr| IpAddr::from(addr.ip()));
+        Some(InterfaceAddress { interface: entry.interface_name, ip: four.or_else(six)? })
+    };
+    all.filter_map(one).collect()
 }
 
 /// What this host says of itself.
@@ -169,6 +270,13 @@ fn memory_bytes() -> u64 {
     line.and_then(|l| l.trim().trim_end_matches(" kB").parse::<u64>().ok()).unwrap_or(0) * 1024
 }
 
+/// What changes with every boot of the machine; empty if the kernel does not say.
+#[must_use]
+pub fn boot_id() -> String {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    text.trim().to_owned()
+}
+
 /// The host's name.
 #[must_use]
 pub fn hostname() -> String {
@@ -180,12 +288,60 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_take_a_port_or_the_default() {
-        let parse = |s| parse_addr("--listen-addr", s, 2377);
-        assert_eq!(parse("10.0.0.1").unwrap().to_string(), "10.0.0.1:2377");
-        assert_eq!(parse("10.0.0.1:1").unwrap().to_string(), "10.0.0.1:1");
-        assert_eq!(parse("[::1]:5").unwrap().port(), 5);
-        let error = parse("eth0:x").unwrap_err().to_string();
-        assert!(error.contains("--listen-addr") && error.contains("eth0:x"), "{error}");
+    fn a_token_is_one_word_of_a_small_file() {
+        let read = |text: &str| read_token("t", text.as_bytes());
+        assert_eq!(read(" SWMTKN-1-a-b\n").unwrap().reveal(), "SWMTKN-1-a-b");
+        let long = "x".repeat(5000);
+        for text in ["", "\n \n", "two words", "a\nb", long.as_str()] {
+            let error = read(text).unwrap_err();
+            assert!(matches!(&error, ConfigError::NoToken(path) if path == "t"), "{error:?}");
+        }
+        let binary = read_token("t", [0xff, 0xfe].as_slice()).unwrap_err();
+        assert!(matches!(binary, ConfigError::TokenFile { .. }));
+        let join = cli::Join {
+            managers: vec!["h:1".to_owned()],
+            token: TokenSource::File("/nonexistent/token".into()),
+        };
+        let error = JoinArgs::read(join).unwrap_err().to_string();
+        assert_eq!(error, "cannot read the join token from /nonexistent/token");
+    }
+
+    fn config(listen: &str, advertise: Option<&str>) -> NodeConfig {
+        NodeConfig {
+            data_root: PathBuf::new(),
+            run_root: PathBuf::new(),
+            node_name: String::new(),
+            listen_addr: listen.parse().unwrap(),
+            advertise_addr: advertise.map(str::to_owned),
+            runtime: String::new(),
+            vault: String::new(),
+            sockets: Vec::new(),
+            autolock: false,
+            availability: Availability::Active,
+            init: false,
+            join: None,
+        }
+    }
+
+    #[test]
+    fn what_a_client_asks_goes_before_the_nodes_options() {
+        let told = config("0.0.0.0:99", Some("192.0.2.7"));
+        let untold = config("0.0.0.0:99", None);
+        let bound = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let everywhere = bound("0.0.0.0:99");
+        let at = |config: &NodeConfig, given: &str, bound: SocketAddr| {
+            advertise(config, given, bound).unwrap().to_string()
+        };
+        assert_eq!(at(&told, "", everywhere), "192.0.2.7:99");
+        assert_eq!(at(&told, "192.0.2.8", everywhere), "192.0.2.8:99");
+        assert_eq!(at(&told, "192.0.2.8:6", everywhere), "192.0.2.8:6");
+        assert_eq!(at(&told, "lo:6", everywhere), "127.0.0.1:6");
+        assert_eq!(at(&untold, "", bound("127.0.0.1:7")), "127.0.0.1:7");
+        for given in ["0.0.0.0", "192.0.2.8:0", "eth-nosuch:1"] {
+            let error = advertise(&told, given, everywhere).unwrap_err().to_string();
+            assert!(error.contains(given), "{error}");
+        }
+        let error = parse_addr("--listen-addr", "eth-nosuch", 1).unwrap_err().to_string();
+        assert!(error.starts_with("invalid --listen-addr: \"eth-nosuch\" is neither"), "{error}");
     }
 }

@@ -134,17 +134,11 @@ fn notify(state: &str) {
 /// Options that only make sense together are checked here, before anything is touched.
 impl NodeConfig {
     fn new(args: NodeArgs) -> Result<Self, ConfigError> {
-        if args.join.is_some() {
-            return Err(ConfigError::Unsupported(
-                "joining a swarm is not supported by this version: it runs a swarm of one node"
-                    .into(),
-            ));
-        }
         if args.autolock {
             return Err(ConfigError::Unsupported(
                 "--autolock is not supported by this version".into(),
             ));
         }
-        Ok(Self::from_args(args))
+        Self::from_args(args)
     }
 }

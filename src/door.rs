@@ -1,34 +1,89 @@
 //! The node as the local API sees it.
 
+mod anywhere;
+
+use std::sync::Arc;
+
 use futures_util::stream::BoxStream;
 use skep_core::command::Rejection;
-use skep_core::id::{ClusterId, MaterialId, TaskId};
+use skep_core::id::{ClusterId, MaterialId, NodeId, TaskId};
 use skep_core::model::material::MaterialKind;
+use skep_core::model::node::{NodeState, Role};
 use skep_core::state::State;
 
 use crate::engine::images::ImageStore;
-use crate::engine::logs;
 use crate::gate::{
     ContainerView, Done, ExecConfig, ExecStreams, ExecView, Gate, JoinTokens, Later, LocalState,
-    LogLine, LogQuery, NodeView, Refusal, Request,
+    LogQuery, Logged, ManagerView, NodeView, Reachability, Refusal, Request,
 };
+use crate::hidden::Hidden;
+use crate::manager::Manager;
 use crate::node::{Node, Swarm};
+use crate::wire::session::ManagerEntry;
 
 impl Node {
-    fn member(&self) -> Result<std::sync::Arc<Swarm>, Refusal> {
+    fn member(&self) -> Result<Arc<Swarm>, Refusal> {
         self.swarm().ok_or(Refusal::NotInSwarm)
     }
+
+    fn manager(&self) -> Result<Arc<Manager>, Refusal> {
+        let swarm = self.member()?;
+        match swarm.manager() {
+            Some(manager) => Ok(manager),
+            None if swarm.file().raft_id != 0 => Err(Refusal::ManagerNotReady),
+            None => Err(Refusal::NotManager),
+        }
+    }
+
+    /// The manager, once it has applied everything acknowledged before the call.
+    async fn current_manager(&self) -> Result<Arc<Manager>, Refusal> {
+        let manager = self.manager()?;
+        manager.confirm().await?;
+        Ok(manager)
+    }
+}
+
+/// The managers, as far as they are known: also without a leader.
+fn managers(swarm: &Swarm) -> Vec<ManagerView> {
+    let manager = swarm.manager();
+    let directory = swarm.book().directory();
+    let directory = directory.borrow();
+    let view = |entry: &ManagerEntry| {
+        let seen = manager.as_ref().and_then(|manager| {
+            manager.raft.view(|state| state.node(&entry.node).map(|node| node.status.state))
+        });
+        let reachability = match seen {
+            _ if entry.node == swarm.node => Reachability::Reachable,
+            Some(NodeState::Ready) => Reachability::Reachable,
+            Some(NodeState::Down | NodeState::Disconnected) => Reachability::Unreachable,
+            Some(NodeState::Unknown) | None => Reachability::Unknown,
+        };
+        ManagerView { node: entry.node, addr: entry.addr.clone(), reachability }
+    };
+    directory.managers.iter().map(view).collect()
+}
+
+/// Who leads, as far as this manager knows.
+fn leader(swarm: &Swarm) -> Option<NodeId> {
+    let raft_id = swarm.manager()?.raft.leadership().borrow().leader?;
+    Some(swarm.book().manager(raft_id)?.node)
 }
 
 impl Gate for Node {
     fn node(&self) -> NodeView {
         let swarm = self.swarm();
-        let addr_port = swarm.as_ref().map(|s| s.file.advertise_addr.clone()).unwrap_or_default();
+        let addr_port = swarm.as_ref().map(|s| s.advertise().to_owned()).unwrap_or_default();
+        let role = |swarm: &Arc<Swarm>| match swarm.file().raft_id {
+            0 => Role::Worker,
+            _ => Role::Manager,
+        };
         NodeView {
             state: if swarm.is_some() { LocalState::Active } else { LocalState::Inactive },
-            node: swarm.as_ref().map(|s| s.manager.node),
-            manager: swarm.is_some(),
-            leader: swarm.as_ref().is_some_and(|s| s.manager.raft.is_leader()),
+            node: swarm.as_ref().map(|s| s.node),
+            role: swarm.as_ref().map(role),
+            manager: swarm.as_ref().is_some_and(|swarm| swarm.manager().is_some()),
+            leader: swarm.as_ref().and_then(|swarm| leader(swarm)),
+            managers: swarm.as_ref().map(|s| managers(s)).unwrap_or_default(),
             addr: addr_port.rsplit_once(':').map_or("", |(host, _)| host).to_owned(),
             addr_port,
             error: String::new(),
@@ -44,9 +99,7 @@ impl Gate for Node {
         look: Box<dyn FnOnce(&State) + Send + 'a>,
     ) -> Later<'a, Result<(), Refusal>> {
         Box::pin(async move {
-            let swarm = self.member()?;
-            swarm.manager.raft.read_index().await.map_err(|_| Refusal::NoLeader)?;
-            swarm.manager.raft.view(look);
+            self.current_manager().await?.raft.view(look);
             Ok(())
         })
     }
@@ -54,20 +107,26 @@ impl Gate for Node {
     fn submit(&self, request: Request) -> Later<'_, Result<Done, Refusal>> {
         Box::pin(async move {
             match request {
-                Request::SwarmInit(init) => self.init(init).await,
+                Request::SwarmInit(init) => self.this()?.init(init).await,
+                Request::SwarmJoin(join) => self.this()?.join(join).await,
                 Request::SwarmLeave { force } => self.leave(force).await,
-                request => self.member()?.manager.submit(request).await,
+                request => self.manager()?.submit(request).await,
             }
         })
     }
 
     fn join_tokens(&self) -> Later<'_, Result<JoinTokens, Refusal>> {
-        Box::pin(async move { self.member()?.manager.join_tokens() })
+        Box::pin(async move { self.current_manager().await?.join_tokens() })
+    }
+
+    fn unlock_key(&self) -> Later<'_, Result<Option<Hidden>, Refusal>> {
+        // A swarm without autolock has no unlock key.
+        Box::pin(async move { self.current_manager().await.map(|_| None) })
     }
 
     fn config_payload(&self, id: MaterialId) -> Later<'_, Result<Vec<u8>, Refusal>> {
         Box::pin(async move {
-            let manager = &self.member()?.manager;
+            let manager = self.current_manager().await?;
             let kind = manager.raft.view(|state| state.material(&id).map(|m| m.kind));
             if kind != Some(MaterialKind::Config) {
                 let (kind, what) = (skep_core::model::Kind::Config, id.to_string());
@@ -85,8 +144,18 @@ impl Gate for Node {
         self.swarm().map(|swarm| swarm.agent.containers()).unwrap_or_default()
     }
 
-    fn exec_create(&self, container: &str, config: ExecConfig) -> Result<String, Refusal> {
-        self.member()?.agent.exec_create(container, config)
+    fn container(&self, node: NodeId, task: TaskId) -> Later<'_, Result<ContainerView, Refusal>> {
+        Box::pin(async move { self.member()?.container(node, task).await })
+    }
+
+    fn exec_create(
+        &self,
+        node: NodeId,
+        container: &str,
+        config: ExecConfig,
+    ) -> Later<'_, Result<String, Refusal>> {
+        let container = container.to_owned();
+        Box::pin(async move { self.member()?.exec_create(node, &container, config).await })
     }
 
     fn exec_start(
@@ -96,36 +165,28 @@ impl Gate for Node {
         size: Option<(u16, u16)>,
     ) -> Later<'_, Result<ExecStreams, Refusal>> {
         let id = id.to_owned();
-        Box::pin(async move { self.member()?.agent.exec_start(&id, detach, size).await })
+        Box::pin(async move { self.member()?.exec_start(&id, detach, size).await })
     }
 
-    fn exec_inspect(&self, id: &str) -> Option<ExecView> {
-        self.swarm()?.agent.context().execs.view(id)
+    fn exec_inspect(&self, id: &str) -> Later<'_, Result<ExecView, Refusal>> {
+        let id = id.to_owned();
+        Box::pin(async move { self.member()?.exec_inspect(&id).await })
     }
 
-    fn exec_resize(&self, id: &str, rows: u16, cols: u16) -> Result<(), Refusal> {
-        self.member()?.agent.exec_resize(id, rows, cols)
+    fn exec_resize(&self, id: &str, rows: u16, cols: u16) -> Later<'_, Result<(), Refusal>> {
+        let id = id.to_owned();
+        Box::pin(async move { self.member()?.exec_resize(&id, rows, cols).await })
     }
 
     fn logs(
         &self,
-        tasks: Vec<TaskId>,
+        tasks: Vec<(NodeId, TaskId)>,
         query: LogQuery,
-    ) -> Later<'_, Result<BoxStream<'static, LogLine>, Refusal>> {
-        Box::pin(async move {
-            let agent = &self.member()?.agent;
-            let sources = tasks
-                .into_iter()
-                .filter_map(|task| {
-                    let (task_dir, ended) = agent.log_source(&task)?;
-                    Some(logs::LogSource { task, task_dir, ended })
-                })
-                .collect();
-            Ok(logs::read(sources, query))
-        })
+    ) -> Later<'_, Result<BoxStream<'static, Logged>, Refusal>> {
+        Box::pin(async move { Ok(self.member()?.logs(tasks, query).await) })
     }
 
     fn cluster(&self) -> Option<ClusterId> {
-        self.swarm().map(|swarm| swarm.manager.cluster)
+        self.swarm().map(|swarm| swarm.cluster)
     }
 }

@@ -1,20 +1,25 @@
 //! What the local API asks of the node. The API knows nothing else of it.
 
+mod container;
+mod refusal;
+
 use std::pin::Pin;
-use std::sync::Arc;
 
 use futures_util::stream::BoxStream;
-use skep_core::command::Rejection;
 use skep_core::id::{ClusterId, MaterialId, NodeId, ServiceId, TaskId};
 use skep_core::model::cluster::ClusterSpec;
 use skep_core::model::material::{MaterialKind, MaterialSpec};
-use skep_core::model::node::{Availability, NodeSpec};
+use skep_core::model::node::{Availability, NodeSpec, Role};
 use skep_core::model::service::ServiceSpec;
-use skep_core::model::task::Task;
 use skep_core::state::State;
-use skep_core::time::Stamp;
-use tokio::io::{AsyncRead, AsyncWrite};
 
+pub use container::{
+    ContainerState, ContainerView, ExecConfig, ExecStreams, ExecView, LogGap, LogLine, LogQuery,
+    Logged,
+};
+pub use refusal::Refusal;
+
+use crate::hidden::Hidden;
 use crate::protected::Protected;
 
 /// A future that is sent between threads.
@@ -26,6 +31,13 @@ pub type Later<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 pub enum Request {
     /// Makes a swarm with this node as its manager.
     SwarmInit(SwarmInit),
+    /// Makes this node part of a swarm that exists.
+    SwarmJoin(SwarmJoin),
+    /// Gives a locked manager the key that opens its own keys.
+    SwarmUnlock {
+        /// `SWMKEY-1-…`, as the client sent it.
+        key: Hidden,
+    },
     /// Leaves the swarm; a manager only by force.
     SwarmLeave {
         /// Whether losing the swarm's data is accepted.
@@ -41,8 +53,12 @@ pub enum Request {
         rotate_worker: bool,
         /// Whether to make a new join secret for managers.
         rotate_manager: bool,
+        /// Whether to make a new unlock key.
+        rotate_unlock: bool,
+        /// Whether a new root takes over from the swarm's own.
+        rotate_ca: bool,
     },
-    /// Changes what a user says of a node.
+    /// Changes what a user says of a node. Another role promotes or demotes it.
     NodeUpdate {
         /// Node.
         id: NodeId,
@@ -50,6 +66,13 @@ pub enum Request {
         version: u64,
         /// New spec.
         spec: NodeSpec,
+    },
+    /// Removes a node from the swarm for good.
+    NodeRemove {
+        /// Node.
+        id: NodeId,
+        /// Whether it may be up.
+        force: bool,
     },
     /// Makes a secret or config.
     MaterialCreate {
@@ -107,9 +130,9 @@ pub enum Request {
 /// How to make a swarm.
 #[derive(Debug, Default)]
 pub struct SwarmInit {
-    /// Address to listen on, `HOST[:PORT]`; empty for the node's option.
+    /// Address to listen on, `<ip|interface>[:port]`; empty for the node's option.
     pub listen_addr: String,
-    /// Address others use, `HOST[:PORT]` or an interface; empty for the node's option.
+    /// Address others use, `<ip|interface>[:port]`; empty for the node's option.
     pub advertise_addr: String,
     /// Settings.
     pub spec: ClusterSpec,
@@ -117,6 +140,21 @@ pub struct SwarmInit {
     pub availability: Availability,
     /// Whether a lone survivor makes the swarm its own.
     pub force_new_cluster: bool,
+}
+
+/// How to become part of a swarm.
+#[derive(Debug)]
+pub struct SwarmJoin {
+    /// Address to listen on, `<ip|interface>[:port]`; empty for the node's option.
+    pub listen_addr: String,
+    /// Address others use, `<ip|interface>[:port]`; empty for the node's option.
+    pub advertise_addr: String,
+    /// Managers, `HOST:PORT` each, in the order to try; one at least.
+    pub remote_addrs: Vec<String>,
+    /// The join token, in whatever form the client sent it.
+    pub token: Hidden,
+    /// Availability of this node.
+    pub availability: Availability,
 }
 
 /// What a request answered.
@@ -130,56 +168,6 @@ pub enum Done {
     Service(ServiceId),
     /// Nothing to say.
     Nothing,
-}
-
-/// Why a request was not answered.
-#[derive(Debug, thiserror::Error)]
-pub enum Refusal {
-    /// The swarm's state does not allow it.
-    #[error(transparent)]
-    Rejected(#[from] Rejection),
-    /// This node is in no swarm.
-    #[error("this node is not part of a swarm")]
-    NotInSwarm,
-    /// This node is in a swarm already.
-    #[error("this node is already part of a swarm")]
-    AlreadyInSwarm,
-    /// This node is no manager.
-    #[error("this node is not a swarm manager")]
-    NotManager,
-    /// Leaving would lose the swarm's data.
-    #[error("this node is the last manager")]
-    LastManager,
-    /// No leader answered in time.
-    #[error("the swarm has no leader at the moment; try again")]
-    NoLeader,
-    /// The write may or may not have happened.
-    #[error("outcome unknown: the write was sent but not confirmed, id {0}")]
-    Unknown(String),
-    /// The disk is full: reads go on, writes do not.
-    #[error("the disk that holds the swarm's log is full: free space under {0} and try again")]
-    NoSpace(String),
-    /// The input breaks a rule that only the node knows; the text names all.
-    #[error("{0}")]
-    Invalid(String),
-    /// No such container, exec or task on this node.
-    #[error("{0}")]
-    NotFound(String),
-    /// The container's state does not allow it.
-    #[error("{0}")]
-    Conflict(String),
-    /// skep does not do that (yet).
-    #[error("{0}")]
-    Unsupported(String),
-    /// Something failed; the chain says what.
-    #[error("{what}")]
-    Failed {
-        /// What was tried.
-        what: String,
-        /// Why it failed.
-        #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
 }
 
 /// Where this node stands.
@@ -211,6 +199,41 @@ impl LocalState {
     }
 }
 
+/// Whether a manager answers this one.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub enum Reachability {
+    /// Nobody has tried, or this node has no way to know.
+    #[default]
+    Unknown,
+    /// It does not.
+    Unreachable,
+    /// It does.
+    Reachable,
+}
+
+impl Reachability {
+    /// Docker's word.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Unreachable => "unreachable",
+            Self::Reachable => "reachable",
+        }
+    }
+}
+
+/// A manager as this node knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ManagerView {
+    /// Node.
+    pub node: NodeId,
+    /// Address with port.
+    pub addr: String,
+    /// Whether it answers.
+    pub reachability: Reachability,
+}
+
 /// What this node says of itself.
 #[derive(Debug, Clone)]
 pub struct NodeView {
@@ -218,10 +241,14 @@ pub struct NodeView {
     pub state: LocalState,
     /// Its id, once it is in a swarm.
     pub node: Option<NodeId>,
-    /// Whether it is a manager.
+    /// Its role, once it is in a swarm.
+    pub role: Option<Role>,
+    /// Whether it can show and change the swarm: it is a manager, ready and not locked.
     pub manager: bool,
-    /// Whether it leads.
-    pub leader: bool,
+    /// The node that leads, as far as this one knows. Only managers know.
+    pub leader: Option<NodeId>,
+    /// The managers this node knows of, itself included. A worker knows them from its session.
+    pub managers: Vec<ManagerView>,
     /// Address others use, without port.
     pub addr: String,
     /// The same with port.
@@ -253,164 +280,6 @@ impl std::fmt::Debug for JoinTokens {
     }
 }
 
-/// How a container stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ContainerState {
-    /// Made, not started.
-    Created,
-    /// Runs.
-    Running,
-    /// Ended.
-    Exited,
-}
-
-/// A container of this node.
-#[derive(Debug, Clone)]
-pub struct ContainerView {
-    /// 64 hex characters.
-    pub id: String,
-    /// Its task.
-    pub task: Arc<Task>,
-    /// The node.
-    pub node: NodeId,
-    /// Image id: `sha256:…`.
-    pub image_id: String,
-    /// Ports the image exposes, as `80/tcp`.
-    pub exposed: Vec<String>,
-    /// Command line: first word and the rest.
-    pub args: Vec<String>,
-    /// Whole environment.
-    pub env: Vec<String>,
-    /// Working directory.
-    pub cwd: String,
-    /// User as configured.
-    pub user: String,
-    /// Host name.
-    pub hostname: String,
-    /// Entrypoint and command after the image's are merged in.
-    pub entrypoint: Vec<String>,
-    /// Command after the image's is merged in.
-    pub cmd: Vec<String>,
-    /// Labels of image and service, with the task's own.
-    pub labels: skep_core::model::Labels,
-    /// Signal that stops it, as configured.
-    pub stop_signal: String,
-    /// State.
-    pub state: ContainerState,
-    /// Pid of its init on the host; 0 when none.
-    pub pid: u32,
-    /// When it was made.
-    pub created: Stamp,
-    /// When it started; zero if it has not.
-    pub started: Stamp,
-    /// When it ended; zero if it has not.
-    pub finished: Stamp,
-    /// Exit code.
-    pub exit_code: i32,
-    /// Whether the kernel killed it for memory.
-    pub oom: bool,
-    /// What went wrong.
-    pub error: String,
-    /// Network mode: `host`, `none` or `default`.
-    pub network: String,
-    /// Its directory, for the paths that inspect shows.
-    pub task_dir: String,
-    /// Layer directories, lowest first.
-    pub layers: Vec<String>,
-    /// Execs that run or are remembered.
-    pub execs: Vec<String>,
-}
-
-/// What an exec runs.
-#[derive(Debug, Clone, Default)]
-pub struct ExecConfig {
-    /// Command and arguments.
-    pub args: Vec<String>,
-    /// `NAME=value` pairs beyond the container's.
-    pub env: Vec<String>,
-    /// Working directory; empty for the container's.
-    pub cwd: String,
-    /// User; empty for the container's.
-    pub user: String,
-    /// Whether it has a terminal.
-    pub tty: bool,
-    /// Whether it has all capabilities.
-    pub privileged: bool,
-    /// Which streams are attached.
-    pub stdin: bool,
-    /// Stdout likewise.
-    pub stdout: bool,
-    /// Stderr likewise.
-    pub stderr: bool,
-    /// Key sequence that detaches, as sent.
-    pub detach_keys: String,
-}
-
-/// An exec as inspect shows it.
-#[derive(Debug, Clone)]
-pub struct ExecView {
-    /// 64 hex characters.
-    pub id: String,
-    /// Its container.
-    pub container: String,
-    /// What it runs.
-    pub config: ExecConfig,
-    /// Whether it runs.
-    pub running: bool,
-    /// Exit code once it ended.
-    pub exit_code: Option<i32>,
-    /// Its pid on the host; 0 when none.
-    pub pid: u32,
-}
-
-/// The streams of a started exec.
-pub struct ExecStreams {
-    /// Closing it is the end of the process's stdin.
-    pub stdin: Option<Box<dyn AsyncWrite + Send + Unpin>>,
-    /// For a terminal, everything.
-    pub stdout: Option<Box<dyn AsyncRead + Send + Unpin>>,
-    /// Absent for a terminal.
-    pub stderr: Option<Box<dyn AsyncRead + Send + Unpin>>,
-    /// Resolves once the exit code can be inspected.
-    pub ended: Later<'static, ()>,
-}
-
-impl std::fmt::Debug for ExecStreams {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("ExecStreams")
-    }
-}
-
-/// Which lines of a log.
-#[derive(Debug, Clone, Default)]
-pub struct LogQuery {
-    /// Whether to go on with new lines.
-    pub follow: bool,
-    /// Only the last so many, per task; none for all.
-    pub tail: Option<usize>,
-    /// Not before this; zero for all.
-    pub since: Stamp,
-    /// Not after this; zero for all.
-    pub until: Stamp,
-    /// Whether stdout is wanted.
-    pub stdout: bool,
-    /// Whether stderr is wanted.
-    pub stderr: bool,
-}
-
-/// One line of a task's log.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LogLine {
-    /// Task.
-    pub task: TaskId,
-    /// When it was written.
-    pub at: Stamp,
-    /// Whether it came from stderr.
-    pub stderr: bool,
-    /// The line with its newline, if it had one.
-    pub bytes: Vec<u8>,
-}
-
 /// The node, as the local API sees it. `node.rs` implements it.
 pub trait Gate: Send + Sync + 'static {
     /// Where this node stands.
@@ -428,6 +297,9 @@ pub trait Gate: Send + Sync + 'static {
     /// The join tokens.
     fn join_tokens(&self) -> Later<'_, Result<JoinTokens, Refusal>>;
 
+    /// The key that unlocks managers; none while they lock nothing.
+    fn unlock_key(&self) -> Later<'_, Result<Option<Hidden>, Refusal>>;
+
     /// The payload of a config's latest version. Refused for secrets.
     fn config_payload(&self, id: MaterialId) -> Later<'_, Result<Vec<u8>, Refusal>>;
 
@@ -437,8 +309,16 @@ pub trait Gate: Send + Sync + 'static {
     /// Containers of this node, those of ended tasks included.
     fn containers(&self) -> Vec<ContainerView>;
 
-    /// Makes an exec in a running container; answers its id.
-    fn exec_create(&self, container: &str, config: ExecConfig) -> Result<String, Refusal>;
+    /// The container of a task on any node; not found if it has none yet.
+    fn container(&self, node: NodeId, task: TaskId) -> Later<'_, Result<ContainerView, Refusal>>;
+
+    /// Makes an exec in a running container of any node; answers its id, which tells the node.
+    fn exec_create(
+        &self,
+        node: NodeId,
+        container: &str,
+        config: ExecConfig,
+    ) -> Later<'_, Result<String, Refusal>>;
 
     /// Starts an exec. Detached ones have no streams.
     fn exec_start(
@@ -449,17 +329,18 @@ pub trait Gate: Send + Sync + 'static {
     ) -> Later<'_, Result<ExecStreams, Refusal>>;
 
     /// An exec that runs or ended a short while ago.
-    fn exec_inspect(&self, id: &str) -> Option<ExecView>;
+    fn exec_inspect(&self, id: &str) -> Later<'_, Result<ExecView, Refusal>>;
 
     /// Sets the size of an exec's terminal.
-    fn exec_resize(&self, id: &str, rows: u16, cols: u16) -> Result<(), Refusal>;
+    fn exec_resize(&self, id: &str, rows: u16, cols: u16) -> Later<'_, Result<(), Refusal>>;
 
-    /// Lines of the logs of these tasks, in order of time as far as they are there.
+    /// Lines of the logs of these tasks, each with its node, in order of time as far as they are
+    /// there. A node that cannot be reached is a gap in the stream.
     fn logs(
         &self,
-        tasks: Vec<TaskId>,
+        tasks: Vec<(NodeId, TaskId)>,
         query: LogQuery,
-    ) -> Later<'_, Result<BoxStream<'static, LogLine>, Refusal>>;
+    ) -> Later<'_, Result<BoxStream<'static, Logged>, Refusal>>;
 
     /// The swarm's id, once there is one.
     fn cluster(&self) -> Option<ClusterId>;

@@ -4,6 +4,7 @@
 #[global_allocator]
 static ALLOCATOR: allocator::WipingAllocator = allocator::WipingAllocator;
 
+pub mod address;
 pub mod agent;
 mod allocator;
 pub mod api;
@@ -15,9 +16,11 @@ pub mod door;
 pub mod engine;
 pub mod files;
 pub mod gate;
+pub mod hidden;
 pub mod identity;
 pub mod limits;
 pub mod manager;
+pub mod net;
 pub mod node;
 pub mod protected;
 pub mod seal;

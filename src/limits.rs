@@ -66,5 +66,110 @@ pub const IMAGE_PIECE_WAIT: Duration = Duration::from_secs(120);
 pub const IMAGE_DOCUMENT_BYTES: u64 = 16 << 20;
 /// Bytes of the instructions given to an import.
 pub const IMAGE_CHANGE_BYTES: usize = 1 << 20;
+/// Managers that a join may name.
+pub const JOIN_ADDRESSES: usize = 64;
+/// Bytes of a file that holds a join token.
+pub const TOKEN_FILE_BYTES: u64 = 4096;
 /// Messages that may wait between an agent and its manager.
 pub const SESSION_QUEUE: usize = 1024;
+/// Streams that a peer may have open on one connection.
+pub const NET_STREAMS: u32 = 1024;
+/// Bytes of one stream that may wait to be read.
+pub const NET_STREAM_BYTES: u32 = 4 << 20;
+/// Time between two signs of life on a connection that is silent otherwise.
+pub const NET_KEEPALIVE: Duration = Duration::from_secs(1);
+/// How long a connection may be silent before it is given up.
+pub const NET_IDLE: Duration = Duration::from_secs(5);
+/// How long a handshake may take, on either side.
+pub const NET_DIAL: Duration = Duration::from_secs(3);
+/// How long peers are given to hear that this node closes its connections.
+pub const NET_CLOSE: Duration = Duration::from_millis(200);
+/// Handshakes under way at once.
+pub const NET_HANDSHAKES: usize = 1024;
+/// While fewer than this many are free, peers first show that their address is theirs.
+pub const NET_HANDSHAKES_FREE: usize = 768;
+/// Connections at once: every node of a large swarm, and managers among one another.
+pub const NET_CONNECTIONS: usize = 10_500;
+/// Bytes of one message between nodes.
+pub const NET_MESSAGE_BYTES: usize = 20 << 20;
+/// Bytes of a message from somebody who is not known yet.
+pub const NET_ANONYMOUS_BYTES: usize = 64 << 10;
+/// How long an answer from a manager may take.
+pub const NET_ANSWER: Duration = Duration::from_secs(5);
+/// A manager that has not been in touch with a leader for this long closes the sessions of its
+/// agents: another may be.
+pub const OUT_OF_TOUCH: Duration = Duration::from_millis(1500);
+/// Agents of such a manager go one after another within this long.
+pub const OUT_OF_TOUCH_SPREAD: Duration = Duration::from_millis(500);
+/// Time between two signs of life on a session, either way.
+pub const SESSION_BEAT: Duration = Duration::from_secs(1);
+/// A session whose other end says nothing for this long is over.
+pub const SESSION_SILENCE: Duration = Duration::from_millis(2500);
+/// Nodes that join at once.
+pub const JOINS: usize = 32;
+/// How far the clock of a node that joins may be from the manager's.
+pub const JOIN_CLOCK_SKEW: Duration = Duration::from_secs(1800);
+/// How long a new manager may take to catch up before its join answers that it goes on.
+pub const JOIN_READY: Duration = Duration::from_secs(20);
+/// Bytes of a join token or an unlock key, as text.
+pub const TOKEN_BYTES: usize = 128;
+/// Certificates that a peer may send: its own, cross certificates and roots of a change of roots.
+pub const CHAIN_CERTIFICATES: usize = 6;
+/// Roots that a swarm trusts at once: two while one takes over from the other.
+pub const ROOTS: usize = 2;
+/// Bytes of a request for a certificate.
+pub const CSR_BYTES: usize = 4 << 10;
+/// Bytes of a file with this node's identity.
+pub const IDENTITY_FILE_BYTES: u64 = 64 << 10;
+/// Bytes of the file that names the managers.
+pub const DIRECTORY_BYTES: u64 = 4 << 20;
+/// Managers that a node keeps in mind.
+pub const DIRECTORY_MANAGERS: usize = 1_000;
+/// Bytes of a manager's public key in it.
+pub const DIRECTORY_KEY_BYTES: usize = 256;
+/// Bytes of a manager's address in it.
+pub const DIRECTORY_ADDR_BYTES: usize = 256;
+/// Shortest life of a node's certificate.
+pub const LEAF_LIFE_MIN: Duration = Duration::from_secs(3_600);
+/// Longest life of a node's certificate.
+pub const LEAF_LIFE_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3_600);
+/// How far the clocks of two nodes may differ before a new certificate is not valid yet.
+pub const LEAF_BACKDATE: Duration = Duration::from_secs(3_600);
+/// Bytes in one message between nodes about containers.
+pub const RELAY_MESSAGE_BYTES: usize = 16 << 20;
+/// Streams of other nodes that one agent serves at once: execs, followed logs, questions.
+pub const RELAY_STREAMS: usize = 512;
+/// How long a node may take to say what it wants, or to answer.
+pub const RELAY_ANSWER: Duration = Duration::from_secs(5);
+/// Time between two signs of life on a stream that has nothing else to say.
+pub const RELAY_PULSE: Duration = Duration::from_secs(5);
+/// How long such a stream may say nothing at all before it counts as lost.
+pub const RELAY_SILENCE: Duration = Duration::from_secs(20);
+/// Bytes of one piece of a process's output, and of each of its streams that wait for a reader.
+pub const RELAY_PIECE_BYTES: usize = 32 << 10;
+/// Log lines sent at once.
+pub const RELAY_LINES: usize = 64;
+/// Nodes that one request asks at the same time.
+pub const RELAY_ASKED: usize = 64;
+/// Bytes of an image's manifest and configuration on their way between nodes.
+pub const IMAGE_OFFER_BYTES: usize = (2 * IMAGE_DOCUMENT_BYTES as usize) + (64 << 10);
+/// Images that one node gives at the same time.
+pub const IMAGES_GIVEN: usize = 32;
+/// Bytes of a layer that are read or written at once on its way between nodes.
+pub const IMAGE_PIECE_BYTES: usize = 256 << 10;
+/// Bytes of unfinished layers that are kept for a later try.
+pub const IMAGE_PARTIAL_BYTES: u64 = 16 << 30;
+/// How long an unfinished layer is kept after its last byte has come.
+pub const IMAGE_PARTIAL_KEPT: Duration = Duration::from_secs(24 * 3600);
+/// Tries in a row to fetch an image that bring nothing new.
+pub const IMAGE_TRIES: u32 = 10;
+/// The wait before the second of them; it doubles from try to try.
+pub const IMAGE_RETRY: Duration = Duration::from_millis(100);
+/// The longest of these waits.
+pub const IMAGE_RETRY_MAX: Duration = Duration::from_secs(15);
+/// Time between two reports of how much of an image has come.
+pub const IMAGE_REPORT: Duration = Duration::from_secs(2);
+/// Bytes of the question for one layer.
+pub const IMAGE_WANT_BYTES: usize = 1 << 10;
+/// Nodes that are asked for an image, one after the other.
+pub const IMAGE_HOLDERS: usize = 16;

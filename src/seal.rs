@@ -23,6 +23,8 @@ use crate::protected::{ProtectError, Protected};
 const ENCAPPED_BYTES: usize = 32;
 /// Bytes of an AEAD tag.
 const TAG_BYTES: usize = 16;
+/// Bytes of a nonce.
+pub const NONCE_BYTES: usize = 12;
 
 /// Sealing or opening failed. It never says anything of the plaintext.
 #[derive(Debug, thiserror::Error)]
@@ -139,13 +141,6 @@ impl RingSecret {
         Self::from_protected(version, &plain)
     }
 
-    fn subkey(&self, purpose: &[u8]) -> Zeroizing<[u8; 32]> {
-        let mut key = Zeroizing::new([0; 32]);
-        // 32 bytes are well below HKDF's limit: it cannot fail.
-        let _ = Hkdf::<Sha256>::new(None, &*self.key).expand(purpose, &mut *key);
-        key
-    }
-
     /// Seals in place and takes the payload along: afterwards no plaintext is left.
     ///
     /// # Errors
@@ -172,14 +167,7 @@ impl RingSecret {
         aad: &[u8],
         plain: &mut [u8],
     ) -> Result<Sealed, SealError> {
-        let nonce = random()?;
-        let cipher = Aes256GcmSiv::new((&*self.subkey(purpose)).into());
-        let tag = cipher
-            .encrypt_in_place_detached(Nonce::from_slice(&nonce), aad, plain)
-            .map_err(|_| SealError::Forged)?;
-        let mut bytes = Vec::with_capacity(plain.len() + TAG_BYTES);
-        bytes.extend_from_slice(plain);
-        bytes.extend_from_slice(&tag);
+        let (nonce, bytes) = seal_under(&self.key, purpose, aad, plain)?;
         Ok(Sealed { key: self.version, nonce, bytes })
     }
 
@@ -193,22 +181,65 @@ impl RingSecret {
         aad: &[u8],
         sealed: &Sealed,
     ) -> Result<Protected, SealError> {
-        let (body, tag) = sealed.bytes.split_last_chunk::<TAG_BYTES>().ok_or(SealError::Forged)?;
         if sealed.key != self.version {
             return Err(SealError::Forged);
         }
-        let mut plain = Protected::copy_of(body)?;
-        let cipher = Aes256GcmSiv::new((&*self.subkey(purpose)).into());
-        cipher
-            .decrypt_in_place_detached(
-                Nonce::from_slice(&sealed.nonce),
-                aad,
-                plain.as_mut_slice(),
-                Tag::from_slice(tag),
-            )
-            .map_err(|_| SealError::Forged)?;
-        Ok(plain)
+        open_under(&self.key, purpose, aad, &sealed.nonce, &sealed.bytes)
     }
+}
+
+/// Seals in place under a key of 256 bits: AES-256-GCM-SIV with a subkey of this purpose and a
+/// random nonce. Returns nonce, and ciphertext with tag; `plain` is ciphertext afterwards.
+///
+/// # Errors
+/// [`SealError::Random`].
+pub fn seal_under(
+    key: &[u8; 32],
+    purpose: &[u8],
+    aad: &[u8],
+    plain: &mut [u8],
+) -> Result<([u8; NONCE_BYTES], Vec<u8>), SealError> {
+    let nonce = random()?;
+    let cipher = Aes256GcmSiv::new((&*subkey(key, purpose)).into());
+    let tag = cipher
+        .encrypt_in_place_detached(Nonce::from_slice(&nonce), aad, plain)
+        .map_err(|_| SealError::Forged)?;
+    let mut bytes = Vec::with_capacity(plain.len() + TAG_BYTES);
+    bytes.extend_from_slice(plain);
+    bytes.extend_from_slice(&tag);
+    Ok((nonce, bytes))
+}
+
+/// Opens what [`seal_under`] sealed, into protected memory.
+///
+/// # Errors
+/// [`SealError::Forged`] or [`SealError::Memory`].
+pub fn open_under(
+    key: &[u8; 32],
+    purpose: &[u8],
+    aad: &[u8],
+    nonce: &[u8; NONCE_BYTES],
+    sealed: &[u8],
+) -> Result<Protected, SealError> {
+    let (body, tag) = sealed.split_last_chunk::<TAG_BYTES>().ok_or(SealError::Forged)?;
+    let mut plain = Protected::copy_of(body)?;
+    let cipher = Aes256GcmSiv::new((&*subkey(key, purpose)).into());
+    cipher
+        .decrypt_in_place_detached(
+            Nonce::from_slice(nonce),
+            aad,
+            plain.as_mut_slice(),
+            Tag::from_slice(tag),
+        )
+        .map_err(|_| SealError::Forged)?;
+    Ok(plain)
+}
+
+fn subkey(key: &[u8; 32], purpose: &[u8]) -> Zeroizing<[u8; 32]> {
+    let mut subkey = Zeroizing::new([0; 32]);
+    // 32 bytes are well below HKDF's limit: it cannot fail.
+    let _ = Hkdf::<Sha256>::new(None, key).expand(purpose, &mut *subkey);
+    subkey
 }
 
 fn ring_info(cluster: ClusterId, node: NodeId, version: u64) -> Vec<u8> {

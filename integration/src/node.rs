@@ -366,6 +366,6 @@ pub fn busybox_tar(directory: &Path) -> Result<PathBuf> {
 }
 
 /// Root of the repository.
-pub(crate) fn repository() -> PathBuf {
+pub fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }

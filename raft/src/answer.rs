@@ -1,14 +1,18 @@
 //! What a peer asks of this node.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
+use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::Fatal;
 use skep_core::codec;
 use skep_core::snapshot::Reader;
 
+use crate::check::Check;
+use crate::limits::{PART_BYTES, REQUEST_BYTES, SNAPSHOT_BYTES, SNAPSHOT_PART_WAIT};
 use crate::machine::{self, Shared};
 use crate::message::{Reply, Request, SnapshotPart};
-use crate::types::{OpenRaft, Snapshot, SnapshotMeta, TypeConfig, VoteRecord};
+use crate::types::{Covered, OpenRaft, Snapshot, SnapshotMeta, TypeConfig, Vote, VoteRecord};
 
 /// Why a request gets no answer. The transport breaks the stream.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +27,14 @@ pub enum AnswerError {
         from: u64,
         /// Raft id of the node it speaks for.
         claimed: u64,
+    },
+    /// The request is larger than any that a peer may send.
+    #[error("a request of {bytes} bytes; at most {limit} are allowed")]
+    TooLarge {
+        /// Its size.
+        bytes: usize,
+        /// The most that is allowed.
+        limit: usize,
     },
     /// A snapshot cannot be written here.
     #[error("the snapshot cannot be kept")]
@@ -51,26 +63,39 @@ pub(crate) struct Incoming(Mutex<Option<Partial>>);
 #[derive(Debug)]
 struct Partial {
     vote: VoteRecord,
+    covered: Covered,
     next: u64,
+    bytes: u64,
+    /// When the last part came.
+    at: Instant,
     reader: Reader,
 }
 
-/// Answers one request of the manager whose Raft id is `from`.
+/// Answers one request of the manager whose Raft id is `from`. Entries are refused if the disk
+/// `is_short`.
 pub(crate) async fn answer(
     raft: &OpenRaft,
     shared: &Arc<Shared>,
     incoming: &Incoming,
+    is_short: impl FnOnce() -> bool,
     from: u64,
     request: &[u8],
 ) -> Result<Vec<u8>, AnswerError> {
     let malformed = |e: &dyn std::error::Error| AnswerError::Malformed(e.to_string());
+    let (bytes, limit) = (request.len(), limit_of(request));
+    if bytes > limit {
+        return Err(AnswerError::TooLarge { bytes, limit });
+    }
     let request: Request = codec::decode(request).map_err(|e| malformed(&e))?;
+    request.check().map_err(|e| malformed(&e))?;
     let claimed = request.speaker();
     if claimed != from {
         return Err(AnswerError::Imposter { from, claimed });
     }
     let reply = match request {
+        Request::Append(append) if !append.entries.is_empty() && is_short() => Reply::NoSpace,
         Request::Append(append) => {
+            incoming.forget_stale();
             let append = append.request().map_err(|e| malformed(&e))?;
             raft.append_entries(append).await?.into()
         }
@@ -84,6 +109,13 @@ pub(crate) async fn answer(
     Ok(codec::encode(&reply))
 }
 
+/// How large this request may be, by the kind that its first bytes say it is.
+fn limit_of(request: &[u8]) -> usize {
+    let mut decoder = minicbor::Decoder::new(request);
+    let kind = decoder.array().and_then(|_| decoder.u32());
+    if matches!(kind, Ok(4)) { PART_BYTES } else { REQUEST_BYTES }
+}
+
 async fn take(
     raft: &OpenRaft,
     shared: &Arc<Shared>,
@@ -93,6 +125,11 @@ async fn take(
     let meta = SnapshotMeta::try_from(part.covered.clone())
         .map_err(|e| AnswerError::Malformed(e.to_string()))?;
     let vote = part.vote;
+    let own = raft.metrics().borrow_watched().vote;
+    if Vote::from(vote) < own {
+        // Nothing of a leader that is none any more reaches the disk.
+        return Ok(Reply::Snapshot((&own).into()));
+    }
     let reader = match incoming.push(part)? {
         Step::Whole(reader) => reader,
         Step::Answer(reply) => return Ok(reply),
@@ -111,16 +148,44 @@ pub(crate) enum Step {
 }
 
 impl Incoming {
+    /// Lets go of a snapshot of which no part came for long: its leader is gone.
+    fn forget_stale(&self) {
+        let mut slot = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if slot.as_ref().is_some_and(|partial| partial.at.elapsed() > SNAPSHOT_PART_WAIT) {
+            *slot = None;
+        }
+    }
+
     /// Takes a part in its turn.
     pub(crate) fn push(&self, part: SnapshotPart) -> Result<Step, AnswerError> {
         let mut slot = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut partial = match slot.take() {
-            _ if part.number == 0 => {
-                Partial { vote: part.vote, next: 0, reader: Reader::default() }
+            _ if part.number == 0 => Partial {
+                vote: part.vote,
+                covered: part.covered,
+                next: 0,
+                bytes: 0,
+                at: Instant::now(),
+                reader: Reader::default(),
+            },
+            Some(partial)
+                if partial.vote == part.vote
+                    && partial.next == part.number
+                    && partial.covered == part.covered =>
+            {
+                partial
             }
-            Some(partial) if partial.vote == part.vote && partial.next == part.number => partial,
             _ => return Ok(Step::Answer(Reply::Begin)),
         };
+        if part.records.is_empty() && !part.last {
+            return Err(AnswerError::Malformed("a part of a snapshot without records".into()));
+        }
+        let more = part.records.iter().map(|record| record.0.len() as u64 + 8).sum();
+        partial.bytes = partial.bytes.saturating_add(more);
+        if partial.bytes > SNAPSHOT_BYTES {
+            let text = format!("a snapshot of more than {SNAPSHOT_BYTES} bytes");
+            return Err(AnswerError::Malformed(text));
+        }
         for record in &part.records {
             partial.reader.push(&record.0).map_err(|e| AnswerError::Malformed(e.to_string()))?;
         }
@@ -128,6 +193,7 @@ impl Incoming {
             return Ok(Step::Whole(Box::new(partial.reader)));
         }
         partial.next += 1;
+        partial.at = Instant::now();
         *slot = Some(partial);
         Ok(Step::Answer(Reply::NextPart))
     }

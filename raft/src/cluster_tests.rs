@@ -1,100 +1,12 @@
 //! Several nodes over a wire in memory.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::io;
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::sync::Arc;
 
-use openraft::BasicNode;
-use skep_core::command::Outcome;
-use skep_core::time::Stamp;
 use tokio::time::timeout;
 
-use crate::network::{Answer, Peer, Transport, TransportError};
-use crate::node::Disks;
-use crate::samples::{create, id, init, records};
-use crate::testing::CrashDisk;
-use crate::{AnswerError, Config, FatalHook, ProposeError, Raft, StorageKey};
-
-const PATIENCE: Duration = Duration::from_secs(30);
-
-/// Carries messages between nodes of this process, unless one of the two is cut off.
-#[derive(Debug, Default)]
-struct Wire {
-    nodes: Mutex<BTreeMap<u64, Raft>>,
-    cut: Mutex<BTreeSet<u64>>,
-}
-
-#[derive(Debug, Clone)]
-struct End {
-    from: u64,
-    wire: Arc<Wire>,
-}
-
-impl Transport for End {
-    fn call(&self, peer: Peer, request: Vec<u8>) -> Answer<'_> {
-        Box::pin(async move {
-            let to = peer.raft_id;
-            let is_cut = |id| self.wire.cut.lock().unwrap().contains(&id);
-            let unreachable = |peer| {
-                let source = io::ErrorKind::NotConnected.into();
-                TransportError::Unreachable { peer, source }
-            };
-            if is_cut(self.from) || is_cut(to) {
-                return Err(unreachable(peer));
-            }
-            let node = self.wire.nodes.lock().unwrap().get(&to).cloned();
-            let Some(node) = node else { return Err(unreachable(peer)) };
-            let answer = node.answer(self.from, &request).await;
-            if is_cut(self.from) || is_cut(to) {
-                return Err(unreachable(peer));
-            }
-            answer.map_err(|e| TransportError::Broken { peer, source: io::Error::other(e) })
-        })
-    }
-}
-
-async fn add(wire: &Arc<Wire>, raft_id: u64) -> Raft {
-    let config = Config {
-        dir: "unused".into(),
-        storage_key: StorageKey::new([raft_id as u8; 32]),
-        raft_id,
-        addr: format!("127.0.0.1:{raft_id}"),
-        on_fatal: FatalHook::new(|reason| panic!("{reason}")),
-    };
-    let disks =
-        Disks { log: Arc::new(CrashDisk::default()), snapshots: Arc::new(CrashDisk::default()) };
-    let end = Arc::new(End { from: raft_id, wire: Arc::clone(wire) });
-    let node = Raft::start_on(disks, config, Arc::new(|| Stamp(1)), end).await.unwrap();
-    wire.nodes.lock().unwrap().insert(raft_id, node.clone());
-    node
-}
-
-async fn done(node: &Raft, number: u64, payload: &[u8]) {
-    let outcome = node.propose(id(number), create(number, payload)).await.unwrap();
-    assert!(matches!(outcome, Outcome::Done(_)), "{outcome:?}");
-}
-
-async fn first(wire: &Arc<Wire>) -> Raft {
-    let node = add(wire, 1).await;
-    node.initialize().await.unwrap();
-    node.propose(id(1), init()).await.unwrap();
-    node
-}
-
-async fn learn(leader: &Raft, raft_id: u64) {
-    let node = BasicNode { addr: format!("127.0.0.1:{raft_id}") };
-    let learned = leader.0.raft.add_learner(raft_id, node, true);
-    timeout(PATIENCE, learned).await.unwrap().unwrap();
-}
-
-/// Waits until both hold the same.
-async fn agree(one: &Raft, other: &Raft) {
-    let mut applied = other.applied();
-    let upto = *one.applied().borrow();
-    timeout(PATIENCE, applied.wait_for(|at| *at >= upto)).await.unwrap().unwrap();
-    assert_eq!(one.view(records), other.view(records));
-}
+use crate::samples::{create, id, init};
+use crate::wire::{PATIENCE, Wire, add, agree, done, first, learn};
+use crate::{AnswerError, ProposeError};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_swarm_survives_its_leader_and_takes_it_back() {

@@ -28,6 +28,7 @@ pub(crate) fn start(inner: &Arc<Inner>, mut stop: watch::Receiver<bool>) {
                 () = tokio::time::sleep(KEEPER_PERIOD) => {}
             }
             let Some(inner) = inner.upgrade() else { return };
+            inner.settle().await;
             let Some(reason) = wanted(&inner) else { continue };
             if let Err(e) = snapshot(&inner, reason == Reason::Deletion).await {
                 tracing::warn!("snapshot of the raft log failed, trying again: {e}");

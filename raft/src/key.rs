@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::sync::Arc;
 
 use aes_gcm_siv::aead::{AeadInPlace, KeyInit};
 use aes_gcm_siv::{Aes256GcmSiv, Nonce, Tag};
@@ -28,6 +29,11 @@ impl StorageKey {
         Self(bytes)
     }
 
+    /// The same key once more, for what goes to another thread.
+    pub(crate) fn copy(&self) -> Self {
+        Self(self.0)
+    }
+
     /// The cipher for one file: `purpose` names the kind of file, `id` the file.
     pub(crate) fn cipher(&self, purpose: &str, id: &[u8; 16]) -> Cipher {
         let mut subkey = Zeroizing::new([0u8; 32]);
@@ -35,6 +41,23 @@ impl StorageKey {
         // 32 bytes are far below the bound of HKDF, so this cannot fail.
         let _ = Hkdf::<Sha256>::new(None, &self.0).expand_multi_info(&info, &mut *subkey);
         Cipher(Aes256GcmSiv::new(aes_gcm_siv::Key::<Aes256GcmSiv>::from_slice(&*subkey)))
+    }
+}
+
+/// The keys that files may be sealed with: what is written takes the first, what is read any.
+#[derive(Debug, Clone)]
+pub(crate) struct Keys {
+    pub(crate) new: Arc<StorageKey>,
+    pub(crate) old: Option<Arc<StorageKey>>,
+}
+
+impl Keys {
+    pub(crate) fn one(key: Arc<StorageKey>) -> Self {
+        Self { new: key, old: None }
+    }
+
+    pub(crate) fn all(&self) -> impl Iterator<Item = &StorageKey> {
+        [&self.new].into_iter().chain(&self.old).map(AsRef::as_ref)
     }
 }
 

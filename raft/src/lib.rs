@@ -6,6 +6,7 @@
 
 mod answer;
 mod api;
+mod check;
 #[cfg(test)]
 mod cluster_tests;
 #[cfg(test)]
@@ -21,13 +22,22 @@ mod log;
 #[cfg(test)]
 mod log_tests;
 mod machine;
+mod members;
+#[cfg(test)]
+mod members_tests;
 mod message;
+
 pub mod network;
 mod node;
 #[cfg(test)]
 mod node_crash_tests;
 #[cfg(test)]
 mod node_tests;
+mod offline;
+#[cfg(test)]
+mod offline_tests;
+#[cfg(test)]
+mod peer_tests;
 mod record;
 mod recover;
 #[cfg(test)]
@@ -42,13 +52,19 @@ mod store_tests;
 #[cfg(test)]
 mod testing;
 mod types;
+#[cfg(test)]
+mod wire;
 
 pub use answer::AnswerError;
 pub use api::{Clock, Config, FatalHook, Leadership, Metrics, ProposeError, ReadError, StartError};
 pub use key::StorageKey;
 pub use log::OpenError;
 pub use machine::{Applied, Event, Subscription};
+pub use members::{MemberError, Members};
+
+pub use network::{Answer, Peer, Transport, TransportError};
 pub use node::Raft;
+pub use offline::{OfflineError, Recovery};
 pub use snapshot::SnapshotError;
 
 /// What several tests share.

@@ -72,3 +72,29 @@ pub const PURGE_MARGIN: Duration = Duration::from_secs(120);
 pub const KEEPER_PERIOD: Duration = Duration::from_secs(5);
 /// How long `shutdown` waits for openraft and the log thread.
 pub const SHUTDOWN_WAIT: Duration = Duration::from_secs(10);
+/// How long a change of the members may take until it is committed.
+pub const MEMBER_WAIT: Duration = Duration::from_secs(10);
+/// Entries that a learner may lack when it becomes a voter.
+pub const PROMOTE_LAG: u64 = 100;
+/// How long a leader waits for one voter to take over before it asks the next.
+pub const HAND_OVER_TRY: Duration = Duration::from_millis(700);
+/// Voters that a leader asks to take over, one after another.
+pub const HAND_OVER_TRIES: usize = 3;
+/// How long after it last heard of a quorum a leader stops calling itself one.
+pub const QUORUM_LAPSE: Duration = Duration::from_secs(1);
+/// How often a leader looks whether it still hears of a quorum.
+pub const QUORUM_CHECK: Duration = Duration::from_millis(200);
+/// How long a peer may take to write entries and to answer, besides a second for each MiB.
+pub const APPEND_WAIT: Duration = Duration::from_secs(1);
+/// Bytes of one request from a peer, at most.
+pub const REQUEST_BYTES: usize = BATCH_BYTES + PROPOSAL_BYTES + (1 << 20);
+/// Bytes of one part of a snapshot from a peer: it ends with a record that may be large.
+pub const PART_BYTES: usize = SNAPSHOT_PART_BYTES + SNAPSHOT_RECORD_BYTES + (1 << 20);
+/// Records in one part of a snapshot from a peer.
+pub const PART_RECORDS: usize = 1 << 18;
+/// Bytes of one snapshot from a peer. Unit tests send many.
+pub const SNAPSHOT_BYTES: u64 = if cfg!(test) { 64 << 20 } else { 4 << 30 };
+/// Managers, voters and learners together, that a membership may name.
+pub const MEMBERS: usize = 256;
+/// Bytes of a manager's address.
+pub const ADDR_BYTES: usize = 256;

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::StorageKey;
 use crate::disk::{Disk, DiskFile};
 use crate::index::{Found, Index, Place};
+use crate::key::Keys;
 use crate::limits::{BATCH_BYTES, SEGMENT_BYTES, SEGMENT_MIN_BYTES};
 use crate::record::{Record, Write, push_frame};
 use crate::recover;
@@ -83,7 +84,13 @@ pub(crate) struct Log {
 impl Log {
     /// Opens the log in `disk`; an empty directory is an empty log.
     pub(crate) fn open(disk: Arc<dyn Disk>, key: Arc<StorageKey>) -> Result<Self, OpenError> {
-        let recovered = recover::recover(&*disk, &key)?;
+        Self::open_with(disk, &Keys::one(key))
+    }
+
+    /// The same where segments may be sealed with either of two keys.
+    pub(crate) fn open_with(disk: Arc<dyn Disk>, keys: &Keys) -> Result<Self, OpenError> {
+        let recovered = recover::recover(&*disk, keys)?;
+        let key = Arc::clone(&keys.new);
         let previous = recovered.segments.back();
         let previous = previous.map(|(last, end)| Previous { id: last.id, end: *end });
         let header = Header { seq: recovered.next_seq, previous, carry: recovered.carry };
@@ -181,6 +188,12 @@ impl Log {
     /// Writes what is left of the log anew, so that no file holds anything purged or truncated.
     pub(crate) fn scrub(&mut self) -> Result<(), WriteError> {
         self.guard(Self::scrub_unguarded)
+    }
+
+    /// Writes the log anew under another key; no file of the key before is left.
+    pub(crate) fn rekey(&mut self, key: Arc<StorageKey>) -> Result<(), WriteError> {
+        self.key = key;
+        self.scrub()
     }
 
     /// Preallocates the next segment: the log shall go on where the disk is full. Only room is

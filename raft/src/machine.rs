@@ -13,6 +13,7 @@ use skep_core::state::State;
 use skep_core::time::Stamp;
 use tokio::sync::{broadcast, watch};
 
+use crate::StorageKey;
 use crate::limits::{APPLY_BATCH, CHANGE_QUEUE};
 use crate::snapshot::{Image, SnapshotError, SnapshotFile, Snapshots};
 use crate::types::{
@@ -139,6 +140,16 @@ impl Shared {
         Ok(file)
     }
 
+    /// Seals snapshots with another key from now on, the current one too.
+    fn rekey(&self, key: Arc<StorageKey>) -> Result<(), SnapshotError> {
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.snapshots.set_key(key);
+        let Some(file) = self.current().file.clone() else { return Ok(()) };
+        let again = self.snapshots.write(&file.state()?, &file.meta)?;
+        self.current().file = Some(again);
+        Ok(())
+    }
+
     /// Writes a snapshot of what is applied now, for the builder to find.
     fn keep_now(&self) -> Result<(), SnapshotError> {
         let (state, meta) = self.snapshot_view();
@@ -233,7 +244,7 @@ impl Shared {
 }
 
 /// What an entry asks of the state machine.
-enum Work {
+pub(crate) enum Work {
     Nothing,
     Propose(Box<Proposal>),
     Members(StoredMembership),
@@ -303,7 +314,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
     }
 }
 
-fn decode(entry: crate::types::Entry) -> io::Result<(LogId, Work)> {
+pub(crate) fn decode(entry: crate::types::Entry) -> io::Result<(LogId, Work)> {
     let work = match entry.payload {
         EntryPayload::Blank => Work::Nothing,
         EntryPayload::Membership(membership) => {
@@ -349,6 +360,12 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
 pub(crate) async fn keep_now(shared: &Arc<Shared>) -> io::Result<()> {
     let shared = Arc::clone(shared);
     blocking(move || shared.keep_now()).await
+}
+
+/// Writes the current snapshot anew under another key.
+pub(crate) async fn rekey(shared: &Arc<Shared>, key: Arc<StorageKey>) -> io::Result<()> {
+    let shared = Arc::clone(shared);
+    blocking(move || shared.rekey(key)).await
 }
 
 /// Writes a state that came from a peer as the current snapshot.

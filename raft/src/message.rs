@@ -11,6 +11,8 @@ use openraft::raft::{
     TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 
+use crate::check::{ENTRIES, bounded};
+use crate::limits::PART_RECORDS;
 use crate::types::{
     Covered, Entry, EntryPayload, LogId, Members, MembersError, Membership, Opaque, Payload,
     Position, TypeConfig, Vote, VoteRecord,
@@ -52,7 +54,7 @@ pub(crate) struct Append {
     /// The entry before `entries`.
     #[n(1)]
     pub(crate) previous: Option<Position>,
-    #[n(2)]
+    #[cbor(n(2), decode_with = "bounded::<_, _, ENTRIES>")]
     pub(crate) entries: Vec<Line>,
     #[n(3)]
     pub(crate) committed: Option<Position>,
@@ -114,7 +116,7 @@ pub(crate) struct SnapshotPart {
     /// 0 for the first part; it ends whatever was sent before.
     #[n(2)]
     pub(crate) number: u64,
-    #[n(3)]
+    #[cbor(n(3), decode_with = "bounded::<_, _, PART_RECORDS>")]
     pub(crate) records: Vec<Opaque>,
     #[n(4)]
     pub(crate) last: bool,
@@ -165,6 +167,9 @@ pub(crate) enum Reply {
     /// Parts are missing, or another snapshot came in between: begin again.
     #[n(10)]
     Begin,
+    /// The disk is nearly full: no entries are taken.
+    #[n(11)]
+    NoSpace,
 }
 
 fn position(id: Option<&LogId>) -> Option<Position> {

@@ -1,10 +1,11 @@
 //! Peers as openraft reaches them: openraft's calls become messages for a `Transport`.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
@@ -17,10 +18,11 @@ use openraft::{BasicNode, OptionalSend};
 use skep_core::codec;
 use tokio::time::timeout;
 
-use crate::limits::{SNAPSHOT_PART_BYTES, SNAPSHOT_PART_WAIT};
+use crate::check::Check;
+use crate::limits::{APPEND_WAIT, SNAPSHOT_PART_BYTES, SNAPSHOT_PART_WAIT};
 use crate::message::{Append, Campaign, Reply, Request, SnapshotPart, Transfer};
 use crate::snapshot::{Image, Records, SnapshotError, SnapshotFile};
-use crate::types::{Covered, Opaque, Snapshot, TypeConfig, Vote};
+use crate::types::{Covered, LogId, Opaque, Snapshot, TypeConfig, Vote};
 
 /// Another manager.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,23 +75,32 @@ impl Transport for Alone {
     }
 }
 
+/// Where the peers are by now. openraft keeps a client for as long as its peer takes part, also
+/// when it moves.
+pub(crate) type Addrs = Arc<Mutex<BTreeMap<u64, String>>>;
+
 /// Makes a client for each peer.
 #[derive(Debug, Clone)]
-pub(crate) struct Network(pub(crate) Arc<dyn Transport>);
+pub(crate) struct Network {
+    pub(crate) transport: Arc<dyn Transport>,
+    pub(crate) addrs: Addrs,
+}
 
 /// One peer.
 #[derive(Debug)]
 pub(crate) struct Client {
     transport: Arc<dyn Transport>,
-    peer: Peer,
+    addrs: Addrs,
+    first: Peer,
 }
 
 impl RaftNetworkFactory<TypeConfig> for Network {
     type Network = Client;
 
     async fn new_client(&mut self, target: u64, node: &BasicNode) -> Client {
-        let peer = Peer { raft_id: target, addr: node.addr.clone() };
-        Client { transport: Arc::clone(&self.0), peer }
+        let first = Peer { raft_id: target, addr: node.addr.clone() };
+        let (transport, addrs) = (Arc::clone(&self.transport), Arc::clone(&self.addrs));
+        Client { transport, addrs, first }
     }
 }
 
@@ -118,17 +129,33 @@ impl From<CallError> for StreamingError<TypeConfig> {
 }
 
 impl Client {
+    fn peer(&self) -> Peer {
+        let addrs = self.addrs.lock().unwrap_or_else(PoisonError::into_inner);
+        let addr = addrs.get(&self.first.raft_id).unwrap_or(&self.first.addr);
+        Peer { raft_id: self.first.raft_id, addr: addr.clone() }
+    }
+
     async fn call<T>(
         &self,
         request: &Request,
         wait: Duration,
         read: impl FnOnce(Reply) -> Option<T>,
     ) -> Result<T, CallError> {
-        let call = self.transport.call(self.peer.clone(), codec::encode(request));
-        let broken = |what: &str| {
-            let text = format!("manager {:x} at {}: {what}", self.peer.raft_id, self.peer.addr);
-            CallError::Network(NetworkError::from_string(text))
-        };
+        self.send(codec::encode(request), wait, read).await
+    }
+
+    /// Sends a request that is encoded already.
+    async fn send<T>(
+        &self,
+        request: Vec<u8>,
+        wait: Duration,
+        read: impl FnOnce(Reply) -> Option<T>,
+    ) -> Result<T, CallError> {
+        let peer = self.peer();
+        let name = format!("manager {:x} at {}", peer.raft_id, peer.addr);
+        let call = self.transport.call(peer, request);
+        let broken =
+            |what: &str| CallError::Network(NetworkError::from_string(format!("{name}: {what}")));
         let answer = match timeout(wait, call).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(e @ TransportError::Unreachable { .. })) => {
@@ -137,7 +164,14 @@ impl Client {
             Ok(Err(e)) => return Err(CallError::Network(NetworkError::new(&e))),
             Err(_) => return Err(broken(&format!("no answer within {wait:?}"))),
         };
-        let reply = codec::decode(&answer).map_err(|e| broken(&e.to_string()))?;
+        let reply: Reply = codec::decode(&answer).map_err(|e| broken(&e.to_string()))?;
+        reply.check().map_err(|e| broken(&e.to_string()))?;
+        if reply == Reply::NoSpace {
+            // As if it were not there: openraft then waits before it tries again.
+            let full =
+                io::Error::other(format!("{name} takes no entries: its disk is nearly full"));
+            return Err(CallError::Unreachable(Unreachable::new(&full)));
+        }
         read(reply).ok_or_else(|| broken("an answer to another question"))
     }
 }
@@ -148,10 +182,28 @@ impl RaftNetworkV2<TypeConfig> for Client {
     async fn append_entries(
         &mut self,
         rpc: AppendEntriesRequest<TypeConfig>,
-        option: RPCOption,
+        _option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
-        let request = Request::Append(Append::from(&rpc));
-        Ok(self.call(&request, option.soft_ttl(), Reply::appended).await?)
+        let request = codec::encode(&Request::Append(Append::from(&rpc)));
+        // Longer than openraft's own bound, a heartbeat: a peer may have to write much. To
+        // heartbeats openraft holds by itself.
+        let mib = u32::try_from(request.len() >> 20).unwrap_or(u32::MAX);
+        let wait = APPEND_WAIT.saturating_mul(mib.saturating_add(1));
+        let prev = rpc.prev_log_id;
+        let last = rpc.entries.last().map(|entry| entry.log_id).or(prev);
+        let appended = |reply: Reply| {
+            // What openraft takes for granted of an answer.
+            let possible = match &reply {
+                Reply::Conflict => prev.is_some(),
+                Reply::AppendedUpTo(at) => {
+                    let at = at.map(LogId::from);
+                    prev <= at && at <= last
+                }
+                _ => true,
+            };
+            if possible { reply.appended() } else { None }
+        };
+        Ok(self.send(request, wait, appended).await?)
     }
 
     async fn vote(

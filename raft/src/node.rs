@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ClientWriteError, InitializeError, LinearizableReadError, RaftError};
-use openraft::{BasicNode, ReadPolicy, ServerState, SnapshotPolicy};
+use openraft::{BasicNode, Instant as _, ReadPolicy, ServerState, SnapshotPolicy};
 use skep_core::codec;
 use skep_core::command::{Command, Outcome, Proposal};
 use skep_core::id::RequestId;
@@ -18,6 +18,7 @@ use skep_core::time::Stamp;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 
+use crate::StorageKey;
 use crate::answer::{self, AnswerError, Incoming};
 use crate::api::{
     Clock, Config, FatalHook, Leadership, Metrics, ProposeError, ReadError, StartError,
@@ -26,11 +27,12 @@ use crate::disk::{Disk, RealDisk};
 use crate::keeper;
 use crate::limits::{
     ELECT_WAIT, ELECTION_MAX, ELECTION_MIN, HEARTBEAT, KEPT_ENTRIES, PENDING_BYTES, PROPOSAL_BYTES,
-    PROPOSE_WAIT, READ_WAIT, RESERVED_BYTES, SHUTDOWN_WAIT, SPACE_CHECK,
+    PROPOSE_WAIT, QUORUM_CHECK, QUORUM_LAPSE, READ_WAIT, RESERVED_BYTES, SHUTDOWN_WAIT,
+    SPACE_CHECK,
 };
 use crate::log::{Log, LogSize, lock};
-use crate::machine::{Machine, Shared, Subscription};
-use crate::network::{Alone, Network, Transport};
+use crate::machine::{self, Machine, Shared, Subscription};
+use crate::network::{Addrs, Alone, Network, Transport};
 use crate::snapshot::Snapshots;
 use crate::store::{self, LogStore};
 use crate::types::{OpenRaft, Payload};
@@ -46,9 +48,11 @@ pub(crate) struct Inner {
     pub(crate) size: Arc<LogSize>,
     pub(crate) clock: Clock,
     incoming: Incoming,
-    raft_id: u64,
+    pub(crate) raft_id: u64,
     addr: String,
     leadership: watch::Receiver<Leadership>,
+    /// Held while this node changes the members.
+    pub(crate) changing: Arc<tokio::sync::Mutex<()>>,
     /// Bytes of proposals that may still be taken.
     room: Semaphore,
     /// The latest stamp proposed here.
@@ -113,7 +117,9 @@ impl Raft {
         let space = Space::new(log_disk, Arc::clone(&shared));
         let machine = Machine(Arc::clone(&shared));
         let settings = settings().map_err(|e| StartError::Raft(e.to_string()))?;
-        let (settings, network) = (Arc::new(settings), Network(transport));
+        let addrs = Addrs::default();
+        let network = Network { transport, addrs: Arc::clone(&addrs) };
+        let settings = Arc::new(settings);
         let raft = OpenRaft::new(config.raft_id, settings, network, store.clone(), machine)
             .await
             .map_err(|e| StartError::Raft(e.to_string()))?;
@@ -127,7 +133,7 @@ impl Raft {
             .map_err(|e| StartError::Raft(e.to_string()))?;
 
         let stopping = Arc::new(AtomicBool::new(false));
-        let leadership = watch_leadership(&raft, Arc::clone(&stopping), config.on_fatal);
+        let leadership = watch_leadership(&raft, addrs, Arc::clone(&stopping), config.on_fatal);
         let node = Self(Arc::new(Inner {
             raft,
             shared,
@@ -138,6 +144,7 @@ impl Raft {
             raft_id: config.raft_id,
             addr: config.addr,
             leadership,
+            changing: Arc::default(),
             room: Semaphore::new(PENDING_BYTES),
             last_stamp: AtomicU64::new(0),
             space,
@@ -294,8 +301,8 @@ impl Raft {
     /// # Errors
     /// See [`AnswerError`]; the transport then breaks the stream.
     pub async fn answer(&self, from: u64, request: &[u8]) -> Result<Vec<u8>, AnswerError> {
-        let Inner { raft, shared, incoming, .. } = &*self.0;
-        answer::answer(raft, shared, incoming, from, request).await
+        let Inner { raft, shared, incoming, space, .. } = &*self.0;
+        answer::answer(raft, shared, incoming, || space.is_short(), from, request).await
     }
 
     /// Figures of the log.
@@ -310,6 +317,18 @@ impl Raft {
     /// If it cannot be written in time; the text says why.
     pub async fn snapshot_now(&self) -> Result<(), io::Error> {
         keeper::snapshot(&self.0, true).await
+    }
+
+    /// Writes log and snapshot anew under another storage key; when this returns no file is sealed
+    /// with the one before. Store the new key before: if this node stops meanwhile, files may be
+    /// sealed with either until `rekey_offline` has ended it.
+    ///
+    /// # Errors
+    /// If the disk refuses, or this node is stopping. Files may then be sealed with either key.
+    pub async fn rekey(&self, new: StorageKey) -> Result<(), io::Error> {
+        let new = Arc::new(new);
+        machine::rekey(&self.0.shared, Arc::clone(&new)).await?;
+        self.0.store.rekey(new).await
     }
 
     /// Stops taking part: what was acknowledged is on disk. Proposals fail from now on.
@@ -332,6 +351,10 @@ impl Raft {
 }
 
 impl Inner {
+    pub(crate) fn leadership(&self) -> watch::Receiver<Leadership> {
+        self.leadership.clone()
+    }
+
     pub(crate) fn metrics(&self) -> Metrics {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
@@ -400,6 +423,9 @@ fn settings() -> Result<openraft::Config, openraft::ConfigError> {
         election_timeout_min: ms(ELECTION_MIN),
         election_timeout_max: ms(ELECTION_MAX),
         enable_pre_vote: Some(true),
+        // A peer that lost what it had is sent all of it again: no peer shall end this node.
+        allow_log_reversion: Some(true),
+        reset_backoff_on_transfer_leader: Some(true),
         // The log knows what is committed only as of the batch before; a new term's first
         // entry commits the rest, before anything is read.
         enable_leader_restore: Some(false),
@@ -414,6 +440,7 @@ fn settings() -> Result<openraft::Config, openraft::ConfigError> {
 /// Follows openraft's own view of who leads, and calls the hook if openraft stops by itself.
 fn watch_leadership(
     raft: &OpenRaft,
+    addrs: Addrs,
     stopping: Arc<AtomicBool>,
     on_fatal: FatalHook,
 ) -> watch::Receiver<Leadership> {
@@ -422,18 +449,28 @@ fn watch_leadership(
     tokio::spawn(async move {
         let mut metrics = raft.server_metrics();
         loop {
-            let (now, members) = {
-                let metrics = metrics.borrow_watched();
+            let (now, members, voters) = {
+                let metrics = metrics.borrow_and_update();
                 let here = metrics.state == ServerState::Leader;
                 let (term, leader) = (metrics.vote.leader_id.term, metrics.current_leader);
-                let members = metrics.membership_config.membership().nodes().count();
-                (Leadership { term, leader, here }, members)
+                let membership = metrics.membership_config.membership();
+                let nodes = membership.nodes().map(|(id, node)| (*id, node.addr.clone()));
+                *addrs.lock().unwrap_or_else(PoisonError::into_inner) = nodes.collect();
+                let voters = membership.voter_ids().count();
+                (Leadership { term, leader, here }, membership.nodes().count(), voters)
             };
             // A leader without followers has nobody to beat its heart for.
             raft.runtime_config().tick(!now.here || members > 1);
+            // One cut off from the others may be replaced already and would not know.
+            let among = now.here && voters > 1;
+            let now = match among && is_forgotten(&raft) {
+                true => Leadership { leader: None, here: false, ..now },
+                false => now,
+            };
             known.send_if_modified(|was| std::mem::replace(was, now) != now);
-            if metrics.changed().await.is_err() {
-                break;
+            tokio::select! {
+                changed = metrics.changed() => if changed.is_err() { break },
+                () = tokio::time::sleep(QUORUM_CHECK), if among => {}
             }
         }
         known.send_modify(|last| *last = Leadership { leader: None, here: false, ..*last });
@@ -443,4 +480,10 @@ fn watch_leadership(
         }
     });
     leadership
+}
+
+/// Whether this leader has not heard of a quorum for long.
+fn is_forgotten(raft: &OpenRaft) -> bool {
+    let heard = raft.metrics().borrow_watched().last_quorum_acked;
+    heard.is_some_and(|at| at.elapsed() > QUORUM_LAPSE)
 }

@@ -9,9 +9,9 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 
-use crate::StorageKey;
 use crate::disk::Disk;
 use crate::index::{Hole, Index, Place, entry_of};
+use crate::key::Keys;
 use crate::log::WriteError;
 use crate::record::{ALIGN, Frame, Record, looks_like_frame, open_frame};
 use crate::segment::{self, Carry, HEADER_BYTES, Segment, UNCOUNTED};
@@ -96,8 +96,8 @@ pub(crate) struct Recovered {
 }
 
 /// Reads all segments; cuts a torn tail; makes what counts durable.
-pub(crate) fn recover(disk: &dyn Disk, key: &StorageKey) -> Result<Recovered, OpenError> {
-    let segments = open_all(disk, key)?;
+pub(crate) fn recover(disk: &dyn Disk, keys: &Keys) -> Result<Recovered, OpenError> {
+    let segments = open_all(disk, keys)?;
     let mut found = Recovered::default();
     let mut segments = segments.into_iter().peekable();
     while let Some(segment) = segments.next() {
@@ -119,7 +119,7 @@ pub(crate) fn recover(disk: &dyn Disk, key: &StorageKey) -> Result<Recovered, Op
 }
 
 /// Opens the segments that count, oldest first, and removes what is left over.
-fn open_all(disk: &dyn Disk, key: &StorageKey) -> Result<VecDeque<Segment>, OpenError> {
+fn open_all(disk: &dyn Disk, keys: &Keys) -> Result<VecDeque<Segment>, OpenError> {
     let mut names = disk.list().during("list the segments")?;
     names.sort_unstable();
     let mut segments = VecDeque::<Segment>::new();
@@ -131,7 +131,7 @@ fn open_all(disk: &dyn Disk, key: &StorageKey) -> Result<VecDeque<Segment>, Open
             }
             continue;
         }
-        let segment = Segment::open(disk, key, &name).during("open a segment")?;
+        let segment = Segment::open(disk, keys, &name).during("open a segment")?;
         let Some(segment) = segment else {
             return Err(OpenError::Damaged { file: name, offset: 0 });
         };

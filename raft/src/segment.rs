@@ -10,7 +10,7 @@ use minicbor::{Decode, Encode};
 
 use crate::StorageKey;
 use crate::disk::{Disk, DiskFile};
-use crate::key::{Cipher, TAG_BYTES, random_id};
+use crate::key::{Cipher, Keys, TAG_BYTES, random_id};
 use crate::record::{Frame, open_frame};
 use crate::types::{Position, VoteRecord};
 
@@ -119,12 +119,13 @@ impl Segment {
     }
 
     /// Opens a segment. `Ok(None)` if its header cannot be read.
-    pub(crate) fn open(disk: &dyn Disk, key: &StorageKey, name: &str) -> io::Result<Option<Self>> {
+    pub(crate) fn open(disk: &dyn Disk, keys: &Keys, name: &str) -> io::Result<Option<Self>> {
         let file = disk.open(name)?;
         let mut bytes = vec![0; HEADER_BYTES as usize];
         let read = file.read_at(0, &mut bytes)?;
         bytes.truncate(read);
-        let Some((id, header, cipher)) = read_header(key, &bytes) else { return Ok(None) };
+        let header = keys.all().find_map(|key| read_header(key, &bytes));
+        let Some((id, header, cipher)) = header else { return Ok(None) };
         if seq_of(name) != Some(header.seq) {
             return Ok(None);
         }

@@ -10,14 +10,14 @@
 use std::borrow::Borrow;
 use std::fmt;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use skep_core::codec;
 use skep_core::state::State;
 
 use crate::StorageKey;
 use crate::disk::{Disk, DiskFile};
-use crate::key::{Cipher, TAG_BYTES, random_id};
+use crate::key::{Cipher, Keys, TAG_BYTES, random_id};
 use crate::limits::{CHUNK_BYTES, SNAPSHOT_RECORD_BYTES};
 use crate::types::{Covered, SnapshotMeta};
 
@@ -97,12 +97,26 @@ impl fmt::Debug for SnapshotFile {
 #[derive(Debug)]
 pub(crate) struct Snapshots {
     disk: Arc<dyn Disk>,
-    key: Arc<StorageKey>,
+    keys: Mutex<Keys>,
 }
 
 impl Snapshots {
     pub(crate) fn new(disk: Arc<dyn Disk>, key: Arc<StorageKey>) -> Self {
-        Self { disk, key }
+        Self::with(disk, Keys::one(key))
+    }
+
+    /// The same where the snapshot may be sealed with either of two keys.
+    pub(crate) fn with(disk: Arc<dyn Disk>, keys: Keys) -> Self {
+        Self { disk, keys: Mutex::new(keys) }
+    }
+
+    /// Seals from now on with another key.
+    pub(crate) fn set_key(&self, key: Arc<StorageKey>) {
+        *self.keys.lock().unwrap_or_else(PoisonError::into_inner) = Keys::one(key);
+    }
+
+    fn keys(&self) -> Keys {
+        self.keys.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Finds the current snapshot, and removes what is left over of others.
@@ -122,11 +136,16 @@ impl Snapshots {
         if read != head.len() || magic != MAGIC {
             return Err(damaged(0));
         }
-        let cipher = self.key.cipher(PURPOSE, &id);
         let bytes = file.size().during("measure a snapshot")?;
-        let meta = SnapshotMeta::default();
+        let (keys, meta) = (self.keys(), SnapshotMeta::default());
+        let cipher = keys.new.cipher(PURPOSE, &id);
         let mut found = SnapshotFile { name, id, file, cipher, meta, bytes };
-        let covered = Records::all(&found).next()?.unwrap_or_default();
+        let mut covered = Records::all(&found).next();
+        if let (Err(SnapshotError::Damaged { .. }), Some(old)) = (&covered, keys.old) {
+            found.cipher = old.cipher(PURPOSE, &id);
+            covered = Records::all(&found).next();
+        }
+        let covered = covered?.unwrap_or_default();
         let covered: Covered = codec::decode_strict(&covered).map_err(|e| found.unknown(&e))?;
         found.meta = SnapshotMeta::try_from(covered).map_err(|e| found.unknown(&e))?;
         Ok(Some(Arc::new(found)))
@@ -143,7 +162,7 @@ impl Snapshots {
         let last = names.iter().filter(|name| is_snapshot(name)).max();
         let seq = last.and_then(|name| seq_of(name)).map_or(1, |seq| seq + 1);
         let name = format!("{seq:016x}.snapshot");
-        let cipher = self.key.cipher(PURPOSE, &id);
+        let cipher = self.keys().new.cipher(PURPOSE, &id);
         let file = match self.write_file(state, meta, id, &cipher) {
             Ok(file) => file,
             Err(e) => {

@@ -6,12 +6,14 @@
 use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use openraft::storage::{IOFlushed, RaftLogStorage};
 use openraft::{LogState, OptionalSend, RaftLogReader};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::StorageKey;
 use crate::index::Found;
 use crate::limits::{BATCH_BYTES, LINGER_MAX, LINGER_MIN, LINGER_SHARE, LOG_QUEUE, READ_ENTRIES};
 use crate::log::{Log, SharedIndex, WriteError, lock};
@@ -28,6 +30,7 @@ enum Op {
     Truncate(Option<Position>, Done),
     Purge(Position, Done),
     Scrub(Done),
+    Rekey(Arc<StorageKey>, Done),
     Close(Done),
 }
 
@@ -110,6 +113,7 @@ impl Writer {
             Op::Truncate(last, done) => self.alone(group, done, |log| log.truncate_after(last)),
             Op::Purge(upto, done) => self.alone(group, done, |log| log.purge(upto)),
             Op::Scrub(done) => self.alone(group, done, Log::scrub),
+            Op::Rekey(key, done) => self.alone(group, done, |log| log.rekey(key)),
             Op::Close(done) => {
                 self.alone(group, done, Log::close);
                 return Step::Stop;
@@ -179,6 +183,11 @@ impl LogStore {
     /// Writes the log anew without what was purged or truncated.
     pub(crate) async fn scrub(&self) -> io::Result<()> {
         self.ask(Op::Scrub).await
+    }
+
+    /// Writes the log anew under another key.
+    pub(crate) async fn rekey(&self, key: Arc<StorageKey>) -> io::Result<()> {
+        self.ask(|done| Op::Rekey(key, done)).await
     }
 
     /// Writes what is left to write and ends the thread.

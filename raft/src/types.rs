@@ -10,6 +10,9 @@ use openraft::type_config::alias;
 use openraft::vote::leader_id_std;
 use skep_core::command::Outcome;
 
+use crate::check::{bounded, bounded_map};
+use crate::limits::MEMBERS;
+
 /// An encoded proposal, shared by everything that holds the entry.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Payload(pub(crate) Arc<[u8]>);
@@ -113,17 +116,19 @@ impl From<VoteRecord> for Vote {
 #[cbor(map)]
 pub(crate) struct Members {
     /// Voters, one set for each half of a joint configuration.
-    #[n(0)]
+    #[cbor(n(0), decode_with = "bounded::<_, _, 2>")]
     pub(crate) voters: Vec<VoterSet>,
     /// Addresses of voters and learners by Raft id.
-    #[n(1)]
+    #[cbor(n(1), decode_with = "bounded_map")]
     pub(crate) nodes: BTreeMap<u64, String>,
 }
 
 /// A set of Raft ids.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Decode)]
 #[cbor(transparent)]
-pub(crate) struct VoterSet(#[n(0)] pub(crate) Vec<u64>);
+pub(crate) struct VoterSet(
+    #[cbor(n(0), decode_with = "bounded::<_, _, MEMBERS>")] pub(crate) Vec<u64>,
+);
 
 impl From<&Membership> for Members {
     fn from(membership: &Membership) -> Self {

@@ -6,6 +6,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Mutex;
 use std::time::Instant;
 
+use sha2::{Digest as _, Sha256};
+use skep_core::id::{NodeId, hex};
 use tokio::io::{copy, sink};
 use tokio::net::unix::pipe;
 use tokio::sync::watch;
@@ -13,6 +15,11 @@ use tokio::sync::watch;
 use crate::gate::{ExecConfig, ExecStreams, ExecView, Refusal};
 use crate::limits::{EXEC_KEPT, EXECS};
 use crate::wire::shim::ExecStart;
+
+/// Bytes of chance in an exec's id.
+const EXEC_CHANCE_BYTES: usize = 16;
+/// Bytes of it that tell the node.
+const EXEC_MARK_BYTES: usize = 16;
 
 /// How far an exec has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -214,6 +221,26 @@ fn end(entry: &mut Entry, code: i32, error: Option<&str>) {
     }
     entry.terminal = None;
     entry.ended.send_replace(true);
+}
+
+/// The second half of the ids of a node's execs: by it any manager knows which node to ask.
+#[must_use]
+pub fn mark(node: &NodeId) -> String {
+    let digest = Sha256::new().chain_update(b"skep-exec").chain_update(node.as_str()).finalize();
+    hex(digest.get(..EXEC_MARK_BYTES).unwrap_or_default())
+}
+
+/// A new exec id: chance, and the node's mark.
+///
+/// # Errors
+/// If there is no randomness to be had.
+pub fn mint(node: &NodeId) -> Result<String, Refusal> {
+    let chance = crate::seal::random::<EXEC_CHANCE_BYTES>();
+    let chance = chance.map_err(|source| Refusal::Failed {
+        what: "cannot make an exec id".into(),
+        source: source.into(),
+    })?;
+    Ok(hex(&chance) + &mark(node))
 }
 
 /// The refusal for an exec that is not there.

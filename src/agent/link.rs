@@ -202,3 +202,20 @@ impl Reader {
         Ok(Some(message))
     }
 }
+
+#[cfg(test)]
+impl ShimLink {
+    /// A link to a test, which takes what is sent.
+    pub(crate) fn of_test() -> (Self, mpsc::Receiver<(ToShim, Vec<OwnedFd>)>) {
+        let (outgoing, mut queue) = mpsc::channel::<Outgoing>(OUTGOING);
+        let (to, taken) = mpsc::channel(OUTGOING);
+        tokio::spawn(async move {
+            while let Some(Outgoing { message, fds }) = queue.recv().await {
+                if to.send((message, fds)).await.is_err() {
+                    break;
+                }
+            }
+        });
+        (Self { outgoing }, taken)
+    }
+}

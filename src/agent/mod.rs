@@ -5,10 +5,13 @@ pub mod exec;
 mod leftovers;
 pub mod link;
 pub mod program;
+pub mod remote;
 pub mod shown;
 pub mod spawn;
 pub mod store;
 mod task;
+#[cfg(test)]
+pub(crate) mod testing;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -22,6 +25,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::engine::images::ImageStore;
+use crate::engine::images::exchange::ImageSource;
 use crate::engine::plan::NodeContext;
 use crate::files::{FileError, make_dir};
 use crate::gate::{ContainerView, ExecConfig, ExecStreams, Refusal};
@@ -61,6 +65,8 @@ pub struct Context {
     pub supervisor: Arc<Supervisor>,
     /// Images of this node.
     pub images: Arc<ImageStore>,
+    /// Where images come from that it lacks; none if there are no other nodes.
+    pub image_source: Option<Arc<dyn ImageSource>>,
     /// Execs of this node.
     pub execs: ExecTable,
     /// To the manager that holds the session.
@@ -162,6 +168,8 @@ impl Agent {
         while let Some(order) = orders.recv().await {
             match order {
                 ToAgent::Assign(diff) => self.assign(diff),
+                // For the one who holds the session.
+                ToAgent::Beat | ToAgent::Directory(_) | ToAgent::Role { .. } => {}
                 ToAgent::Deliver { task, delivery } => {
                     let sender = lock(&self.tasks).get(&task).map(|h| h.deliveries.clone());
                     // A task that is gone needs no payload. One that takes none must not hold
@@ -239,6 +247,15 @@ impl Agent {
             .collect()
     }
 
+    /// The container of a task that this node has, once it was planned.
+    #[must_use]
+    pub fn container(&self, task: &TaskId) -> Option<ContainerView> {
+        let shown = lock(&self.tasks).get(task).map(|handle| Arc::clone(&handle.shown))?;
+        let mut view = lock(&shown).view(&self.context)?;
+        view.execs = self.context.execs.of(&view.id);
+        Some(view)
+    }
+
     /// The shim of a running container.
     fn link_of(&self, container: &str) -> Option<ShimLink> {
         let tasks = lock(&self.tasks);
@@ -256,12 +273,7 @@ impl Agent {
         if self.link_of(container).is_none() {
             return Err(Refusal::Conflict(format!("Container {container} is not running")));
         }
-        let id = crate::seal::random::<32>()
-            .map_err(|e| crate::gate::Refusal::Failed {
-                what: "cannot make an exec id".into(),
-                source: e.into(),
-            })
-            .map(|bytes| skep_core::id::hex(&bytes))?;
+        let id = exec::mint(&self.context.node)?;
         self.context.execs.create(id, container, config)
     }
 

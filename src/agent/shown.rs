@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde_json::Value;
 use skep_core::assign::TaskAssignment;
 use skep_core::model::Labels;
+use skep_core::shared::Shared;
 use skep_core::time::Stamp;
 use tokio::sync::watch;
 
@@ -108,7 +109,7 @@ impl Shown {
         let spec = &task.spec.container;
         Some(ContainerView {
             id: facts.container_id,
-            task: Arc::new(task.clone()),
+            task: Shared::new(task.clone()),
             node: context.node,
             image_id: record.image_id.clone(),
             exposed: record.exposed.clone(),

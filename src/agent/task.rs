@@ -1,5 +1,7 @@
 //! One task on this node: the core's task machine decides, this carries it out.
 
+mod image;
+
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -151,7 +153,9 @@ impl Actor {
                 self.local = Local::Preparing;
                 self.report(step(assignment.task.desired, &self.local).1).await;
                 self.local = match self.prepare(assignment).await {
-                    Ok(()) => Local::Launched,
+                    Ok(true) => Local::Launched,
+                    // It is to go, and nothing was made for it yet.
+                    Ok(false) => Local::New,
                     Err(why) => {
                         self.abandon().await;
                         Local::Rejected(why)
@@ -235,8 +239,12 @@ impl Actor {
         }
     }
 
-    /// Plans the task, writes the plan and starts the shim.
-    async fn prepare(&mut self, assignment: &Arc<TaskAssignment>) -> Result<(), String> {
+    /// Gets the image, plans the task, writes the plan and starts the shim. False if the task is
+    /// to go before it is planned.
+    async fn prepare(&mut self, assignment: &Arc<TaskAssignment>) -> Result<bool, String> {
+        if !self.fetch_image(assignment).await? {
+            return Ok(false);
+        }
         let (context, assignment) = (Arc::clone(&self.context), Arc::clone(assignment));
         let planned = tokio::task::spawn_blocking(move || plan(&context, &assignment)).await;
         let (launch, record, hold) = planned.map_err(|e| chain(&e))??;
@@ -247,7 +255,7 @@ impl Actor {
         drop(hold);
         let dir = self.context.task_dir(&self.id);
         spawn_shim(&self.context.supervisor, &dir).await.map_err(|e| chain(&e))?;
-        let Err(error) = self.connect().await else { return Ok(()) };
+        let Err(error) = self.connect().await else { return Ok(true) };
         // One that broke off while it made itself ready says why in its exit record.
         let said = store::load_exit(&dir).and_then(|exit| exit.error);
         Err(said.unwrap_or_else(|| chain(&error)))
@@ -493,9 +501,14 @@ impl Actor {
             err: report.err.clone(),
             container: container.filter(|_| report.state >= TaskState::Starting),
         };
-        let report_message = TaskReport { id: self.id, node: self.context.node, status };
-        let _ = self.context.session.send(FromAgent::Reports(vec![report_message])).await;
+        self.send_status(status).await;
         self.reported = Some(report);
+    }
+
+    async fn send_status(&self, status: TaskStatus) {
+        let report = TaskReport { id: self.id, node: self.context.node, status };
+        // Without a session the next one asks again.
+        let _ = self.context.session.send(FromAgent::Reports(vec![report])).await;
     }
 
     /// Ends the task if it has not, and removes everything it left.

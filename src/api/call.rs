@@ -72,8 +72,12 @@ fn too_large(limit: usize) -> ApiError {
 
 /// Collects a body of at most [`limits::JSON_BODY_BYTES`].
 pub(super) async fn collect(mut body: Incoming) -> Result<Bytes, ApiError> {
+    collect_from(&mut body).await
+}
+
+async fn collect_from(body: &mut Incoming) -> Result<Bytes, ApiError> {
     let limit = limits::JSON_BODY_BYTES;
-    let expected = usize::try_from(http_body::Body::size_hint(&body).lower()).unwrap_or(usize::MAX);
+    let expected = usize::try_from(http_body::Body::size_hint(body).lower()).unwrap_or(usize::MAX);
     if expected > limit {
         return Err(too_large(limit));
     }
@@ -125,7 +129,25 @@ pub(super) async fn read_json<T: DeserializeOwned>(
     json::from_slice(&bytes).map_err(|error| ApiError::bad(format!("invalid JSON: {error}")))
 }
 
+/// As [`read_json`], for bodies that admit to something: the error says where they are wrong and
+/// quotes nothing of them.
+pub(super) async fn read_private_json<T: DeserializeOwned>(
+    headers: &HeaderMap,
+    body: Incoming,
+) -> Result<T, ApiError> {
+    let bytes = collect(body).await?;
+    if !bytes.is_empty() {
+        check_json(headers)?;
+    }
+    json::from_slice(&bytes).map_err(|error| {
+        ApiError::bad(match (error.line(), error.column()) {
+            (0, _) => "invalid JSON: a field is not of the kind that is due".to_owned(),
+            (line, column) => format!("invalid JSON at line {line} column {column}"),
+        })
+    })
+}
+
 /// Reads a body only to have it read.
-pub(super) async fn discard(body: Incoming) -> Result<(), ApiError> {
-    collect(body).await.map(drop)
+pub(super) async fn discard(body: &mut Incoming) -> Result<(), ApiError> {
+    collect_from(body).await.map(drop)
 }

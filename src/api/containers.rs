@@ -8,8 +8,8 @@ use super::error::ApiError;
 use super::filters::Filters;
 use super::reply::{self, Outcome};
 use super::time::now;
-use super::{exec, logs};
-use crate::gate::{ContainerState, ContainerView, Gate};
+use super::{exec, logs, lookup};
+use crate::gate::{ContainerState, ContainerView, Gate, Refusal, look};
 
 const FILTERS: [&str; 9] =
     ["ancestor", "exited", "health", "id", "is-task", "label", "name", "network", "status"];
@@ -18,39 +18,57 @@ pub(super) async fn serve(call: Call, path: &[&str]) -> Outcome {
     match (call.method.as_str(), path) {
         ("GET", ["json"]) => list(&call),
         ("GET", [word, "json"]) => {
-            let found = find(&*call.gate, word)?;
+            let found = find(&*call.gate, word).await?;
             reply::ok(&convert::inspect(&found, &call.gate.node().runtime.0))
         }
         ("POST", [word, "exec"]) => exec::create(call, word).await,
         ("GET", [word, "logs"]) => logs::container(&call, word).await,
         // A word that names nothing is told so even where nothing can be done.
         (_, [word, _]) if *word != "create" => {
-            find(&*call.gate, word)?;
+            find(&*call.gate, word).await?;
             Err(call.unsupported())
         }
         _ => Err(call.unsupported()),
     }
 }
 
-/// The container of this id or name, or whose id starts so.
-pub(super) fn find(gate: &dyn Gate, word: &str) -> Result<ContainerView, ApiError> {
+/// The container of this id or name, or whose id starts so: of this node, or of any other that a
+/// manager knows.
+pub(super) async fn find(gate: &dyn Gate, word: &str) -> Result<ContainerView, ApiError> {
     let missing = || ApiError::not_found(format!("No such container: {word}"));
+    if let Some(found) = here(gate, word)? {
+        return Ok(found);
+    }
+    let found = match look(gate, |state| lookup::container(state, word)).await {
+        // Only managers know of others.
+        Err(
+            Refusal::NotManager | Refusal::NotInSwarm | Refusal::ManagerNotReady | Refusal::Locked,
+        ) => None,
+        found => found??,
+    };
+    match found {
+        Some((node, task)) if gate.node().node != Some(node) => {
+            match gate.container(node, task).await {
+                Err(Refusal::NotFound(_)) => Err(missing()),
+                found => Ok(found?),
+            }
+        }
+        _ => Err(missing()),
+    }
+}
+
+/// The same among the containers of this node.
+fn here(gate: &dyn Gate, word: &str) -> Result<Option<ContainerView>, ApiError> {
     let name = word.strip_prefix('/').unwrap_or(word);
     let mut containers = gate.containers();
     let exact = |c: &ContainerView| c.id == word || c.task.container_name() == name;
     if let Some(at) = containers.iter().position(exact) {
-        return Ok(containers.swap_remove(at));
+        return Ok(Some(containers.swap_remove(at)));
     }
-    if word.is_empty() {
-        return Err(missing());
-    }
-    containers.retain(|c| c.id.starts_with(word));
+    containers.retain(|c| !word.is_empty() && c.id.starts_with(word));
     match (containers.pop(), containers.is_empty()) {
-        (Some(found), true) => Ok(found),
-        (Some(_), false) => {
-            Err(ApiError::bad(format!("multiple IDs found with provided prefix: {word}")))
-        }
-        (None, _) => Err(missing()),
+        (Some(_), false) => Err(lookup::several_containers(word)),
+        (found, _) => Ok(found),
     }
 }
 

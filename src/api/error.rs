@@ -15,9 +15,21 @@ const NOT_IN_SWARM: &str = "This node is not a swarm manager. Use \"docker swarm
     \"docker swarm join\" to connect this node to swarm and try again.";
 const ALREADY_IN_SWARM: &str = "This node is already part of a swarm. Use \"docker swarm leave\" \
     to leave this swarm and join another one.";
-const LAST_MANAGER: &str = "You are attempting to leave the swarm on a node that is participating \
-    as a manager. Removing the last manager erases all current state of the swarm. Use `--force` \
-    to ignore this message. ";
+const MANAGER_NOT_READY: &str = "This node is not a swarm manager. Manager is being prepared or \
+    has trouble connecting to the cluster.";
+const LOCKED: &str = "Swarm is encrypted and needs to be unlocked before it can be used. Please \
+    use \"docker swarm unlock\" to unlock it.";
+const LEAVING: &str = "You are attempting to leave the swarm on a node that is participating as a \
+    manager. ";
+const LAST_MANAGER: &str = "Removing the last manager erases all current state of the swarm. Use \
+    `--force` to ignore this message. ";
+const ONLY_WAY_BACK: &str = "The only way to restore a swarm that has lost consensus is to \
+    reinitialize it with `--force-new-cluster`. Use `--force` to suppress this message.";
+const JOIN_TIMEOUT: &str = "Timeout was reached before node joined. The attempt to join the swarm \
+    will continue in the background. Use the \"docker info\" command to see the current swarm \
+    status of your node.";
+const NO_LEADER: &str = "The swarm does not have a leader. It's possible that too few managers \
+    are online. Make sure more than half of the managers are online.";
 
 /// Why a call has no other answer.
 #[derive(Debug)]
@@ -84,11 +96,29 @@ fn refused(refusal: &Refusal) -> (StatusCode, String) {
         Refusal::NotInSwarm => unavailable(NOT_IN_SWARM),
         Refusal::AlreadyInSwarm => unavailable(ALREADY_IN_SWARM),
         Refusal::NotManager => unavailable(NOT_MANAGER),
-        Refusal::LastManager => unavailable(LAST_MANAGER),
-        Refusal::NoLeader | Refusal::Unknown(_) | Refusal::NoSpace(_) => {
-            unavailable(&refusal.to_string())
+        Refusal::ManagerNotReady => unavailable(MANAGER_NOT_READY),
+        Refusal::Locked => unavailable(LOCKED),
+        Refusal::NotLocked => (StatusCode::CONFLICT, "swarm is not locked".to_owned()),
+        Refusal::WrongUnlockKey => (
+            StatusCode::UNAUTHORIZED,
+            "swarm could not be unlocked: invalid key provided".to_owned(),
+        ),
+        Refusal::LastManager => unavailable(&format!("{LEAVING}{LAST_MANAGER}")),
+        Refusal::LeavesAsManager => unavailable(&format!("{LEAVING}{ONLY_WAY_BACK}")),
+        Refusal::LeavesNoQuorum { left, of } => unavailable(&format!(
+            "{LEAVING}Removing this node leaves {left} managers out of {of}. Without a Raft quorum \
+             your swarm will be inaccessible. {ONLY_WAY_BACK}"
+        )),
+        Refusal::JoinTimeout => unavailable(JOIN_TIMEOUT),
+        Refusal::NoLeader => unavailable(NO_LEADER),
+        Refusal::JoinFailed(_)
+        | Refusal::Unknown(_)
+        | Refusal::NoSpace(_)
+        | Refusal::Unreachable { .. } => unavailable(&refusal.to_string()),
+        Refusal::InvalidToken(_) => (StatusCode::BAD_REQUEST, refusal.to_string()),
+        Refusal::Invalid(text) | Refusal::JoinRefused(text) => {
+            (StatusCode::BAD_REQUEST, text.clone())
         }
-        Refusal::Invalid(text) => (StatusCode::BAD_REQUEST, text.clone()),
         Refusal::NotFound(text) => (StatusCode::NOT_FOUND, text.clone()),
         Refusal::Conflict(text) => (StatusCode::CONFLICT, text.clone()),
         Refusal::Unsupported(text) => (StatusCode::NOT_IMPLEMENTED, text.clone()),
@@ -180,8 +210,54 @@ mod tests {
             of(Rejection::OutOfSequence),
             (500, "rpc error: code = Unknown desc = update out of sequence".to_owned())
         );
-        assert_eq!(said(Refusal::LastManager).0, 503);
         assert_eq!(said(Refusal::NotInSwarm).0, 503);
+    }
+
+    #[test]
+    fn a_manager_that_leaves_is_told_what_it_costs() {
+        let start = "You are attempting to leave the swarm on a node that is participating as a \
+                     manager. ";
+        let told = |refusal| {
+            let (status, text) = said(refusal);
+            assert_eq!(status, 503);
+            text.strip_prefix(start).unwrap().to_owned()
+        };
+        assert_eq!(
+            told(Refusal::LastManager),
+            "Removing the last manager erases all current state of the swarm. Use `--force` to \
+             ignore this message. "
+        );
+        let way_back = "The only way to restore a swarm that has lost consensus is to \
+                        reinitialize it with `--force-new-cluster`. Use `--force` to suppress \
+                        this message.";
+        assert_eq!(
+            told(Refusal::LeavesNoQuorum { left: 1, of: 2 }),
+            format!(
+                "Removing this node leaves 1 managers out of 2. Without a Raft quorum your swarm \
+                 will be inaccessible. {way_back}"
+            )
+        );
+        assert_eq!(told(Refusal::LeavesAsManager), way_back);
+    }
+
+    #[test]
+    fn standing_in_the_way_has_dockers_status() {
+        assert_eq!(
+            said(Refusal::WrongUnlockKey),
+            (401, "swarm could not be unlocked: invalid key provided".to_owned())
+        );
+        assert_eq!(said(Refusal::NotLocked), (409, "swarm is not locked".to_owned()));
+        let (status, text) = said(Refusal::Locked);
+        assert_eq!(status, 503);
+        assert!(text.starts_with("Swarm is encrypted and needs to be unlocked before it can be"));
+        assert_eq!(
+            said(Refusal::InvalidToken("it has 2 parts, not 4".to_owned())),
+            (400, "invalid join token: it has 2 parts, not 4".to_owned())
+        );
+        assert_eq!(said(Refusal::JoinRefused("the token was rotated".to_owned())).0, 400);
+        assert_eq!(said(Refusal::JoinFailed("10.0.0.1:2377 is silent".to_owned())).0, 503);
+        assert_eq!(said(Refusal::JoinTimeout).0, 503);
+        assert_eq!(said(Refusal::ManagerNotReady).0, 503);
     }
 
     #[test]

@@ -19,7 +19,7 @@ use super::logs::{STDERR, STDOUT, content_type, frame};
 use super::peer::Peer;
 use super::reply::{self, Outcome};
 use super::types::exec as wire;
-use crate::gate::{ContainerState, ExecConfig, ExecStreams, ExecView};
+use crate::gate::{ContainerState, ExecConfig, ExecStreams};
 
 /// Bytes read from a process at a time.
 const CHUNK: usize = 32 << 10;
@@ -31,11 +31,11 @@ type Sink = Box<dyn AsyncWrite + Send + Unpin>;
 
 pub(super) async fn serve(call: Call, path: &[&str]) -> Outcome {
     match (call.method.as_str(), path) {
-        ("GET", [id, "json"]) => inspect(&call, id),
+        ("GET", [id, "json"]) => inspect(&call, id).await,
         ("POST", [id, "start"]) => start(call, id).await,
         ("POST", [id, "resize"]) => {
             let size = |name| call.query.number::<u16>(name).map(Option::unwrap_or_default);
-            call.gate.exec_resize(id, size("h")?, size("w")?)?;
+            call.gate.exec_resize(id, size("h")?, size("w")?).await?;
             reply::empty(StatusCode::OK)
         }
         _ => Err(call.unsupported()),
@@ -45,7 +45,7 @@ pub(super) async fn serve(call: Call, path: &[&str]) -> Outcome {
 /// Makes an exec: `POST /containers/{id}/exec`.
 pub(super) async fn create(call: Call, word: &str) -> Outcome {
     let sent: wire::ExecCreate = read_json(&call.headers, call.body).await?;
-    let found = containers::find(&*call.gate, word)?;
+    let found = containers::find(&*call.gate, word).await?;
     if found.state != ContainerState::Running {
         return Err(ApiError::conflict(format!("container {} is not running", found.id)));
     }
@@ -64,18 +64,12 @@ pub(super) async fn create(call: Call, word: &str) -> Outcome {
         stderr: sent.attach_stderr,
         detach_keys: sent.detach_keys,
     };
-    let id = call.gate.exec_create(&found.id, config)?;
+    let id = call.gate.exec_create(found.node, &found.id, config).await?;
     reply::json(StatusCode::CREATED, &wire::ExecCreated { id })
 }
 
-fn find(call: &Call, id: &str) -> Result<ExecView, ApiError> {
-    call.gate
-        .exec_inspect(id)
-        .ok_or_else(|| ApiError::not_found(format!("No such exec instance: {id}")))
-}
-
-fn inspect(call: &Call, id: &str) -> Outcome {
-    let view = find(call, id)?;
+async fn inspect(call: &Call, id: &str) -> Outcome {
+    let view = call.gate.exec_inspect(id).await?;
     let mut args = view.config.args.into_iter();
     reply::ok(&wire::ExecInspect {
         id: view.id,
@@ -100,10 +94,7 @@ fn inspect(call: &Call, id: &str) -> Outcome {
 
 async fn start(call: Call, id: &str) -> Outcome {
     let sent: wire::ExecStart = read_json(&call.headers, call.body).await?;
-    let view = call
-        .gate
-        .exec_inspect(id)
-        .ok_or_else(|| ApiError::not_found(format!("No such exec instance: {id}")))?;
+    let view = call.gate.exec_inspect(id).await?;
     let size = match sent.console_size.as_deref() {
         Some([rows, cols]) => Some((*rows, *cols)),
         _ => None,

@@ -8,30 +8,35 @@ use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::stream::{self, BoxStream, SelectAll};
 use futures_util::{Stream, StreamExt};
 use http::HeaderValue;
-use skep_core::id::{ServiceId, TaskId};
+use skep_core::id::{NodeId, ServiceId, TaskId};
 use skep_core::model::task::Task;
 use skep_core::state::State;
+use skep_core::time::Stamp;
 use tokio::sync::mpsc;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::call::Call;
 use super::error::ApiError;
 use super::query::Query;
 use super::reply::{self, Outcome, Reply};
-use super::time::{parse, rfc3339_fixed};
+use super::time::{now, parse, rfc3339_fixed};
 use super::{containers, lookup};
-use crate::gate::{Gate, LogLine, LogQuery, look};
+use crate::gate::{Gate, LogGap, LogLine, LogQuery, Logged, look};
 
 /// Stdout in a frame's header.
 pub(super) const STDOUT: u8 = 1;
 /// Stderr in a frame's header.
 pub(super) const STDERR: u8 = 2;
+/// What the daemon itself says, as the last frame: clients show it as an error.
+const SYSTEM: u8 = 3;
 /// From this API version on the content type tells a multiplexed stream from a raw one.
 pub(super) const MULTIPLEXED_SINCE: u32 = 42;
 /// Frames that wait for a slow client.
 const FRAMES: usize = 64;
 /// How often a followed service is asked for new tasks.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
+/// How often a node that was lost while it was followed is asked again.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
 
 /// How lines are to be written.
 #[derive(Debug, Clone, Copy)]
@@ -107,13 +112,37 @@ fn write(line: &LogLine, details: &str, style: Style) -> Bytes {
     frame(if line.stderr { STDERR } else { STDOUT }, &parts)
 }
 
+/// The last frame of a stream that lacks the lines of these nodes, in Docker's words.
+fn lacking(gaps: &[LogGap], style: Style) -> Bytes {
+    let why: Vec<_> =
+        gaps.iter().map(|gap| format!("node {} is not available", gap.node)).collect();
+    let text = format!(
+        "Error grabbing logs: rpc error: code = Unknown desc = warning: incomplete log stream. \
+         some logs could not be retrieved for the following reasons: {}\n",
+        why.join(", ")
+    );
+    if style.raw { Bytes::from(text) } else { frame(SYSTEM, &[text.as_bytes()]) }
+}
+
+/// Frames of the lines of one task.
+fn frames(
+    lines: BoxStream<'static, Logged>,
+    details: String,
+    style: Style,
+) -> impl Stream<Item = Bytes> + Send {
+    lines.map(move |line| match line {
+        Ok(line) => write(&line, &details, style),
+        Err(gap) => lacking(&[gap], style),
+    })
+}
+
 /// Logs of one container.
 pub(super) async fn container(call: &Call, word: &str) -> Outcome {
     let query = read_query(&call.query)?;
-    let found = containers::find(&*call.gate, word)?;
+    let found = containers::find(&*call.gate, word).await?;
     let style = style(call, &found.task);
-    let lines = call.gate.logs(vec![found.task.id], query).await?;
-    Ok(answer(call, style, lines.map(move |line| write(&line, "", style))))
+    let lines = call.gate.logs(vec![(found.node, found.task.id)], query).await?;
+    Ok(answer(call, style, frames(lines, String::new(), style)))
 }
 
 /// Logs of one task.
@@ -122,8 +151,10 @@ pub(super) async fn task(call: &Call, word: &str) -> Outcome {
     let found = look(&*call.gate, |state| lookup::task(state, word)).await??;
     let style = style(call, &found);
     let details = if call.query.flag("details") { details(&found) } else { String::new() };
-    let lines = call.gate.logs(vec![found.id], query).await?;
-    Ok(answer(call, style, lines.map(move |line| write(&line, &details, style))))
+    // One that is on no node yet has said nothing.
+    let tasks = found.node.map(|node| (node, found.id)).into_iter().collect();
+    let lines = call.gate.logs(tasks, query).await?;
+    Ok(answer(call, style, frames(lines, details, style)))
 }
 
 /// Logs of all tasks of a service; a followed one's new tasks join in.
@@ -140,6 +171,8 @@ pub(super) async fn service(call: &Call, word: &str) -> Outcome {
         style,
         known: BTreeMap::new(),
         lines: SelectAll::new(),
+        gaps: Vec::new(),
+        told: BTreeSet::new(),
     };
     follower.look().await?;
     let (to, mut frames) = mpsc::channel(FRAMES);
@@ -159,6 +192,17 @@ fn answer(call: &Call, style: Style, frames: impl Stream<Item = Bytes> + Send + 
     reply::stream(Some(content_type(call.minor, style.raw)), frames.take_until(gone))
 }
 
+/// A task whose lines are being read.
+struct Known {
+    node: NodeId,
+    /// What precedes each line.
+    details: String,
+    /// When its last line was written; zero before the first.
+    last: Stamp,
+    /// Lines up to this were sent before its node was lost.
+    sent: Stamp,
+}
+
 /// Collects the lines of a service's tasks.
 struct Follower {
     gate: Arc<dyn Gate>,
@@ -166,9 +210,12 @@ struct Follower {
     query: LogQuery,
     details: bool,
     style: Style,
-    /// Tasks whose lines are being read, with what precedes each line.
-    known: BTreeMap<TaskId, String>,
-    lines: SelectAll<BoxStream<'static, LogLine>>,
+    known: BTreeMap<TaskId, Known>,
+    lines: SelectAll<BoxStream<'static, Logged>>,
+    /// Nodes whose lines are missing, each with when that was seen.
+    gaps: Vec<(LogGap, Instant)>,
+    /// Those of them that the client was told of since they last said something.
+    told: BTreeSet<NodeId>,
 }
 
 impl Follower {
@@ -181,47 +228,116 @@ impl Follower {
         })
         .await?;
         let ids: BTreeSet<TaskId> = tasks.iter().map(|task| task.id).collect();
-        let new: Vec<&Arc<Task>> =
-            tasks.iter().filter(|task| !self.known.contains_key(&task.id)).collect();
         // What was removed needs no line any more once its stream has ended.
         if self.lines.is_empty() {
             self.known.retain(|id, _| ids.contains(id));
+            self.gaps.retain(|(gap, _)| gap.tasks.iter().any(|task| ids.contains(task)));
         }
-        if new.is_empty() {
-            return Ok(there);
+        let mut new = Vec::new();
+        for task in tasks.iter().filter(|task| task.status.container.is_some()) {
+            let Some(node) = task.node.filter(|_| !self.known.contains_key(&task.id)) else {
+                continue;
+            };
+            let details = if self.details { details(task) } else { String::new() };
+            let known = Known { node, details, last: Stamp(0), sent: Stamp(0) };
+            self.known.insert(task.id, known);
+            new.push((node, task.id));
         }
-        let lines =
-            self.gate.logs(new.iter().map(|task| task.id).collect(), self.query.clone()).await?;
-        for task in new {
-            let prefix = if self.details { details(task) } else { String::new() };
-            self.known.insert(task.id, prefix);
+        if !new.is_empty() {
+            self.lines.push(self.read(new, self.query.clone()));
         }
-        self.lines.push(lines);
         Ok(there)
+    }
+
+    /// The lines of these tasks. Nodes are asked when the stream is: one that is slow to answer
+    /// holds up no other stream.
+    fn read(&self, tasks: Vec<(NodeId, TaskId)>, query: LogQuery) -> BoxStream<'static, Logged> {
+        let gate = Arc::clone(&self.gate);
+        let lines = stream::once(async move { gate.logs(tasks, query).await });
+        // A node that has left the swarm meanwhile has no lines to give.
+        lines.flat_map(|lines| lines.unwrap_or_else(|_| stream::empty().boxed())).boxed()
+    }
+
+    /// Asks nodes again that were lost a while ago, for what came after the last line.
+    fn ask_again(&mut self) {
+        let (due, rest) = std::mem::take(&mut self.gaps)
+            .into_iter()
+            .partition(|(_, seen)| seen.elapsed() >= ASK_AGAIN);
+        self.gaps = rest;
+        let due: Vec<(LogGap, Instant)> = due;
+        for (gap, _) in due {
+            let mut query = self.query.clone();
+            let last = gap.tasks.iter().filter_map(|task| self.known.get(task)).map(|k| k.last);
+            let (first, latest) = (last.clone().min(), last.max());
+            query.since = query.since.max(first.unwrap_or_default());
+            if latest.is_some_and(|stamp| stamp > Stamp(0)) {
+                query.tail = None;
+            }
+            for task in &gap.tasks {
+                if let Some(known) = self.known.get_mut(task) {
+                    known.sent = known.last;
+                }
+            }
+            let tasks = gap.tasks.iter().map(|task| (gap.node, *task)).collect();
+            self.lines.push(self.read(tasks, query));
+        }
+    }
+
+    /// The frame for what came, if there is to be one.
+    fn take(&mut self, came: Logged) -> Option<Bytes> {
+        match came {
+            Ok(line) => {
+                let known = self.known.get_mut(&line.task);
+                let (details, sent) = known.map_or(("", Stamp(0)), |known| {
+                    self.told.remove(&known.node);
+                    known.last = known.last.max(line.at);
+                    (known.details.as_str(), known.sent)
+                });
+                (line.at > sent || sent == Stamp(0)).then(|| write(&line, details, self.style))
+            }
+            Err(gap) => {
+                let task = gap.tasks.first().copied();
+                let is_news = self.query.follow && self.told.insert(gap.node);
+                let note = task.filter(|_| is_news).map(|task| {
+                    let text = format!("skep: node {} is not available: {}\n", gap.node, gap.why);
+                    let details = self.known.get(&task).map_or("", |known| known.details.as_str());
+                    let line = LogLine { task, at: now(), stderr: true, bytes: text.into_bytes() };
+                    write(&line, details, self.style)
+                });
+                self.gaps.push((gap, Instant::now()));
+                note
+            }
+        }
     }
 
     async fn run(mut self, to: mpsc::Sender<Bytes>) {
         let mut again = interval(LOOK_AGAIN);
         again.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while self.query.follow || !self.lines.is_empty() {
-            let line = tokio::select! {
+            let came = tokio::select! {
                 biased;
                 () = to.closed() => return,
-                line = self.lines.next(), if !self.lines.is_empty() => line,
+                came = self.lines.next(), if !self.lines.is_empty() => came,
                 _ = again.tick(), if self.query.follow => {
                     // A service that is gone, or cannot be seen, has no more to say.
                     let there = matches!(self.look().await, Ok(true));
                     if !there && self.lines.is_empty() {
                         return;
                     }
+                    self.ask_again();
                     continue;
                 }
             };
-            let Some(line) = line else { continue };
-            let details = self.known.get(&line.task).map_or("", String::as_str);
-            if to.send(write(&line, details, self.style)).await.is_err() {
+            if let Some(frame) = came.and_then(|came| self.take(came))
+                && to.send(frame).await.is_err()
+            {
                 return;
             }
+        }
+        if !self.gaps.is_empty() {
+            let gaps: Vec<LogGap> = self.gaps.into_iter().map(|(gap, _)| gap).collect();
+            // A client that has gone needs no end.
+            let _ = to.send(lacking(&gaps, self.style)).await;
         }
     }
 }
@@ -230,7 +346,6 @@ impl Follower {
 mod tests {
     use super::*;
     use skep_core::id::ENTROPY_LEN;
-    use skep_core::time::Stamp;
 
     fn line() -> LogLine {
         LogLine {

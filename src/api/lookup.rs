@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use skep_core::command::Rejection;
+use skep_core::id::{NodeId, TaskId};
 use skep_core::model::Kind;
 use skep_core::model::material::{Material, MaterialKind};
 use skep_core::model::node::Node;
@@ -107,4 +108,32 @@ pub(super) fn task(state: &State, word: &str) -> Result<Arc<Task>, ApiError> {
         },
         state.tasks().filter(|t| t.id.as_str().starts_with(word)),
     )
+}
+
+/// The error for the beginning of an id that several containers have.
+pub(super) fn several_containers(word: &str) -> ApiError {
+    ApiError::bad(format!("multiple IDs found with provided prefix: {word}"))
+}
+
+/// The task whose container has this id or name, or an id that starts so, with its node.
+pub(super) fn container(state: &State, word: &str) -> Result<Option<(NodeId, TaskId)>, ApiError> {
+    let place = |task: &Arc<Task>| task.node.map(|node| (node, task.id));
+    let name = word.strip_prefix('/').unwrap_or(word);
+    let named = name.rsplit('.').next().and_then(|id| id.parse().ok());
+    let named = named.and_then(|id| state.task(&id)).filter(|t| t.container_name() == name);
+    if let Some(found) = named {
+        return Ok(place(found));
+    }
+    if word.is_empty() {
+        return Ok(None);
+    }
+    // Ids are those that nodes reported: none is worked out for tasks without a container.
+    let has_id = |task: &&Arc<Task>| {
+        task.status.container.as_ref().is_some_and(|container| container.id.starts_with(word))
+    };
+    let mut found = state.tasks().filter(has_id).filter_map(place);
+    match (found.next(), found.next()) {
+        (Some(_), Some(_)) => Err(several_containers(word)),
+        (found, _) => Ok(found),
+    }
 }

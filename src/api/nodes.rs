@@ -5,11 +5,11 @@ use skep_core::model::node::Node;
 
 use super::call::{Call, read_json};
 use super::convert::node as convert;
+use super::error::ApiError;
 use super::filters::Filters;
 use super::lookup;
 use super::reply::{self, Outcome};
-use crate::gate::{Gate, Refusal, Request, look};
-use skep_core::id::NodeId;
+use crate::gate::{Refusal, Request, look};
 
 const FILTERS: [&str; 6] = ["id", "label", "membership", "name", "node.label", "role"];
 
@@ -17,14 +17,10 @@ pub(super) async fn serve(call: Call, path: &[&str]) -> Outcome {
     match (call.method.as_str(), path) {
         ("GET", []) => list(&call).await,
         ("GET", [word]) => {
-            let leader = leader(&*call.gate);
+            let view = call.gate.node();
             let shown = look(&*call.gate, |state| {
                 let cluster = state.cluster().ok_or(Refusal::NotInSwarm)?;
-                Ok::<_, super::error::ApiError>(convert::node(
-                    &*lookup::node(state, word)?,
-                    cluster,
-                    leader,
-                ))
+                Ok::<_, ApiError>(convert::node(&*lookup::node(state, word)?, cluster, &view))
             })
             .await??;
             reply::ok(&shown)
@@ -36,31 +32,43 @@ pub(super) async fn serve(call: Call, path: &[&str]) -> Outcome {
             call.gate.submit(Request::NodeUpdate { id: found.id, version, spec }).await?;
             reply::empty(StatusCode::OK)
         }
+        ("DELETE", [word]) => {
+            let found = look(&*call.gate, |state| lookup::node(state, word)).await??;
+            let force = call.query.flag("force");
+            call.gate.submit(Request::NodeRemove { id: found.id, force }).await?;
+            reply::empty(StatusCode::OK)
+        }
         _ => Err(call.unsupported()),
     }
 }
 
-/// The leader, as far as this node knows: itself or somebody.
-fn leader(gate: &dyn Gate) -> Option<NodeId> {
-    let view = gate.node();
-    view.node.filter(|_| view.leader)
+/// Refuses values of a filter that no node can have: a slip would look like an empty swarm.
+fn check_words(filters: &Filters, key: &str, known: &[&str]) -> Result<(), ApiError> {
+    let unknown = |value: &&str| !known.contains(&value.to_ascii_lowercase().as_str());
+    match filters.values(key).find(unknown) {
+        Some(value) => Err(ApiError::bad(format!("invalid {key} filter: '{value}'"))),
+        None => Ok(()),
+    }
 }
 
 async fn list(call: &Call) -> Outcome {
     let filters = Filters::of(&call.query, &FILTERS)?;
-    let leader = leader(&*call.gate);
+    check_words(&filters, "role", &["manager", "worker"])?;
+    check_words(&filters, "membership", &["accepted", "pending"])?;
+    let view = call.gate.node();
     let wanted = |node: &Node| {
         filters.prefix("id", node.id.as_str())
             && filters.prefix("name", &node.description.hostname)
             && filters.labels("label", &node.description.engine_labels)
             && filters.labels("node.label", &node.spec.labels)
-            && filters.any("role", |role| role == convert::role_word(node.spec.role))
-            && filters.any("membership", |word| word == "accepted")
+            && filters
+                .any("role", |role| role.eq_ignore_ascii_case(convert::role_word(node.spec.role)))
+            && filters.any("membership", |word| word.eq_ignore_ascii_case("accepted"))
     };
     let shown: Vec<_> = look(&*call.gate, |state| {
         let cluster = state.cluster().ok_or(Refusal::NotInSwarm)?;
         let nodes = state.nodes().filter(|node| wanted(node));
-        Ok::<_, Refusal>(nodes.map(|node| convert::node(node, cluster, leader)).collect())
+        Ok::<_, Refusal>(nodes.map(|node| convert::node(node, cluster, &view)).collect())
     })
     .await??;
     reply::ok(&shown)

@@ -6,14 +6,15 @@ use http::header::{HeaderName, HeaderValue, SERVER};
 use http::{HeaderMap, Method, Request};
 use hyper::body::Incoming;
 
-use super::call::{API_MINOR, API_VERSION, Call, MIN_API_MINOR, MIN_API_VERSION};
+use super::call::{API_MINOR, API_VERSION, Call, MIN_API_MINOR, MIN_API_VERSION, discard};
 use super::error::ApiError;
 use super::peer::Peer;
 use super::query::{Query, decode};
 use super::reply::{self, Outcome, Reply};
 use super::{containers, exec, images, materials, networks, nodes, services, swarm, system, tasks};
-use crate::gate::Gate;
+use crate::gate::{Gate, LocalState, NodeView, Refusal};
 use skep_core::model::material::MaterialKind;
+use skep_core::model::node::Role;
 
 /// First words of paths that Docker's API has and skep does not, or not yet.
 const UNSUPPORTED_ROOTS: [&str; 8] =
@@ -66,8 +67,16 @@ pub(super) async fn answer(
     reply
 }
 
-async fn dispatch(call: Call, path: &[&str]) -> Outcome {
+async fn dispatch(mut call: Call, path: &[&str]) -> Outcome {
     let Some((root, rest)) = path.split_first() else { return Err(ApiError::PageNotFound) };
+    if is_of_swarm(&call.method, path) {
+        let view = call.gate.node();
+        if !view.manager {
+            // A client that still sends would otherwise lose the answer with the connection.
+            discard(&mut call.body).await?;
+            return Err(no_manager(&view).into());
+        }
+    }
     match *root {
         "_ping" | "version" | "info" if rest.is_empty() => system::serve(call, root).await,
         "swarm" => swarm::serve(call, rest).await,
@@ -85,6 +94,26 @@ async fn dispatch(call: Call, path: &[&str]) -> Outcome {
         "plugins" if call.method == Method::GET => networks::plugins(rest),
         root if UNSUPPORTED_ROOTS.contains(&root) => Err(call.unsupported()),
         _ => Err(ApiError::PageNotFound),
+    }
+}
+
+/// Whether only managers answer this: all that is the swarm's and not this node's own.
+fn is_of_swarm(method: &Method, path: &[&str]) -> bool {
+    match path {
+        ["nodes" | "secrets" | "configs" | "services" | "tasks", ..] => true,
+        ["swarm"] => method == Method::GET,
+        ["swarm", verb] => matches!(*verb, "update" | "unlockkey"),
+        _ => false,
+    }
+}
+
+/// Why this node, which is no manager that answers, cannot show or change the swarm.
+pub(super) fn no_manager(view: &NodeView) -> Refusal {
+    match (view.state, view.node, view.role) {
+        (LocalState::Locked, ..) => Refusal::Locked,
+        (_, None, _) => Refusal::NotInSwarm,
+        (_, _, Some(Role::Manager)) => Refusal::ManagerNotReady,
+        _ => Refusal::NotManager,
     }
 }
 

@@ -106,7 +106,7 @@ async fn create(call: Call) -> Outcome {
     }
 }
 
-async fn update(call: Call, word: &str) -> Outcome {
+async fn update(mut call: Call, word: &str) -> Outcome {
     let version = call.query.version("service")?;
     let found = look(&*call.gate, |state| lookup::service(state, word)).await??;
     let request = match call.query.get("rollback") {
@@ -117,7 +117,7 @@ async fn update(call: Call, word: &str) -> Outcome {
         }
         "previous" => {
             // The body is the spec as it is; what comes back is the one before.
-            discard(call.body).await?;
+            discard(&mut call.body).await?;
             Request::ServiceRollback { id: found.id, version }
         }
         other => return Err(ApiError::bad(format!("unrecognized rollback option {other}"))),

@@ -3,12 +3,16 @@
 use http::StatusCode;
 use skep_core::model::cluster::ClusterSpec;
 
-use super::call::{Call, discard, read_json};
+use super::call::{Call, discard, read_json, read_private_json};
 use super::convert::{cluster, node};
 use super::error::ApiError;
 use super::reply::{self, Outcome};
+use super::routes::no_manager;
 use super::types::swarm as wire;
-use crate::gate::{Done, LocalState, Refusal, Request, SwarmInit, look};
+use crate::address;
+use crate::gate::{Done, LocalState, Refusal, Request, SwarmInit, SwarmJoin, look};
+use crate::hidden::Hidden;
+use crate::limits;
 
 /// What the docker CLI sends as the listen address when its user gave none.
 const CLI_LISTEN_ADDR: &str = "0.0.0.0:2377";
@@ -19,20 +23,14 @@ pub(super) async fn serve(call: Call, path: &[&str]) -> Outcome {
         ("POST", ["init"]) => init(call).await,
         ("POST", ["leave"]) => leave(call).await,
         ("POST", ["update"]) => update(call).await,
-        // A swarm without autolock has no unlock key; Docker says so with an empty one.
         ("GET", ["unlockkey"]) => {
-            look(&*call.gate, |_| ()).await?;
-            reply::ok(&wire::UnlockKey { unlock_key: String::new() })
+            // Where managers lock nothing there is no key; Docker says so with an empty one.
+            let key = call.gate.unlock_key().await?;
+            let unlock_key = key.map(|key| key.reveal().to_owned()).unwrap_or_default();
+            reply::ok(&wire::UnlockKey { unlock_key })
         }
-        ("POST", ["unlock"]) if call.gate.node().state != LocalState::Locked => {
-            Err(ApiError::conflict("swarm is not locked"))
-        }
-        ("POST", ["join"]) => {
-            discard(call.body).await?;
-            Err(ApiError::unsupported(
-                "joining a swarm is not supported by this version of skep: it runs on one node",
-            ))
-        }
+        ("POST", ["unlock"]) => unlock(call).await,
+        ("POST", ["join"]) => join(call).await,
         _ => Err(call.unsupported()),
     }
 }
@@ -57,12 +55,13 @@ async fn init(call: Call) -> Outcome {
             return Err(ApiError::unsupported_field(field));
         }
     }
+    if sent.spec.ca_config.force_rotate != 0 {
+        return Err(ApiError::unsupported_field("Spec.CAConfig.ForceRotate"));
+    }
     let mut spec = cluster::spec_in(sent.spec, ClusterSpec::default())?;
     spec.autolock |= sent.auto_lock_managers;
-    let listen_addr =
-        if sent.listen_addr == CLI_LISTEN_ADDR { String::new() } else { sent.listen_addr };
     let request = Request::SwarmInit(SwarmInit {
-        listen_addr,
+        listen_addr: listen_addr(sent.listen_addr),
         advertise_addr: sent.advertise_addr,
         spec,
         availability: node::availability(&sent.availability)?,
@@ -72,6 +71,57 @@ async fn init(call: Call) -> Outcome {
         Done::Swarm(id) => reply::ok(&id.to_string()),
         other => Err(ApiError::failed(format!("an init was answered with {other:?}"))),
     }
+}
+
+/// What the client's user said, if it was the user who said it.
+fn listen_addr(sent: String) -> String {
+    if sent == CLI_LISTEN_ADDR { String::new() } else { sent }
+}
+
+async fn join(call: Call) -> Outcome {
+    let sent: wire::JoinRequest = read_private_json(&call.headers, call.body).await?;
+    // From here on the token is wiped, whatever becomes of the rest.
+    let token = Hidden::new(sent.join_token);
+    if !sent.data_path_addr.is_empty() {
+        return Err(ApiError::unsupported_field("DataPathAddr"));
+    }
+    let remote_addrs: Vec<String> = sent
+        .remote_addrs
+        .iter()
+        .map(|addr| address::remote(addr).map_err(|e| ApiError::bad(format!("RemoteAddrs: {e}"))))
+        .collect::<Result<_, _>>()?;
+    if remote_addrs.is_empty() {
+        return Err(ApiError::bad("at least 1 RemoteAddr is required to join"));
+    }
+    if remote_addrs.len() > limits::JOIN_ADDRESSES {
+        let most = limits::JOIN_ADDRESSES;
+        return Err(ApiError::bad(format!("RemoteAddrs names more than {most} addresses")));
+    }
+    if token.reveal().is_empty() {
+        return Err(Refusal::InvalidToken("it is empty".to_owned()).into());
+    }
+    let request = Request::SwarmJoin(SwarmJoin {
+        listen_addr: listen_addr(sent.listen_addr),
+        advertise_addr: sent.advertise_addr,
+        remote_addrs,
+        token,
+        availability: node::availability(&sent.availability)?,
+    });
+    call.gate.submit(request).await?;
+    reply::empty(StatusCode::OK)
+}
+
+/// A node says that it is not locked before it looks at the key.
+async fn unlock(mut call: Call) -> Outcome {
+    let view = call.gate.node();
+    if view.state != LocalState::Locked {
+        discard(&mut call.body).await?;
+        return Err(if view.manager { Refusal::NotLocked } else { no_manager(&view) }.into());
+    }
+    let sent: wire::UnlockKey = read_private_json(&call.headers, call.body).await?;
+    let key = Hidden::new(sent.unlock_key);
+    call.gate.submit(Request::SwarmUnlock { key }).await?;
+    reply::empty(StatusCode::OK)
 }
 
 async fn leave(call: Call) -> Outcome {
@@ -88,17 +138,25 @@ async fn leave(call: Call) -> Outcome {
 
 async fn update(call: Call) -> Outcome {
     let version = call.query.version("swarm")?;
-    if call.query.flag("rotateManagerUnlockKey") {
-        return Err(ApiError::unsupported_field("rotateManagerUnlockKey"));
-    }
     let rotate_worker = call.query.flag("rotateWorkerToken");
     let rotate_manager = call.query.flag("rotateManagerToken");
-    let sent = read_json(&call.headers, call.body).await?;
+    let rotate_unlock = call.query.flag("rotateManagerUnlockKey");
+    let sent: wire::SwarmSpec = read_json(&call.headers, call.body).await?;
+    // Docker counts its rotations and rotates when the count changes. No count is kept or shown
+    // here, so a client that means to change it sends one.
+    let rotate_ca = sent.ca_config.force_rotate != 0;
     let base = look(&*call.gate, |state| state.cluster().map(|c| c.spec.clone()))
         .await?
         .ok_or(Refusal::NotInSwarm)?;
     let spec = cluster::spec_in(sent, base)?;
-    let request = Request::SwarmUpdate { version, spec, rotate_worker, rotate_manager };
+    let request = Request::SwarmUpdate {
+        version,
+        spec,
+        rotate_worker,
+        rotate_manager,
+        rotate_unlock,
+        rotate_ca,
+    };
     call.gate.submit(request).await?;
     reply::empty(StatusCode::OK)
 }

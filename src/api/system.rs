@@ -10,8 +10,11 @@ use skep_core::state::State;
 
 use super::call::{API_VERSION, Call, MIN_API_VERSION};
 use super::convert::cluster;
+use super::convert::node::role_word;
+use super::error::ApiError;
 use super::reply::{self, Outcome, Reply};
 use super::time::{now, rfc3339};
+use super::types::swarm::ClusterInfo;
 use super::types::system as wire;
 use crate::gate::{ContainerState, Gate, NodeView, look};
 
@@ -31,8 +34,9 @@ fn ping(call: &Call) -> Reply {
     let mut reply = reply::text(if head { "" } else { "OK" });
     let view = call.gate.node();
     let mut swarm = view.state.word().to_owned();
-    if view.node.is_some() {
-        swarm.push_str(if view.manager { "/manager" } else { "/worker" });
+    if let Some(role) = view.role {
+        swarm.push('/');
+        swarm.push_str(role_word(role));
     }
     let headers = reply.headers_mut();
     if head {
@@ -197,6 +201,7 @@ async fn swarm_info(gate: &dyn Gate, view: &NodeView) -> wire::SwarmInfo {
         local_node_state: view.state.word(),
         control_available: view.manager,
         error: view.error.clone(),
+        remote_managers: remote_managers(view),
         ..wire::SwarmInfo::default()
     };
     if view.node.is_none() {
@@ -211,23 +216,26 @@ async fn swarm_info(gate: &dyn Gate, view: &NodeView) -> wire::SwarmInfo {
         Ok(Some((cluster, nodes, managers))) => {
             info.cluster = Some(cluster);
             info.nodes = nodes;
-            info.managers = managers.len();
-            info.remote_managers = Some(managers);
+            info.managers = managers;
         }
         Ok(None) => {}
-        Err(refusal) if info.error.is_empty() => info.error = refusal.to_string(),
+        Err(refusal) if info.error.is_empty() => info.error = ApiError::from(refusal).answer().1,
         Err(_) => {}
     }
     info
 }
 
-fn see(
-    state: &State,
-    swarm: &Cluster,
-) -> (super::types::swarm::ClusterInfo, usize, Vec<wire::RemoteManager>) {
-    let managers = state.nodes().filter_map(|node| {
-        let manager = node.manager.as_ref()?;
-        Some(wire::RemoteManager { node_id: node.id.to_string(), addr: manager.addr.clone() })
+/// The managers this node knows of; none where it is in no swarm.
+fn remote_managers(view: &NodeView) -> Option<Vec<wire::RemoteManager>> {
+    let managers = view.managers.iter().map(|manager| wire::RemoteManager {
+        node_id: manager.node.to_string(),
+        addr: manager.addr.clone(),
     });
-    (cluster::info(swarm), state.nodes().len(), managers.collect())
+    (!view.managers.is_empty()).then(|| managers.collect())
+}
+
+/// The swarm, and how many nodes and managers it has.
+fn see(state: &State, swarm: &Cluster) -> (ClusterInfo, usize, usize) {
+    let managers = state.nodes().filter(|node| node.manager.is_some()).count();
+    (cluster::info(swarm), state.nodes().len(), managers)
 }

@@ -254,6 +254,132 @@ fn exec_ends_with_the_commands_exit_code() {
 }
 
 #[test]
+fn a_join_sends_what_docker_sends_and_asks_what_it_became() {
+    let daemon = Daemon::start(&[
+        ("POST /swarm/join", 200, ""),
+        ("GET /info", 200, r#"{"Swarm":{"ControlAvailable":false}}"#),
+    ]);
+    let line = &["swarm", "join", "--token", "SWMTKN-1-a-b", "--availability", "Drain", "m:2377"];
+    assert_eq!(daemon.run(line).unwrap(), 0);
+    assert_eq!(
+        daemon.body("POST /swarm/join").to_string(),
+        r#"{"ListenAddr":"0.0.0.0:2377","AdvertiseAddr":"","DataPathAddr":"","RemoteAddrs":["m:2377"],"JoinToken":"SWMTKN-1-a-b","Availability":"drain"}"#
+    );
+    let why = daemon.run(&["swarm", "join", "--availability", "x", "m:2377"]).unwrap_err();
+    assert!(why.to_string().starts_with("invalid availability \"x\", only active, pause and"));
+    assert_eq!(daemon.seen(), ["POST /swarm/join", "GET /info"]);
+}
+
+#[test]
+fn only_a_locked_node_is_asked_to_unlock() {
+    for (state, told) in [
+        ("inactive", "Error: This node is not part of a swarm"),
+        ("active", "Error: swarm is not locked"),
+        ("pending", "Error: swarm is not locked"),
+    ] {
+        let script: Script = match state {
+            "inactive" => &[("GET /info", 200, r#"{"Swarm":{"LocalNodeState":"inactive"}}"#)],
+            "active" => &[("GET /info", 200, r#"{"Swarm":{"LocalNodeState":"active"}}"#)],
+            _ => &[("GET /info", 200, r#"{"Swarm":{"LocalNodeState":"pending"}}"#)],
+        };
+        let daemon = Daemon::start(script);
+        assert_eq!(daemon.run(&["swarm", "unlock"]).unwrap_err().to_string(), told);
+        assert_eq!(daemon.seen(), ["GET /info"]);
+    }
+}
+
+const LOCKING: &str = r#"{"Version":{"Index":4},"Spec":{"CAConfig":{"NodeCertExpiry":5},
+    "EncryptionConfig":{"AutoLockManagers":true}},"TLSInfo":{"TrustRoot":"PEM\n"}}"#;
+
+#[test]
+fn rotations_name_what_rotates() {
+    let daemon = Daemon::start(&[
+        ("GET /swarm/unlockkey", 200, r#"{"UnlockKey":"SWMKEY-1-k"}"#),
+        ("GET /swarm", 200, LOCKING),
+        ("POST /swarm/update", 200, ""),
+        ("GET /nodes", 200, r#"[{"Description":{"TLSInfo":{"TrustRoot":"PEM\n"}}}]"#),
+    ]);
+    assert_eq!(daemon.run(&["swarm", "unlock-key", "--rotate", "-q"]).unwrap(), 0);
+    assert_eq!(daemon.run(&["swarm", "join-token", "--rotate", "-q", "manager"]).unwrap(), 0);
+    let line = &["swarm", "ca", "--rotate", "-q", "--cert-expiry", "2h"];
+    assert_eq!(daemon.run(line).unwrap(), 0);
+    let seen = daemon.seen();
+    let sent: Vec<_> = seen.iter().filter(|line| line.starts_with("POST")).collect();
+    let update = |manager, unlock| {
+        format!(
+            "POST /swarm/update?rotateManagerToken={manager}&rotateManagerUnlockKey={unlock}\
+             &rotateWorkerToken=false&version=4"
+        )
+    };
+    assert_eq!(sent, [&update(false, true), &update(true, false), &update(false, false)]);
+    let bodies = daemon.seen.lock().unwrap();
+    let (_, last) = bodies.iter().rfind(|(line, _)| line.starts_with("POST")).unwrap();
+    let spec: serde_json::Value = serde_json::from_str(last).unwrap();
+    assert_eq!(spec["CAConfig"].to_string(), r#"{"NodeCertExpiry":7200000000000,"ForceRotate":1}"#);
+    drop(bodies);
+    let why = daemon.run(&["swarm", "ca", "--cert-expiry", "2h"]).unwrap_err();
+    assert!(why.to_string().contains("requires the `--rotate` flag"), "{why}");
+}
+
+#[test]
+fn an_unlock_key_that_is_not_to_be_had_is_told() {
+    let daemon = Daemon::start(&[("GET /swarm/unlockkey", 503, r#"{"message":"no manager"}"#)]);
+    assert_eq!(
+        daemon.run(&["swarm", "unlock-key"]).unwrap_err().to_string(),
+        "could not fetch unlock key: Error response from daemon: no manager"
+    );
+    let daemon = Daemon::start(&[("GET /swarm/unlockkey", 200, r#"{"UnlockKey":""}"#)]);
+    let why = daemon.run(&["swarm", "unlock-key"]).unwrap_err();
+    assert_eq!(why.to_string(), "no unlock key is set");
+}
+
+#[test]
+fn roles_change_one_after_the_other_until_one_fails() {
+    let daemon = Daemon::start(&[
+        (
+            "GET /nodes/boss",
+            200,
+            r#"{"ID":"n1","Version":{"Index":3},"Spec":{"Role":"manager","Labels":{"a":"b"}}}"#,
+        ),
+        ("GET /nodes/hand", 200, r#"{"ID":"n2","Version":{"Index":7},"Spec":{"Role":"worker"}}"#),
+        (
+            "POST /nodes/n1/update",
+            400,
+            r#"{"message":"attempting to demote the last manager of the swarm"}"#,
+        ),
+        ("POST /nodes/n2/update", 200, ""),
+    ]);
+    assert_eq!(daemon.run(&["node", "promote", "boss", "hand"]).unwrap(), 0);
+    assert_eq!(daemon.seen().last().unwrap(), "POST /nodes/n2/update?version=7");
+    assert_eq!(daemon.body("POST /nodes/n2").to_string(), r#"{"Role":"manager"}"#);
+    let why = daemon.run(&["node", "demote", "boss", "hand"]).unwrap_err();
+    assert!(why.to_string().ends_with("demote the last manager of the swarm"), "{why}");
+    assert_eq!(
+        daemon.body("POST /nodes/n1").to_string(),
+        r#"{"Role":"worker","Labels":{"a":"b"}}"#
+    );
+    assert_eq!(daemon.seen().last().unwrap(), "POST /nodes/n1/update?version=3");
+}
+
+#[test]
+fn nodes_are_removed_and_failures_told_at_the_end() {
+    let daemon = Daemon::start(&[
+        ("DELETE /nodes/up", 400, r#"{"message":"node up is not down and can't be removed"}"#),
+        ("DELETE /nodes/gone", 200, ""),
+    ]);
+    let why = daemon.run(&["node", "rm", "up", "gone"]).unwrap_err();
+    assert_eq!(
+        why.to_string(),
+        "Error response from daemon: node up is not down and can't be removed"
+    );
+    assert_eq!(daemon.run(&["node", "remove", "--force", "gone"]).unwrap(), 0);
+    assert_eq!(
+        daemon.seen(),
+        ["DELETE /nodes/up", "DELETE /nodes/gone", "DELETE /nodes/gone?force=1"]
+    );
+}
+
+#[test]
 fn a_missing_daemon_is_told_with_its_socket_and_a_remedy() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("none.sock");

@@ -48,7 +48,7 @@ use error::CliError;
 use flags::{Action, Command, Matches, Stop};
 
 pub use call::Call;
-pub use node_args::{Availability, Join, LogFormat, NodeArgs, Start};
+pub use node_args::{Availability, Join, LogFormat, NodeArgs, Start, TokenSource};
 
 /// Exit code of a bad flag.
 const BAD_FLAG: u8 = 125;

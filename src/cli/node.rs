@@ -19,6 +19,13 @@ pub(super) const NODE: Command = Command::group(
     "Manage Swarm nodes",
     &[
         Command::client(
+            "demote",
+            "NODE [NODE...]",
+            "Demote one or more nodes from manager in the swarm",
+            |call| change_roles(call, "worker"),
+        )
+        .takes(Arity::AtLeast(1)),
+        Command::client(
             "inspect",
             "[OPTIONS] self|NODE [NODE...]",
             "Display detailed information on one or more nodes",
@@ -31,12 +38,28 @@ pub(super) const NODE: Command = Command::group(
             .takes(Arity::None)
             .aliases(&["list"], &["node ls", "node list"]),
         Command::client(
+            "promote",
+            "NODE [NODE...]",
+            "Promote one or more nodes to manager in the swarm",
+            |call| change_roles(call, "manager"),
+        )
+        .takes(Arity::AtLeast(1)),
+        Command::client(
             "ps",
             "[OPTIONS] [NODE...]",
             "List tasks running on one or more nodes, defaults to current node",
             tasks,
         )
         .flags(TASK_FLAGS),
+        Command::client(
+            "rm",
+            "[OPTIONS] NODE [NODE...]",
+            "Remove one or more nodes from the swarm",
+            remove,
+        )
+        .flags(&[Flag::switch("force", "Force remove a node from the swarm").short('f')])
+        .takes(Arity::AtLeast(1))
+        .aliases(&["remove"], &["node rm", "node remove"]),
         Command::client("update", "[OPTIONS] NODE", "Update a node", update)
             .flags(&[
                 Flag::with(
@@ -265,9 +288,51 @@ fn update(call: &Call) -> Result<u8, CliError> {
             }
         }
     }
-    let version = json::number(&node, &["Version", "Index"]).to_string();
-    let id = json::text(&node, &["ID"]);
-    client.post_json(&Target::new(&["nodes", id, "update"]).with("version", &version), &spec)?;
+    send(&mut client, &node, &spec)?;
     outln(name)?;
     Ok(0)
+}
+
+/// Sends a node's new spec, for the version that was read.
+fn send(client: &mut Client, node: &Value, spec: &Value) -> Result<(), CliError> {
+    let version = json::number(node, &["Version", "Index"]).to_string();
+    let id = json::text(node, &["ID"]);
+    client.post_json(&Target::new(&["nodes", id, "update"]).with("version", &version), spec)?;
+    Ok(())
+}
+
+/// Gives nodes a role, one after the other; the first failure ends it, as with Docker.
+fn change_roles(call: &Call, role: &str) -> Result<u8, CliError> {
+    let mut client = call.client()?;
+    for name in call.args() {
+        let node = client.get_json(&Target::new(&["nodes", name]))?;
+        let mut spec = json::at(&node, &["Spec"]).cloned().unwrap_or_default();
+        if json::text(&spec, &["Role"]) == role {
+            outln(&format!("Node {} is already a {role}.", json::text(&node, &["ID"])))?;
+            continue;
+        }
+        if let Some(spec) = spec.as_object_mut() {
+            spec.insert("Role".to_owned(), Value::from(role));
+        }
+        send(&mut client, &node, &spec)?;
+        outln(&match role {
+            "manager" => format!("Node {name} promoted to a manager in the swarm."),
+            _ => format!("Manager {name} demoted in the swarm."),
+        })?;
+    }
+    Ok(0)
+}
+
+fn remove(call: &Call) -> Result<u8, CliError> {
+    let mut client = call.client()?;
+    let mut errors = Vec::new();
+    for name in call.args() {
+        let target = Target::new(&["nodes", name]);
+        let target = if call.on("force") { target.with("force", "1") } else { target };
+        match client.delete(&target) {
+            Ok(_) => outln(name)?,
+            Err(why) => errors.push(why),
+        }
+    }
+    CliError::all(errors)
 }

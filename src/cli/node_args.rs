@@ -5,9 +5,9 @@ use std::path::PathBuf;
 
 use super::call::socket_of;
 use super::flags::{Flag, Matches};
-
-/// Port of a node unless its address says otherwise.
-const PORT: u16 = 2377;
+use crate::address::{self, PORT};
+use crate::hidden::Hidden;
+use crate::limits;
 
 /// Which command started the node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,19 +38,28 @@ pub enum LogFormat {
     Json,
 }
 
+/// Where a join token is.
+#[derive(Debug)]
+pub enum TokenSource {
+    /// On the command line itself.
+    Given(Hidden),
+    /// In a file.
+    File(PathBuf),
+    /// On standard input.
+    Stdin,
+}
+
 /// The swarm to join.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Join {
-    /// Managers, `HOST:PORT` each, in the order to try.
+    /// Managers, `HOST:PORT` each, in the order to try; one at least.
     pub managers: Vec<String>,
-    /// The token itself, or the file that holds it.
-    pub token: Option<String>,
-    /// The file that holds the token.
-    pub token_file: Option<PathBuf>,
+    /// What admits this node.
+    pub token: TokenSource,
 }
 
 /// What a node was told on its command line.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct NodeArgs {
     /// Which command started it.
     pub start: Start,
@@ -105,7 +114,12 @@ pub(super) const UP_FLAGS: &[Flag] = &[
     AVAILABILITY,
     DATA_ROOT,
     HOST,
-    Flag::with("join", "list", "Managers of the swarm to join (\"ADDR[,ADDR...]\")"),
+    Flag::with(
+        "join",
+        "list",
+        "Managers of the swarm to join, tried in turn (\"HOST[:PORT][,HOST[:PORT]...]\")",
+    )
+    .check(|text| managers(text).map(|_| ())),
     LISTEN_ADDR,
     LOG_FORMAT,
     LOG_LEVEL,
@@ -117,14 +131,18 @@ pub(super) const UP_FLAGS: &[Flag] = &[
         "string",
         "Token of the swarm to join (others can read it in the process list; prefer --token-file)",
     ),
-    Flag::with("token-file", "file", "File that holds the token of the swarm to join"),
+    Flag::with(
+        "token-file",
+        "file",
+        "File that holds the token of the swarm to join (\"-\" for standard input)",
+    ),
     VAULT,
 ];
 
 const ADVERTISE_ADDR: Flag = Flag::with(
     "advertise-addr",
     "string",
-    "Address at which other nodes reach this one (format: \"<ip>[:port]\")",
+    "Address at which other nodes reach this one (format: \"<ip|interface>[:port]\")",
 );
 const AUTOLOCK: Flag = Flag::switch(
     "autolock",
@@ -210,23 +228,36 @@ pub(super) fn read(start: Start, flags: &Matches, globals: &Matches) -> Result<N
 }
 
 fn join(flags: &Matches) -> Result<Option<Join>, String> {
-    let token = flags.get("token").map(str::to_owned);
-    let token_file = flags.get("token-file").map(PathBuf::from);
-    let managers: Vec<String> = flags
-        .all("join")
-        .iter()
-        .flat_map(|list| list.split(','))
-        .map(str::trim)
-        .filter(|one| !one.is_empty())
-        .map(str::to_owned)
-        .collect();
-    match (managers.is_empty(), &token, &token_file) {
-        (true, None, None) => Ok(None),
-        (true, ..) => Err("--token and --token-file need --join".to_owned()),
-        (false, None, None) => Err("--join needs --token or --token-file".to_owned()),
-        (false, Some(_), Some(_)) => Err("--token and --token-file exclude each other".to_owned()),
-        (false, ..) => Ok(Some(Join { managers, token, token_file })),
+    let mut found = Vec::new();
+    for list in flags.all("join") {
+        found.extend(managers(list)?);
     }
+    let token = flags.get("token").map(|token| TokenSource::Given(Hidden::new(token.to_owned())));
+    let file = flags.get("token-file").map(|path| match path {
+        "-" => TokenSource::Stdin,
+        path => TokenSource::File(PathBuf::from(path)),
+    });
+    match (found.len(), token, file) {
+        (0, None, None) => match flags.all("join").is_empty() {
+            true => Ok(None),
+            false => Err("--join names no manager".to_owned()),
+        },
+        (0, ..) => Err("--token and --token-file need --join".to_owned()),
+        (_, None, None) => Err("--join needs --token or --token-file".to_owned()),
+        (_, Some(_), Some(_)) => Err("--token and --token-file exclude each other".to_owned()),
+        (count, ..) if count > limits::JOIN_ADDRESSES => {
+            Err(format!("--join names more than {} managers", limits::JOIN_ADDRESSES))
+        }
+        (_, Some(token), None) | (_, None, Some(token)) => {
+            Ok(Some(Join { managers: found, token }))
+        }
+    }
+}
+
+/// Managers in a list, each with its port.
+fn managers(list: &str) -> Result<Vec<String>, String> {
+    let named = list.split(',').map(str::trim).filter(|one| !one.is_empty());
+    named.map(|one| address::remote(one).map_err(|why| why.to_string())).collect()
 }
 
 fn listen_addr(text: &str) -> Result<SocketAddr, String> {

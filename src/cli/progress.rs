@@ -269,18 +269,20 @@ fn terminal(state: &str) -> bool {
 }
 
 /// Lines with a name each, changed in place on a terminal, else written anew.
-struct Screen {
+pub(super) struct Screen {
     quiet: bool,
     redraw: bool,
     lines: Vec<(String, String)>,
 }
 
 impl Screen {
-    fn new(quiet: bool) -> Self {
+    /// Nothing yet; a quiet one stays empty.
+    pub(super) fn new(quiet: bool) -> Self {
         Self { quiet, redraw: io::stdout().is_terminal(), lines: Vec::new() }
     }
 
-    fn set(&mut self, name: &str, text: &str) -> Result<(), CliError> {
+    /// Has the line called `name` say `text`.
+    pub(super) fn set(&mut self, name: &str, text: &str) -> Result<(), CliError> {
         let drawn = self.change(name, text);
         if self.quiet || drawn.is_empty() { Ok(()) } else { out(&drawn) }
     }
@@ -308,7 +310,7 @@ impl Screen {
     }
 
     /// A bar that is full at `total`; nothing where there is no room for it.
-    fn bar(&self, current: u64, total: u64) -> String {
+    pub(super) fn bar(&self, current: u64, total: u64) -> String {
         let columns = terminal::size().filter(|_| self.redraw).map_or(200, |(_, columns)| columns);
         if columns <= BAR_COLUMNS {
             return String::new();

@@ -2,18 +2,39 @@
 
 use serde_json::{Value, json};
 
-use super::call::{Call, out, outln};
+use super::call::{Call, outln};
 use super::client::{Client, Target};
 use super::error::CliError;
 use super::flags::{Arity, Command, Flag, parse_bool};
 use super::json;
 use super::values::{check_duration, check_int, check_uint, duration};
 
+mod ca;
+mod join;
+mod lock;
+
 /// `skep swarm …`
 pub(super) const SWARM: Command =
-    Command::group("swarm", "Manage Swarm", &[INIT, JOIN_TOKEN, LEAVE, UNLOCK_KEY, UPDATE])
-        .section("Swarm Commands");
+    Command::group("swarm", "Manage Swarm", ALL).section("Swarm Commands");
 
+const ALL: &[Command] =
+    &[ca::CA, INIT, join::JOIN, JOIN_TOKEN, LEAVE, lock::UNLOCK, lock::UNLOCK_KEY, UPDATE];
+
+const ADVERTISE_ADDR: Flag = Flag::with(
+    "advertise-addr",
+    "string",
+    "Advertised address (format: \"<ip|interface>[:port]\")",
+);
+const AVAILABILITY: Flag = Flag::with(
+    "availability",
+    "string",
+    "Availability of the node (\"active\", \"pause\", \"drain\") (default \"active\")",
+);
+const LISTEN_ADDR: Flag = Flag::with(
+    "listen-addr",
+    "node-addr",
+    "Listen address (format: \"<ip|interface>[:port]\") (default 0.0.0.0:2377)",
+);
 const CERT_EXPIRY: Flag = Flag::with(
     "cert-expiry",
     "duration",
@@ -41,28 +62,16 @@ const HISTORY: Flag =
 
 const INIT: Command = Command::client("init", "[OPTIONS]", "Initialize a swarm", init)
     .flags(&[
-        Flag::with(
-            "advertise-addr",
-            "string",
-            "Advertised address (format: \"<ip|interface>[:port]\")",
-        ),
+        ADVERTISE_ADDR,
         Flag::switch(
             "autolock",
             "Enable manager autolocking (requiring an unlock key to start a stopped manager)",
         ),
-        Flag::with(
-            "availability",
-            "string",
-            "Availability of the node (\"active\", \"pause\", \"drain\") (default \"active\")",
-        ),
+        AVAILABILITY,
         CERT_EXPIRY,
         HEARTBEAT,
         Flag::switch("force-new-cluster", "Force create a new cluster from current state"),
-        Flag::with(
-            "listen-addr",
-            "node-addr",
-            "Listen address (format: \"<ip|interface>[:port]\") (default 0.0.0.0:2377)",
-        ),
+        LISTEN_ADDR,
         SNAPSHOTS,
         SNAPSHOT_INTERVAL,
         HISTORY,
@@ -83,14 +92,6 @@ const LEAVE: Command = Command::client("leave", "[OPTIONS]", "Leave the swarm", 
     ])
     .takes(Arity::None);
 
-const UNLOCK_KEY: Command =
-    Command::client("unlock-key", "[OPTIONS]", "Manage the unlock key", unlock_key)
-        .flags(&[
-            Flag::switch("quiet", "Only display token").short('q'),
-            Flag::switch("rotate", "Rotate unlock key"),
-        ])
-        .takes(Arity::None);
-
 const UPDATE: Command = Command::client("update", "[OPTIONS]", "Update the swarm", update)
     .flags(&[
         Flag::switch("autolock", "Change manager autolocking setting (true|false)"),
@@ -103,12 +104,7 @@ const UPDATE: Command = Command::client("update", "[OPTIONS]", "Update the swarm
     .takes(Arity::None);
 
 fn init(call: &Call) -> Result<u8, CliError> {
-    let availability = call.get("availability").unwrap_or("active");
-    if !matches!(availability, "active" | "pause" | "drain") {
-        return Err(CliError::plain(format!(
-            "invalid availability {availability:?}, only active, pause and drain are supported"
-        )));
-    }
+    let availability = availability(call)?;
     let mut spec = json!({
         "Labels": null, "Orchestration": {}, "Raft": {"ElectionTick": 0, "HeartbeatTick": 0},
         "Dispatcher": {}, "CAConfig": {}, "TaskDefaults": {},
@@ -116,7 +112,7 @@ fn init(call: &Call) -> Result<u8, CliError> {
     });
     set_spec(call, &mut spec)?;
     let body = json!({
-        "ListenAddr": call.get("listen-addr").unwrap_or("0.0.0.0:2377"),
+        "ListenAddr": listen_addr(call),
         "AdvertiseAddr": call.get("advertise-addr").unwrap_or_default(),
         "DataPathAddr": "", "DataPathPort": 0,
         "ForceNewCluster": call.on("force-new-cluster"),
@@ -133,10 +129,35 @@ fn init(call: &Call) -> Result<u8, CliError> {
          instructions.\n",
     )?;
     if call.on("autolock") {
-        let key = client.get_json(&Target::new(&["swarm", "unlockkey"]))?;
-        print_unlock(json::text(&key, &["UnlockKey"]))?;
+        lock::print_unlock(&mut client)?;
     }
     Ok(0)
+}
+
+/// The availability that was asked for, in Docker's spelling.
+fn availability(call: &Call) -> Result<String, CliError> {
+    let given = call.get("availability").unwrap_or("active");
+    match given.to_lowercase() {
+        word if matches!(word.as_str(), "active" | "pause" | "drain") => Ok(word),
+        _ => Err(CliError::plain(format!(
+            "invalid availability {given:?}, only active, pause and drain are supported"
+        ))),
+    }
+}
+
+fn listen_addr(call: &Call) -> &str {
+    call.get("listen-addr").unwrap_or("0.0.0.0:2377")
+}
+
+/// The path that updates the swarm as it was read, with one of its rotations or none.
+fn update_target(swarm: &Value, rotation: &str) -> Target {
+    let rotations = ["rotateManagerToken", "rotateManagerUnlockKey", "rotateWorkerToken"];
+    rotations
+        .into_iter()
+        .fold(Target::new(&["swarm", "update"]), |target, name| {
+            target.with(name, if name == rotation { "true" } else { "false" })
+        })
+        .with("version", &json::number(swarm, &["Version", "Index"]).to_string())
 }
 
 /// Puts what the flags say into a swarm's spec.
@@ -191,11 +212,8 @@ fn join_token(call: &Call) -> Result<u8, CliError> {
     let mut client = call.client()?;
     if call.on("rotate") {
         let swarm = client.get_json(&Target::new(&["swarm"]))?;
-        let target = Target::new(&["swarm", "update"])
-            .with("rotateManagerToken", if role == "manager" { "true" } else { "false" })
-            .with("rotateManagerUnlockKey", "false")
-            .with("rotateWorkerToken", if role == "worker" { "true" } else { "false" })
-            .with("version", &json::number(&swarm, &["Version", "Index"]).to_string());
+        let rotation = if role == "manager" { "rotateManagerToken" } else { "rotateWorkerToken" };
+        let target = update_target(&swarm, rotation);
         client.post_json(&target, json::at(&swarm, &["Spec"]).unwrap_or(&Value::Null))?;
         if !call.on("quiet") {
             outln(&format!("Successfully rotated {role} join token.\n"))?;
@@ -219,41 +237,6 @@ fn leave(call: &Call) -> Result<u8, CliError> {
     Ok(0)
 }
 
-fn unlock_key(call: &Call) -> Result<u8, CliError> {
-    let mut client = call.client()?;
-    if call.on("rotate") {
-        let swarm = client.get_json(&Target::new(&["swarm"]))?;
-        if !json::flag(&swarm, &["Spec", "EncryptionConfig", "AutoLockManagers"]) {
-            return Err(CliError::plain("cannot rotate because autolock is not turned on"));
-        }
-        let target = Target::new(&["swarm", "update"])
-            .with("rotateManagerToken", "false")
-            .with("rotateManagerUnlockKey", "true")
-            .with("rotateWorkerToken", "false")
-            .with("version", &json::number(&swarm, &["Version", "Index"]).to_string());
-        client.post_json(&target, json::at(&swarm, &["Spec"]).unwrap_or(&Value::Null))?;
-        if !call.on("quiet") {
-            outln("Successfully rotated manager unlock key.\n")?;
-        }
-    }
-    let key = client.get_json(&Target::new(&["swarm", "unlockkey"]))?;
-    let key = json::text(&key, &["UnlockKey"]);
-    match (key.is_empty(), call.on("quiet")) {
-        (true, _) => Err(CliError::plain("no unlock key is set")),
-        (false, true) => outln(key).map(|()| 0),
-        (false, false) => print_unlock(key).map(|()| 0),
-    }
-}
-
-fn print_unlock(key: &str) -> Result<(), CliError> {
-    out(&format!(
-        "To unlock a swarm manager after it restarts, run the `skep swarm unlock`\n\
-         command and provide the following key:\n\n    {key}\n\n\
-         Remember to store this key in a password manager, since without it you\n\
-         will not be able to restart the manager.\n"
-    ))
-}
-
 fn update(call: &Call) -> Result<u8, CliError> {
     let mut client = call.client()?;
     let swarm = client.get_json(&Target::new(&["swarm"]))?;
@@ -266,16 +249,10 @@ fn update(call: &Call) -> Result<u8, CliError> {
     {
         encryption.insert("AutoLockManagers".to_owned(), Value::from(autolock));
     }
-    let target = Target::new(&["swarm", "update"])
-        .with("rotateManagerToken", "false")
-        .with("rotateManagerUnlockKey", "false")
-        .with("rotateWorkerToken", "false")
-        .with("version", &json::number(&swarm, &["Version", "Index"]).to_string());
-    client.post_json(&target, &spec)?;
+    client.post_json(&update_target(&swarm, ""), &spec)?;
     outln("Swarm updated.")?;
     if autolock == Some(true) && !locked {
-        let key = client.get_json(&Target::new(&["swarm", "unlockkey"]))?;
-        print_unlock(json::text(&key, &["UnlockKey"]))?;
+        lock::print_unlock(&mut client)?;
     }
     Ok(0)
 }

@@ -179,7 +179,11 @@ fn swarm_text(out: &mut String, swarm: &Value) {
         say(2, "CA Configuration", "");
         say(3, "Expiry Duration", &span(&["Spec", "CAConfig", "NodeCertExpiry"]));
         let autolock = &["Spec", "EncryptionConfig", "AutoLockManagers"];
-        say(2, "Autolock Managers", &json::flag(cluster, autolock).to_string());
+        let locked = json::flag(cluster, autolock);
+        say(2, "Autolock Managers", &locked.to_string());
+        if !locked {
+            say(2, "Keys at Rest", "clear files, readable by root");
+        }
         let rotating = json::flag(cluster, &["RootRotationInProgress"]);
         say(2, "Root Rotation In Progress", &rotating.to_string());
     }

@@ -174,8 +174,28 @@ fn node_options() {
     assert_eq!(args.availability, Availability::Drain);
     let args = node("-H unix:///a up -H /b -H unix:///a --join h1:1,h2 --token-file /t");
     assert_eq!(args.sockets, [PathBuf::from("/a"), PathBuf::from("/b")]);
-    assert_eq!(args.join.unwrap().managers, ["h1:1", "h2"]);
-    assert_eq!(early("up --join x").1, 125);
+    let join = args.join.unwrap();
+    assert_eq!(join.managers, ["h1:1", "h2:2377"]);
+    assert!(matches!(join.token, TokenSource::File(path) if path == std::path::Path::new("/t")));
+    let args = node("up --join 192.0.2.7 --join [2001:db8::7]:9 --token SWMTKN-1-a-b");
+    assert!(!format!("{args:?}").contains("SWMTKN"), "{args:?}");
+    let join = args.join.unwrap();
+    assert_eq!(join.managers, ["192.0.2.7:2377", "[2001:db8::7]:9"]);
+    assert!(matches!(join.token, TokenSource::Given(token) if token.reveal() == "SWMTKN-1-a-b"));
+    let join = node("up --join h --token-file -").join.unwrap();
+    assert!(matches!(join.token, TokenSource::Stdin));
+    for (line, why) in [
+        ("up --join x", "--join needs --token or --token-file"),
+        ("up --token t", "--token and --token-file need --join"),
+        ("up --join , --token t", "--token and --token-file need --join"),
+        ("up --join x --token t --token-file f", "exclude each other"),
+        ("up --join x:0 --token t", "invalid address \"x:0\""),
+        ("up --join x:y --token t", "invalid address \"x:y\""),
+    ] {
+        let (text, code) = early(line);
+        assert_eq!(code, 125, "{line}: {text}");
+        assert!(text.contains(why), "{line}: {text}");
+    }
     assert_eq!(early("up --listen-addr nowhere").1, 125);
     assert_eq!(early("daemon --vault tin").1, 125);
     assert!(

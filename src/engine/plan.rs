@@ -389,4 +389,4 @@ pub fn signal(text: &str) -> Option<i32> {
 }
 
 #[cfg(test)]
-pub(super) mod tests;
+pub(crate) mod tests;

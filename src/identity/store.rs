@@ -1,26 +1,46 @@
 //! The identity files of a node under its data root, all 0600:
-//! `node.json`, `cert.pem`, `key.pem` (node key, then the key ring slots are sealed to) and
-//! `storage.key`.
+//! `node.json`, `cert.pem` (its certificate, cross certificates after it), `managers.json` (see
+//! [`super::directory`]), and `key.pem` and `storage.key` (see [`super::keys`]).
 
+use std::fs::File;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, RwLock};
 
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 use serde::{Deserialize, Serialize};
-use skep_raft::StorageKey;
+use skep_core::model::node::Role;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
 use zeroize::Zeroizing;
 
-use super::ca::Leaf;
+use super::ca::NodeKey;
+use super::keys::Held;
 use crate::files::{FileError, beside, remove_dir, remove_file, write_atomic};
-use crate::seal::{SealError, SealKeyPair, random};
+use crate::limits::{CHAIN_CERTIFICATES, IDENTITY_FILE_BYTES};
+use crate::protected::ProtectError;
+use crate::seal::{SealError, SealKeyPair};
 
 /// Layout of the data root that this build reads and writes.
 pub const LAYOUT: u32 = 1;
 
+pub(super) const NODE_FILE: &str = "node.json";
+pub(super) const CERTIFICATE_FILE: &str = "cert.pem";
+pub(super) const DIRECTORY_FILE: &str = "managers.json";
+pub(super) const KEY_FILE: &str = "key.pem";
+pub(super) const STORAGE_KEY_FILE: &str = "storage.key";
+
+/// All of them but `node.json`, keys first: what is left after some of them are gone is worth
+/// nothing.
+const OF_THE_SWARM: [&str; 4] = [STORAGE_KEY_FILE, KEY_FILE, CERTIFICATE_FILE, DIRECTORY_FILE];
+
 /// What may stand in a data root; the last is made by the filesystem.
-const OWN: [&str; 10] = [
-    "node.json",
-    "cert.pem",
-    "key.pem",
-    "storage.key",
+const OWN: [&str; 11] = [
+    NODE_FILE,
+    CERTIFICATE_FILE,
+    DIRECTORY_FILE,
+    KEY_FILE,
+    STORAGE_KEY_FILE,
     "raft",
     "images",
     "layers",
@@ -40,12 +60,20 @@ pub struct NodeFile {
     pub node: String,
     /// Its swarm.
     pub cluster: String,
-    /// Its Raft id, on managers.
+    /// Its Raft id; 0 on workers.
     pub raft_id: u64,
     /// Address it listens on.
     pub listen_addr: String,
     /// Address others use.
     pub advertise_addr: String,
+}
+
+impl NodeFile {
+    /// What the node was when it last knew: what it is now, the swarm says.
+    #[must_use]
+    pub fn role(&self) -> Role {
+        if self.raft_id == 0 { Role::Worker } else { Role::Manager }
+    }
 }
 
 /// Where a node stands.
@@ -94,25 +122,64 @@ pub enum StoreError {
         /// Its layout.
         found: u32,
     },
-    /// A key could not be made.
+    /// A file is not there.
+    #[error("{0} is missing; restore it from a backup, or leave the swarm by force and join again")]
+    Missing(PathBuf),
+    /// Keys are locked and no key was given.
+    #[error("{0} is locked; unlock this manager with `skep swarm unlock`")]
+    Locked(PathBuf),
+    /// The key given is not the one.
+    #[error(
+        "the unlock key does not open {0}; `skep swarm unlock-key` on an unlocked manager prints the right one, or an older key is needed if this manager was away when it was rotated"
+    )]
+    WrongKey(PathBuf),
+    /// There is no second storage key to go over to.
+    #[error("{0} holds no next storage key: no change of storage keys was begun")]
+    NoNextKey(PathBuf),
+    /// A node key cannot be read, or made for this file.
+    #[error("{path} holds no node key; restore it from a backup")]
+    NodeKey {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong.
+        #[source]
+        source: super::ca::CaError,
+    },
+    /// A key could not be made, sealed or protected.
     #[error(transparent)]
     Seal(#[from] SealError),
+    /// A directory of managers is not written.
+    #[error("a list of managers for this node is refused: {0}")]
+    Directory(super::directory::DirectoryError),
+}
+
+impl From<ProtectError> for StoreError {
+    fn from(error: ProtectError) -> Self {
+        Self::Seal(error.into())
+    }
+}
+
+impl StoreError {
+    pub(super) fn damaged(path: &Path, why: impl Into<String>) -> Self {
+        Self::Damaged { path: path.to_owned(), why: why.into() }
+    }
 }
 
 /// The identity files under one data root.
 #[derive(Debug, Clone)]
 pub struct IdentityStore {
     root: PathBuf,
+    pub(super) held: Arc<RwLock<Option<Held>>>,
 }
 
 impl IdentityStore {
     /// The files under `root`.
     #[must_use]
     pub fn new(root: &Path) -> Self {
-        Self { root: root.to_owned() }
+        Self { root: root.to_owned(), held: Arc::default() }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(super) fn path(&self, name: &str) -> PathBuf {
         self.root.join(name)
     }
 
@@ -127,10 +194,9 @@ impl IdentityStore {
     /// # Errors
     /// [`StoreError`].
     pub fn load(&self) -> Result<Option<NodeFile>, StoreError> {
-        let path = self.path("node.json");
-        let Some(bytes) = read_optional(&path)? else { return Ok(None) };
-        let damaged =
-            |e: serde_json::Error| StoreError::Damaged { path: path.clone(), why: e.to_string() };
+        let path = self.path(NODE_FILE);
+        let Some(bytes) = read_bounded(&path, IDENTITY_FILE_BYTES)? else { return Ok(None) };
+        let damaged = |e: serde_json::Error| StoreError::damaged(&path, e.to_string());
         let value: serde_json::Value = serde_json::from_slice(&bytes).map_err(damaged)?;
         let found = value.get("layout").and_then(serde_json::Value::as_u64).unwrap_or(0);
         if found != u64::from(LAYOUT) {
@@ -145,7 +211,7 @@ impl IdentityStore {
     /// # Errors
     /// [`StoreError::Foreign`] names what else there is; the directory is not touched.
     pub fn check_own(&self) -> Result<(), StoreError> {
-        if self.path("node.json").exists() {
+        if self.path(NODE_FILE).exists() {
             return Ok(());
         }
         let read = |e| FileError::on("read", &self.root)(e);
@@ -164,7 +230,7 @@ impl IdentityStore {
     /// # Errors
     /// [`StoreError`].
     pub fn clear_unfinished(&self) -> Result<(), StoreError> {
-        for name in ["node.json", "cert.pem", "key.pem", "storage.key"] {
+        for name in OF_THE_SWARM.into_iter().chain([NODE_FILE]) {
             remove_file(&beside(&self.path(name)))?;
         }
         Ok(())
@@ -177,45 +243,42 @@ impl IdentityStore {
     pub fn save(&self, node: &NodeFile) -> Result<(), StoreError> {
         let mut text = serde_json::to_vec_pretty(node).unwrap_or_default();
         text.push(b'\n');
-        Ok(write_atomic(&self.path("node.json"), &text, 0o600)?)
+        Ok(write_atomic(&self.path(NODE_FILE), &text, 0o600)?)
     }
 
     /// Writes certificate, node key and seal key.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn save_leaf(&self, leaf: &Leaf, seal: &SealKeyPair) -> Result<(), StoreError> {
-        use base64::Engine as _;
-        write_atomic(&self.path("cert.pem"), leaf.cert_pem.as_bytes(), 0o600)?;
-        let private = Zeroizing::new(
-            base64::engine::general_purpose::STANDARD.encode(seal.private_bytes().as_slice()),
-        );
-        let text = Zeroizing::new(format!(
-            "{}-----BEGIN SKEP SEAL KEY-----\n{}\n-----END SKEP SEAL KEY-----\n",
-            leaf.key_pem.as_str(),
-            private.as_str()
-        ));
-        Ok(write_atomic(&self.path("key.pem"), text.as_bytes(), 0o600)?)
+    pub fn save_leaf(
+        &self,
+        chain: &str,
+        key: &NodeKey,
+        seal: &SealKeyPair,
+    ) -> Result<(), StoreError> {
+        self.save_chain(chain)?;
+        self.save_keys(key, seal)
     }
 
-    /// Reads the seal key out of `key.pem`.
+    /// Writes this node's certificate and what vouches for its root, in PEM: the first one and
+    /// those at renewal. The keys stay.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn load_seal_key(&self) -> Result<SealKeyPair, StoreError> {
-        use base64::Engine as _;
-        let path = self.path("key.pem");
-        let bytes = Zeroizing::new(std::fs::read(&path).map_err(FileError::on("read", &path))?);
-        let damaged =
-            || StoreError::Damaged { path: path.clone(), why: "it holds no seal key".into() };
-        let text = std::str::from_utf8(&bytes).map_err(|_| damaged())?;
-        let body = text
-            .split_once("-----BEGIN SKEP SEAL KEY-----")
-            .and_then(|(_, rest)| rest.split_once("-----END"))
-            .map(|(body, _)| body.trim())
-            .ok_or_else(damaged)?;
-        let key = base64::engine::general_purpose::STANDARD.decode(body).map_err(|_| damaged())?;
-        SealKeyPair::from_private(&Zeroizing::new(key)).map_err(|_| damaged())
+    pub fn save_chain(&self, chain: &str) -> Result<(), StoreError> {
+        Ok(write_atomic(&self.path(CERTIFICATE_FILE), chain.as_bytes(), 0o600)?)
+    }
+
+    /// Reads this node's certificate and what vouches for its root, in PEM.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn load_chain(&self) -> Result<String, StoreError> {
+        let path = self.path(CERTIFICATE_FILE);
+        let text = read_bounded(&path, IDENTITY_FILE_BYTES)?;
+        let mut text = text.ok_or_else(|| StoreError::Missing(path.clone()))?;
+        String::from_utf8(std::mem::take(&mut *text))
+            .map_err(|_| StoreError::damaged(&path, "it is no text"))
     }
 
     /// Checks that certificate and node key can be read and belong together.
@@ -223,61 +286,22 @@ impl IdentityStore {
     /// # Errors
     /// [`StoreError`] names the file.
     pub fn check_leaf(&self) -> Result<(), StoreError> {
-        use rcgen::PublicKeyData as _;
-        let read = |path: &Path| std::fs::read(path).map_err(FileError::on("read", path));
-        let damaged = |path: &Path, why: &str| StoreError::Damaged {
-            path: path.to_owned(),
-            why: why.to_owned(),
-        };
-        let key = self.path("key.pem");
-        let text = Zeroizing::new(read(&key)?);
-        let pair = std::str::from_utf8(&text)
-            .ok()
-            .and_then(|text| rcgen::KeyPair::from_pem(text).ok())
-            .ok_or_else(|| damaged(&key, "it holds no node key"))?;
-        let cert = self.path("cert.pem");
-        let text = read(&cert)?;
-        let none = || damaged(&cert, "it holds no certificate");
-        let (_, pem) = x509_parser::pem::parse_x509_pem(&text).map_err(|_| none())?;
-        let leaf = pem.parse_x509().map_err(|_| none())?;
-        if leaf.public_key().raw != pair.subject_public_key_info() {
-            return Err(damaged(&cert, "its key is not the one in key.pem"));
+        let key = self.load_node_key()?;
+        let path = self.path(CERTIFICATE_FILE);
+        let damaged = |why: &str| StoreError::damaged(&path, why);
+        let text = self.load_chain()?;
+        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(text.as_bytes()).collect();
+        let chain = chain.map_err(|_| damaged("it is no list of certificates in PEM"))?;
+        if chain.len() > CHAIN_CERTIFICATES {
+            return Err(damaged("it holds too many certificates"));
+        }
+        let leaf = chain.first().ok_or_else(|| damaged("it holds no certificate"))?;
+        let (_, leaf) =
+            X509Certificate::from_der(leaf).map_err(|_| damaged("it holds no certificate"))?;
+        if leaf.public_key().raw != key.public() {
+            return Err(damaged("its key is not the one in key.pem"));
         }
         Ok(())
-    }
-
-    /// Makes and writes the storage key.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub fn make_storage_key(&self) -> Result<StorageKey, StoreError> {
-        let key = Zeroizing::new(random::<32>()?);
-        let text = Zeroizing::new(format!("{}\n", skep_core::id::hex(&*key)));
-        write_atomic(&self.path("storage.key"), text.as_bytes(), 0o600)?;
-        Ok(StorageKey::new(*key))
-    }
-
-    /// Reads the storage key.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub fn load_storage_key(&self) -> Result<StorageKey, StoreError> {
-        let path = self.path("storage.key");
-        let text = Zeroizing::new(std::fs::read(&path).map_err(FileError::on("read", &path))?);
-        let mut key = Zeroizing::new([0u8; 32]);
-        let hex = text.trim_ascii();
-        let valid = hex.len() == 64
-            && key.iter_mut().zip(hex.as_chunks::<2>().0).all(|(byte, pair)| {
-                std::str::from_utf8(pair)
-                    .ok()
-                    .and_then(|p| u8::from_str_radix(p, 16).ok())
-                    .map(|b| *byte = b)
-                    .is_some()
-            });
-        if !valid {
-            return Err(StoreError::Damaged { path, why: "it is not 64 hex digits".into() });
-        }
-        Ok(StorageKey::new(*key))
     }
 
     /// Forgets the swarm: keys first, so that what remains of the log cannot be read.
@@ -295,25 +319,51 @@ impl IdentityStore {
     /// # Errors
     /// [`StoreError`].
     pub fn finish_wipe(&self) -> Result<(), StoreError> {
-        for name in ["storage.key", "key.pem", "cert.pem"] {
+        for name in OF_THE_SWARM {
             remove_file(&self.path(name))?;
         }
+        self.let_go();
+        Ok(remove_dir(&self.raft_dir())?)
+    }
+
+    /// Forgets what only a manager has: a node that is a worker now has no log. The storage key
+    /// goes first, so that what remains of the log cannot be read.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn forget_log(&self) -> Result<(), StoreError> {
+        remove_file(&self.path(STORAGE_KEY_FILE))?;
         Ok(remove_dir(&self.raft_dir())?)
     }
 }
 
-fn read_optional(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
-    match std::fs::read(path) {
+/// Reads a file of at most `limit` bytes; none if there is no such file.
+pub(super) fn read_bounded(
+    path: &Path,
+    limit: u64,
+) -> Result<Option<Zeroizing<Vec<u8>>>, StoreError> {
+    let read = || -> std::io::Result<_> {
+        let file = File::open(path)?;
+        // With room for all: growing would leave copies of keys behind.
+        let room = usize::try_from(file.metadata()?.len().min(limit)).unwrap_or(0);
+        let mut bytes = Zeroizing::new(Vec::with_capacity(room.saturating_add(64)));
+        file.take(limit + 1).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    match read() {
+        Ok(bytes) if bytes.len() as u64 > limit => {
+            Err(StoreError::damaged(path, format!("it is longer than {limit} bytes")))
+        }
         Ok(bytes) => Ok(Some(bytes)),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(FileError::on("read", path)(e)),
+        Err(e) => Err(FileError::on("read", path)(e).into()),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use skep_core::id::{ClusterId, ENTROPY_LEN, NodeId};
-    use skep_core::model::node::Role;
+    use skep_core::time::Span;
 
     use super::*;
     use crate::identity::ca::Root;
@@ -322,12 +372,14 @@ mod tests {
     fn a_wipe_that_was_cut_short_is_finished() {
         let dir = tempfile::tempdir().unwrap();
         let store = IdentityStore::new(dir.path());
-        for cut in 0..=3 {
+        for cut in 0..=4 {
             std::fs::create_dir_all(store.raft_dir().join("log")).unwrap();
-            for name in ["storage.key", "key.pem", "cert.pem"].iter().skip(cut) {
+            for name in ["storage.key", "key.pem", "cert.pem", "managers.json"].iter().skip(cut) {
                 std::fs::write(dir.path().join(name), b"x").unwrap();
             }
-            std::fs::write(dir.path().join(".key.pem.new"), b"x").unwrap();
+            for name in [".key.pem.new", ".managers.json.new", ".node.json.new"] {
+                std::fs::write(dir.path().join(name), b"x").unwrap();
+            }
             store.clear_unfinished().unwrap();
             store.finish_wipe().unwrap();
             assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
@@ -350,15 +402,16 @@ mod tests {
         };
         store.save(&node).unwrap();
         assert_eq!(store.load().unwrap(), Some(node.clone()));
-        store.make_storage_key().unwrap();
-        store.load_storage_key().unwrap();
-        std::fs::write(dir.path().join("storage.key"), "zz").unwrap();
-        let error = store.load_storage_key().unwrap_err().to_string();
-        assert!(error.contains("storage.key"), "{error}");
+        assert_eq!(node.role(), Role::Manager);
+        assert_eq!(NodeFile { raft_id: 0, ..node }.role(), Role::Worker);
         std::fs::write(dir.path().join("node.json"), r#"{"layout":9}"#).unwrap();
         assert!(matches!(store.load(), Err(StoreError::Layout { found: 9, .. })));
         std::fs::write(dir.path().join("node.json"), "{").unwrap();
         assert!(matches!(store.load(), Err(StoreError::Damaged { .. })));
+        let long = " ".repeat(usize::try_from(IDENTITY_FILE_BYTES).unwrap() + 1);
+        std::fs::write(dir.path().join("node.json"), long).unwrap();
+        let error = store.load().unwrap_err().to_string();
+        assert!(error.contains("longer than"), "{error}");
     }
 
     #[test]
@@ -366,7 +419,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = IdentityStore::new(dir.path());
         store.check_own().unwrap();
-        for name in ["lock", ".key.pem.new", "lost+found", "storage.key"] {
+        for name in ["lock", ".key.pem.new", "lost+found", "storage.key", "managers.json"] {
             std::fs::write(dir.path().join(name), "").unwrap();
         }
         store.check_own().unwrap();
@@ -382,22 +435,49 @@ mod tests {
     fn certificate_and_key_belong_together() {
         let dir = tempfile::tempdir().unwrap();
         let store = IdentityStore::new(dir.path());
-        let ca = Root::generate().unwrap();
-        let leaf = || {
-            let id = [7; ENTROPY_LEN];
-            ca.issue(ClusterId::from_entropy(id), NodeId::from_entropy(id), Role::Manager).unwrap()
+        let (ca, next) = (Root::generate().unwrap(), Root::generate().unwrap());
+        let key = NodeKey::generate().unwrap();
+        let sign = |ca: &Root, key: &NodeKey| {
+            let (id, life) = ([7; ENTROPY_LEN], Span::from_secs(3_600));
+            let (cluster, node) = (ClusterId::from_entropy(id), NodeId::from_entropy(id));
+            ca.sign(&key.csr().unwrap(), cluster, node, Role::Worker, life).unwrap()
         };
         let seal = SealKeyPair::generate().unwrap();
-        store.save_leaf(&leaf(), &seal).unwrap();
+        store.save_keys(&key, &seal).unwrap();
+        let error = store.check_leaf().unwrap_err().to_string();
+        assert!(error.contains("cert.pem") && error.contains("missing"), "{error}");
+        store.save_leaf(&sign(&ca, &key), &key, &seal).unwrap();
         store.check_leaf().unwrap();
-        let other = leaf();
-        for bad in [other.cert_pem.as_str(), "", "garbage"] {
-            std::fs::write(dir.path().join("cert.pem"), bad).unwrap();
+        // Renewed, by the root that takes over.
+        let chain = sign(&next, &key) + &ca.cross_sign(&next).unwrap();
+        store.save_chain(&chain).unwrap();
+        store.check_leaf().unwrap();
+        assert_eq!(store.load_chain().unwrap(), chain);
+        let other = NodeKey::generate().unwrap();
+        let many = sign(&ca, &key).repeat(CHAIN_CERTIFICATES + 1);
+        for bad in [sign(&ca, &other).as_str(), "", "garbage", many.as_str()] {
+            store.save_chain(bad).unwrap();
             let error = store.check_leaf().unwrap_err().to_string();
             assert!(error.contains("cert.pem"), "{error}");
         }
-        std::fs::write(dir.path().join("key.pem"), "garbage").unwrap();
+        std::fs::write(store.path("cert.pem"), [0xff; 9]).unwrap();
         let error = store.check_leaf().unwrap_err().to_string();
-        assert!(error.contains("key.pem"), "{error}");
+        assert!(error.contains("cert.pem"), "{error}");
+    }
+
+    #[test]
+    fn a_node_that_is_a_worker_now_keeps_who_it_is_and_loses_the_log() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = IdentityStore::new(dir.path());
+        for name in ["storage.key", "key.pem", "cert.pem", "managers.json", "node.json"] {
+            std::fs::write(dir.path().join(name), b"x").unwrap();
+        }
+        std::fs::create_dir_all(store.raft_dir().join("log")).unwrap();
+        for _ in 0..2 {
+            store.forget_log().unwrap();
+            let left = std::fs::read_dir(dir.path()).unwrap().count();
+            assert_eq!(left, 4);
+            assert!(!store.raft_dir().exists());
+        }
     }
 }

@@ -34,7 +34,7 @@ impl Manager {
                 self.create_material(kind, spec, payload).await
             }
             Request::MaterialUpdate { id, version, spec, payload } => {
-                self.check_same(id, payload)?;
+                self.check_same(id, payload).await?;
                 self.change(Command::MaterialUpdate { id, version, spec }).await
             }
             Request::MaterialRemove { id } => self.change(Command::MaterialRemove { id }).await,
@@ -50,13 +50,17 @@ impl Manager {
                 self.change(Command::ServiceRollback { id, version }).await
             }
             Request::ServiceRemove { id } => self.change(Command::ServiceRemove { id }).await,
-            Request::NodeUpdate { id, version, spec } => {
-                self.change(Command::NodeUpdate { id, version, spec }).await
+            Request::NodeUpdate { id, version, spec } => self.update_node(id, version, spec).await,
+            Request::NodeRemove { id, force } => {
+                self.change(Command::NodeRemove { id, force }).await
             }
-            Request::SwarmUpdate { version, spec, rotate_worker, rotate_manager } => {
+            Request::SwarmUpdate { rotate_unlock: true, .. } => Err(unsupported("an unlock key")),
+            Request::SwarmUpdate { rotate_ca: true, .. } => Err(unsupported("another root")),
+            Request::SwarmUpdate { version, spec, rotate_worker, rotate_manager, .. } => {
                 self.update_swarm(version, spec, rotate_worker, rotate_manager).await
             }
-            Request::SwarmInit(_) => Err(Refusal::AlreadyInSwarm),
+            Request::SwarmUnlock { .. } => Err(Refusal::NotLocked),
+            Request::SwarmInit(_) | Request::SwarmJoin(_) => Err(Refusal::AlreadyInSwarm),
             Request::SwarmLeave { .. } => Err(Refusal::LastManager),
         }
     }
@@ -90,6 +94,8 @@ impl Manager {
             };
             match self.propose(command).await {
                 Err(Refusal::Rejected(Rejection::StaleKey { current })) => {
+                    // The ring turned: this manager may not have heard of it yet.
+                    self.confirm().await?;
                     let next = self.ring_key(current).map_err(sealing)?;
                     sealed = reseal(&key, &next, &name, &sealed)?;
                     key = next;
@@ -102,8 +108,13 @@ impl Manager {
     }
 
     /// A client may send a payload again with new labels: it must be the stored one.
-    fn check_same(&self, id: MaterialId, payload: Option<Protected>) -> Result<(), Refusal> {
+    async fn check_same(
+        &self,
+        id: MaterialId,
+        payload: Option<Protected>,
+    ) -> Result<(), Refusal> {
         let Some(payload) = payload else { return Ok(()) };
+        self.confirm().await?;
         let stored = self.open_latest(id)?;
         if bool::from(stored.as_slice().ct_eq(payload.as_slice())) {
             return Ok(());
@@ -152,16 +163,20 @@ impl Manager {
         let trust = self.raft.view(|state| state.cluster().map(|c| c.trust.clone()));
         let trust = trust.ok_or(Refusal::Rejected(Rejection::NoCluster))?;
         let root = trust.roots.first().map(String::as_str).unwrap_or_default();
-        let token = |sealed: Option<&Sealed>, purpose: &[u8]| -> Result<String, SealError> {
+        let open = |sealed: Option<&Sealed>, purpose: &[u8]| -> Result<JoinSecret, SealError> {
             let sealed = sealed.ok_or(SealError::Forged)?;
             let aad = self.cluster.as_str().as_bytes();
             let plain = self.ring_key(sealed.key)?.open_purpose(purpose, aad, sealed)?;
-            Ok(JoinSecret::from_protected(&plain)?.token(root))
+            JoinSecret::from_protected(&plain)
         };
-        let open = |e| failed("cannot open the join tokens", e);
+        let token = |sealed: Option<&Sealed>, purpose: &[u8]| {
+            let secret = open(sealed, purpose);
+            let secret = secret.map_err(|e| failed("cannot open the join tokens", e))?;
+            secret.token(root).map_err(|e| failed("cannot make the join tokens", e))
+        };
         Ok(JoinTokens {
-            worker: token(trust.worker_secret.as_ref(), WORKER_SECRET).map_err(open)?,
-            manager: token(trust.manager_secret.as_ref(), MANAGER_SECRET).map_err(open)?,
+            worker: token(trust.worker_secret.as_ref(), WORKER_SECRET)?,
+            manager: token(trust.manager_secret.as_ref(), MANAGER_SECRET)?,
         })
     }
 
@@ -191,6 +206,10 @@ impl Manager {
         })
         .await
     }
+}
+
+fn unsupported(what: &str) -> Refusal {
+    Refusal::Unsupported(format!("{what} is not supported by this version of skep"))
 }
 
 fn reseal(
@@ -295,8 +314,14 @@ mod tests {
             let cluster = state.cluster().unwrap();
             (cluster.meta.version, cluster.spec.clone())
         });
-        let rotate =
-            Request::SwarmUpdate { version, spec, rotate_worker: true, rotate_manager: false };
+        let rotate = Request::SwarmUpdate {
+            version,
+            spec,
+            rotate_worker: true,
+            rotate_manager: false,
+            rotate_unlock: false,
+            rotate_ca: false,
+        };
         manager.submit(rotate).await.unwrap();
         let second = manager.join_tokens().unwrap();
         assert_ne!(first.worker, second.worker);

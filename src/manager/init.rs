@@ -9,7 +9,7 @@ use skep_core::model::node::{ManagerInfo, NodeDescription, NodeSpec, Role};
 
 use crate::clock::now;
 use crate::gate::Refusal;
-use crate::identity::ca::{CaError, Leaf, Root};
+use crate::identity::ca::{CaError, NodeKey, Root};
 use crate::identity::token::JoinSecret;
 use crate::manager::failed;
 use crate::seal::{RingSecret, SealError, SealKeyPair};
@@ -21,13 +21,18 @@ pub const WORKER_SECRET: &[u8] = b"join-worker";
 /// Purpose of the sealed join secret of managers.
 pub const MANAGER_SECRET: &[u8] = b"join-manager";
 
+/// Purpose of the sealed unlock key.
+pub const UNLOCK_KEY: &[u8] = b"unlock-key";
+
 /// What a new swarm is made of.
 #[derive(Debug)]
 pub struct Founding {
     /// The first entry of the log.
     pub command: ClusterInit,
-    /// The first node's certificate.
-    pub leaf: Leaf,
+    /// The first node's certificate, in PEM.
+    pub chain: String,
+    /// Its key.
+    pub key: NodeKey,
     /// The key that ring slots of this node are sealed to.
     pub seal: SealKeyPair,
 }
@@ -60,7 +65,10 @@ pub fn found(founder: Founder) -> Result<Founding, Refusal> {
     let sealing = |e: SealError| failed("cannot make the swarm's keys", e);
     let Founder { cluster, node, .. } = founder;
     let root = Root::generate().map_err(ca)?;
-    let leaf = root.issue(cluster, node, Role::Manager).map_err(ca)?;
+    let node_key = NodeKey::generate().map_err(ca)?;
+    let csr = node_key.csr().map_err(ca)?;
+    let life = founder.spec.node_cert_expiry;
+    let chain = root.sign(&csr, cluster, node, Role::Manager, life).map_err(ca)?;
     let seal = SealKeyPair::generate().map_err(sealing)?;
     let key = RingSecret::generate(1).map_err(sealing)?;
     let slot = key.seal_to_manager(cluster, node, &seal.public()).map_err(sealing)?;
@@ -81,10 +89,10 @@ pub fn found(founder: Founder) -> Result<Founding, Refusal> {
         description: founder.description,
         manager: ManagerInfo { raft_id: founder.raft_id, addr: founder.addr.to_string() },
         seal_key: seal.public(),
-        public_key: leaf.public_key.clone(),
+        public_key: node_key.public(),
         addr: founder.addr.ip().to_string(),
     };
-    Ok(Founding { command, leaf, seal })
+    Ok(Founding { command, chain, key: node_key, seal })
 }
 
 fn trust(root: &Root, key: &RingSecret, cluster: ClusterId) -> Result<Trust, SealError> {

@@ -136,7 +136,7 @@ impl Term<'_> {
         let control = &mut self.control;
         let commands = self.manager.raft.view(|state| decide(control, state, now()));
         for command in commands {
-            match self.manager.propose(command).await {
+            match self.manager.decide(command).await {
                 Ok(_) | Err(Refusal::Rejected(_)) => {}
                 Err(error) => {
                     tracing::warn!(%error, "a decision of the control loop was not taken");

@@ -1,19 +1,32 @@
 //! The manager half of a node: it seals, proposes, decides and dispatches.
 
 pub mod door;
+pub mod images;
 pub mod init;
+mod admit;
+mod forward;
 pub mod leader;
+pub mod members;
+mod nodes;
+pub mod peers;
+pub mod pump;
+pub mod reception;
+pub mod reach;
 pub mod session;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use skep_core::command::{Command, Outcome, Rejection};
-use skep_core::id::{ClusterId, ENTROPY_LEN, Id, NodeId, RequestId};
-use skep_raft::{ProposeError, Raft};
+use skep_core::command::Rejection;
+use skep_core::id::{ClusterId, ENTROPY_LEN, Id, NodeId};
+use skep_raft::Raft;
 use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
 
 use crate::gate::Refusal;
+use crate::limits::{OUT_OF_TOUCH, OUT_OF_TOUCH_SPREAD};
 use crate::seal::{RingSecret, SealError, SealKeyPair, random};
+use peers::Peers;
+use reception::Sessions;
 
 /// The manager of this node.
 #[derive(Debug)]
@@ -24,10 +37,20 @@ pub struct Manager {
     pub cluster: ClusterId,
     /// Its node.
     pub node: NodeId,
+    /// The other managers.
+    pub peers: Arc<Peers>,
+    /// Agents whose sessions are here.
+    pub sessions: Sessions,
     seal: SealKeyPair,
     ring: Mutex<Vec<Arc<RingSecret>>>,
     log_dir: String,
+    contact: Contact,
+    confirmed: forward::Confirmed,
 }
+
+/// When this manager was last in touch with a leader, or as leader with a quorum.
+#[derive(Debug)]
+struct Contact(watch::Sender<Instant>);
 
 /// A new id.
 ///
@@ -38,7 +61,7 @@ pub fn mint<K>() -> Result<Id<K>, SealError> {
 }
 
 /// Waits until the node stops.
-async fn stopped(stop: &mut watch::Receiver<bool>) {
+pub(crate) async fn stopped(stop: &mut watch::Receiver<bool>) {
     // A sender that is gone means the same.
     let _ = stop.wait_for(|stop| *stop).await;
 }
@@ -57,25 +80,41 @@ impl Manager {
         raft: Raft,
         cluster: ClusterId,
         node: NodeId,
+        peers: Arc<Peers>,
         seal: SealKeyPair,
         log_dir: String,
     ) -> Self {
-        Self { raft, cluster, node, seal, ring: Mutex::default(), log_dir }
+        Self {
+            raft,
+            cluster,
+            node,
+            peers,
+            sessions: Sessions::default(),
+            seal,
+            ring: Mutex::default(),
+            log_dir,
+            contact: Contact(watch::Sender::new(Instant::now())),
+            confirmed: forward::Confirmed::default(),
+        }
     }
 
-    /// Proposes a command under a request id of its own and returns the object's write counter.
-    ///
-    /// # Errors
-    /// The rejection, or why there is no answer.
-    pub async fn propose(&self, command: Command) -> Result<u64, Refusal> {
-        let request: RequestId = mint().map_err(|e| failed("cannot make a request id", e))?;
-        match self.raft.propose(request, command).await {
-            Ok(Outcome::Done(version)) => Ok(version),
-            Ok(Outcome::Rejected(rejection)) => Err(rejection.into()),
-            Err(ProposeError::NotLeader { .. }) => Err(Refusal::NoLeader),
-            Err(ProposeError::NoSpace) => Err(Refusal::NoSpace(self.log_dir.clone())),
-            Err(ProposeError::Unknown) => Err(Refusal::Unknown(request.to_string())),
-            Err(e) => Err(failed("the swarm's log does not take the write", e)),
+    /// A leader, or a quorum, answered.
+    fn touched(&self) {
+        self.contact.0.send_replace(Instant::now());
+    }
+
+    /// Ends once this manager has been out of touch for so long that its agents do better with
+    /// another. Those that wait do not all go at once.
+    async fn out_of_touch(&self) {
+        let mut contact = self.contact.0.subscribe();
+        let spread = random::<1>().map_or(0, |[byte]| u32::from(byte));
+        let bound = OUT_OF_TOUCH + OUT_OF_TOUCH_SPREAD * spread / 256;
+        loop {
+            let until = *contact.borrow_and_update() + bound;
+            match timeout_at(until, contact.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) | Err(_) => return,
+            }
         }
     }
 

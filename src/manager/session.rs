@@ -5,23 +5,21 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use skep_core::apply::Change;
 use skep_core::assign::{AssignedGrant, Assigner, grants};
 use skep_core::command::{Command, TaskReport};
-use skep_core::control::SessionEvent;
 use skep_core::id::{MaterialId, NodeId, TaskId};
-use skep_core::model::node::NodeDescription;
 use skep_raft::Event;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Duration, interval};
+use tokio::time::interval;
 
 use super::{Manager, failed, stopped};
 use crate::gate::Refusal;
 use crate::seal::{ShimSeal, seal_to_shim};
-use crate::wire::session::{FromAgent, ToAgent};
+use crate::limits::SESSION_BEAT;
+use crate::wire::control::SessionNews;
+use crate::wire::session::{Directory, FromAgent, Hello, ToAgent};
 use crate::wire::shim::{DeliveredItem, Delivery};
 
 /// Reports taken into one proposal.
 const REPORTS: usize = 512;
-/// Time between two signs of life of a local agent.
-const HEARTBEAT: Duration = Duration::from_secs(1);
 
 /// Both ends of an agent's session as its manager holds them.
 #[derive(Debug)]
@@ -31,7 +29,7 @@ pub struct Ends {
     /// From the agent.
     pub news: mpsc::Receiver<FromAgent>,
     /// To the leader's control loop.
-    pub events: mpsc::Sender<SessionEvent>,
+    pub events: mpsc::Sender<SessionNews>,
 }
 
 /// A shim that takes payloads.
@@ -52,19 +50,25 @@ struct Session<'a> {
     unsealed: BTreeSet<TaskId>,
     /// The latest report of each task that the log has not taken yet.
     reports: BTreeMap<TaskId, TaskReport>,
+    /// The Raft id that the agent was last told; none before the first time.
+    role: Option<u64>,
+    /// Whether the agent was heard of since the last beat.
+    is_heard: bool,
 }
 
 /// Holds the session of the agent on `node` until either side ends it.
 pub async fn serve(
     manager: &Manager,
     node: NodeId,
-    description: NodeDescription,
+    hello: Hello,
     addr: String,
     ends: Ends,
     mut stop: watch::Receiver<bool>,
 ) {
     let Ends { orders, mut news, events } = ends;
     let mut changes = manager.raft.subscribe();
+    let mut directory = manager.peers.book().directory();
+    directory.mark_changed();
     let mut session = Session {
         manager,
         node,
@@ -73,14 +77,21 @@ pub async fn serve(
         shims: HashMap::new(),
         unsealed: BTreeSet::new(),
         reports: BTreeMap::new(),
+        role: None,
+        is_heard: false,
     };
-    let up = SessionEvent::Up { node, addr, description: Box::new(description) };
-    if events.send(up).await.is_err() {
+    // What a manager that was cut off for a while knows may be over: a node that is told of it
+    // would run what runs elsewhere.
+    if manager.confirm().await.is_err() {
         return;
     }
-    let mut heartbeat = interval(HEARTBEAT);
+    let (description, advertise) = (Box::new(hello.description), hello.advertise);
+    let up = SessionNews::Up { node, addr, description, advertise };
+    if events.send(up).await.is_err() || !session.tell_role().await || !session.assign().await {
+        return;
+    }
+    let mut heartbeat = interval(SESSION_BEAT);
     let mut batch = Vec::new();
-    session.assign().await;
     loop {
         let alive = tokio::select! {
             biased;
@@ -89,14 +100,24 @@ pub async fn serve(
                 Some(event) => session.changed(&event).await,
                 None => false,
             },
+            Ok(()) = directory.changed() => {
+                let latest = directory.borrow_and_update().clone();
+                session.introduce(latest).await
+            }
             taken = news.recv_many(&mut batch, REPORTS) => {
+                if batch.contains(&FromAgent::Leave) {
+                    let _ = events.send(SessionNews::Closed(node)).await;
+                    return;
+                }
                 taken > 0 && session.hear(std::mem::take(&mut batch)).await
             }
             // A full queue means that the loop is busy, not that the node is gone.
             _ = heartbeat.tick() => {
-                let _ = events.try_send(SessionEvent::Heard(node));
+                if std::mem::take(&mut session.is_heard) {
+                    let _ = events.try_send(SessionNews::Heard(node));
+                }
                 session.flush().await;
-                session.seal_again().await
+                session.beat().await && session.seal_again().await
             }
         };
         if !alive {
@@ -106,6 +127,27 @@ pub async fn serve(
 }
 
 impl Session<'_> {
+    async fn introduce(&self, managers: Directory) -> bool {
+        self.orders.send(ToAgent::Directory(managers)).await.is_ok()
+    }
+
+    async fn beat(&self) -> bool {
+        self.orders.send(ToAgent::Beat).await.is_ok()
+    }
+
+    /// Tells the node what it is, if that is news. False if it is no member any more.
+    async fn tell_role(&mut self) -> bool {
+        let role = self.manager.raft.view(|state| {
+            let node = state.node(&self.node)?;
+            Some(node.manager.as_ref().map_or(0, |manager| manager.raft_id))
+        });
+        let Some(raft_id) = role else { return false };
+        if self.role.replace(raft_id) == Some(raft_id) {
+            return true;
+        }
+        self.orders.send(ToAgent::Role { raft_id }).await.is_ok()
+    }
+
     async fn assign(&mut self) -> bool {
         let (raft, assigner) = (&self.manager.raft, &mut self.assigner);
         match raft.view(|state| assigner.diff(state)) {
@@ -120,13 +162,20 @@ impl Session<'_> {
     }
 
     async fn changed(&mut self, event: &Event) -> bool {
-        let (tasks, materials) = match event {
-            Event::Rescan => (true, true),
+        let (tasks, materials, node) = match event {
+            Event::Rescan => (true, true, true),
             Event::Applied(applied) => {
-                let any = |what: fn(&Change) -> bool| applied.changes.iter().any(what);
-                (any(|c| matches!(c, Change::Task(_))), any(|c| matches!(c, Change::Material(_))))
+                let any = |what: &dyn Fn(&Change) -> bool| applied.changes.iter().any(what);
+                (
+                    any(&|c| matches!(c, Change::Task(_))),
+                    any(&|c| matches!(c, Change::Material(_))),
+                    any(&|c| *c == Change::Node(self.node)),
+                )
             }
         };
+        if node && !self.tell_role().await {
+            return false;
+        }
         if (tasks || materials) && !self.assign().await {
             return false;
         }
@@ -144,6 +193,7 @@ impl Session<'_> {
 
     async fn hear(&mut self, batch: Vec<FromAgent>) -> bool {
         let mut shims = Vec::new();
+        self.is_heard = true;
         for news in batch {
             match news {
                 FromAgent::Reports(more) => {
@@ -159,6 +209,7 @@ impl Session<'_> {
                 FromAgent::ShimGone { task } => {
                     self.shims.remove(&task);
                 }
+                FromAgent::Beat | FromAgent::Hello(_) | FromAgent::Leave => {}
             }
         }
         for task in shims {

@@ -238,7 +238,7 @@ mod tests {
         let (mut daemon, shim) = UnixStream::pair().unwrap();
         daemon.write_all(&u32::MAX.to_be_bytes()).unwrap();
         let refused = Inbox::new(shim).receive();
-        assert!(matches!(refused, Err(LinkError::Wire(WireError::TooLong(_)))));
+        assert!(matches!(refused, Err(LinkError::Wire(WireError::TooLong(..)))));
         let (mut daemon, shim) = UnixStream::pair().unwrap();
         daemon.write_all(&[0, 0, 0, 2, 0xff, 0xff]).unwrap();
         let refused = Inbox::new(shim).receive();

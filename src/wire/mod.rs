@@ -1,15 +1,31 @@
 //! Messages between processes: CBOR maps with numbered fields. Numbers are never reused, and a
 //! field added later has a default.
 
+pub mod control;
+pub mod join;
+pub mod image;
 pub mod launch;
+pub mod refused;
+pub mod relay;
 pub mod session;
 pub mod shim;
 
 use std::io::{self, Read, Write};
+use std::time::Duration;
 
 use minicbor::{Decode, Encode};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::limits::SHIM_MESSAGE_BYTES;
+
+/// Bytes set aside for a message before any of it is there.
+const FIRST_BYTES: usize = 64 << 10;
+
+/// A stream of bytes to another node, in both directions. Each ends by itself: a shutdown is an
+/// end for the other side, and a dropped stream is lost to it.
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 /// A message that cannot be sent or understood.
 #[derive(Debug, thiserror::Error)]
@@ -18,11 +34,17 @@ pub enum WireError {
     #[error("the connection failed")]
     Io(#[from] io::Error),
     /// The peer announced more than it may send.
-    #[error("a message of {0} bytes is over the limit of {SHIM_MESSAGE_BYTES}")]
-    TooLong(usize),
+    #[error("a message of {0} bytes is over the limit of {1}")]
+    TooLong(usize, usize),
     /// The bytes are no message of this protocol.
     #[error("a message cannot be understood")]
     Decode(#[from] minicbor::decode::Error),
+    /// The peer said nothing for too long.
+    #[error("the other side said nothing for {} s", .0.as_secs())]
+    Silent(Duration),
+    /// The peer said what does not belong here.
+    #[error("the other side answered something else than was asked")]
+    Unexpected,
 }
 
 /// Encodes a message behind its length: four bytes, big-endian.
@@ -53,8 +75,68 @@ pub fn parse<T: for<'b> Decode<'b, ()>>(bytes: &[u8]) -> Result<T, WireError> {
 /// # Errors
 /// [`WireError::TooLong`].
 pub fn frame_len(header: [u8; 4]) -> Result<usize, WireError> {
+    bounded(header, SHIM_MESSAGE_BYTES)
+}
+
+fn bounded(header: [u8; 4], limit: usize) -> Result<usize, WireError> {
     let len = u32::from_be_bytes(header) as usize;
-    if len > SHIM_MESSAGE_BYTES { Err(WireError::TooLong(len)) } else { Ok(len) }
+    if len > limit { Err(WireError::TooLong(len, limit)) } else { Ok(len) }
+}
+
+/// Reads the bytes of one framed message of at most `limit` bytes.
+///
+/// # Errors
+/// [`WireError::Io`] or [`WireError::TooLong`].
+pub async fn receive_bytes(
+    stream: &mut (impl AsyncRead + Unpin),
+    limit: usize,
+) -> Result<Vec<u8>, WireError> {
+    let mut header = [0; 4];
+    stream.read_exact(&mut header).await?;
+    let len = bounded(header, limit)?;
+    // What is announced is not believed: memory grows with what comes.
+    let mut body = Vec::with_capacity(len.min(FIRST_BYTES));
+    let read = stream.take(len as u64).read_to_end(&mut body).await?;
+    if read < len {
+        return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+    }
+    Ok(body)
+}
+
+/// Reads one framed message of at most `limit` bytes.
+///
+/// # Errors
+/// Any [`WireError`].
+pub async fn receive<T: for<'b> Decode<'b, ()>>(
+    stream: &mut (impl AsyncRead + Unpin),
+    limit: usize,
+) -> Result<T, WireError> {
+    parse(&receive_bytes(stream, limit).await?)
+}
+
+/// Writes one framed message.
+///
+/// # Errors
+/// [`WireError::Io`].
+pub async fn send<T: Encode<()>>(
+    stream: &mut (impl AsyncWrite + Unpin),
+    message: &T,
+) -> Result<(), WireError> {
+    Ok(stream.write_all(&frame(message)).await?)
+}
+
+/// Writes bytes as one framed message.
+///
+/// # Errors
+/// [`WireError::Io`].
+pub async fn send_bytes(
+    stream: &mut (impl AsyncWrite + Unpin),
+    bytes: &[u8],
+) -> Result<(), WireError> {
+    let len = u32::try_from(bytes.len())
+        .map_err(|_| WireError::TooLong(bytes.len(), u32::MAX as usize))?;
+    stream.write_all(&len.to_be_bytes()).await?;
+    Ok(stream.write_all(bytes).await?)
 }
 
 /// Reads one framed message from a blocking stream.

@@ -3,9 +3,76 @@
 use minicbor::{Decode, Encode};
 use skep_core::assign::AssignmentDiff;
 use skep_core::command::TaskReport;
-use skep_core::id::{MaterialId, TaskId};
+use skep_core::id::{ClusterId, MaterialId, NodeId, TaskId};
+use skep_core::model::node::NodeDescription;
 
 use super::shim::Delivery;
+
+/// Who the managers are, as an agent keeps it. Only what comes from one of them replaces it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Directory {
+    /// Raised by `--force-new-cluster` and restore.
+    #[n(0)]
+    pub incarnation: u64,
+    /// Random half of the incarnation.
+    #[cbor(n(1), with = "minicbor::bytes")]
+    pub incarnation_id: [u8; 16],
+    /// Entry of the log that this was taken from: a later one replaces an earlier one.
+    #[n(2)]
+    pub epoch: u64,
+    /// Managers by node id.
+    #[n(3)]
+    pub managers: Vec<ManagerEntry>,
+    /// Roots to trust, in PEM.
+    #[n(4)]
+    pub roots: Vec<String>,
+}
+
+/// A manager as others know it.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct ManagerEntry {
+    /// Its node id.
+    #[n(0)]
+    pub node: NodeId,
+    /// DER of its public key.
+    #[cbor(n(1), with = "minicbor::bytes")]
+    pub public_key: Vec<u8>,
+    /// Address with port.
+    #[n(2)]
+    pub addr: String,
+    /// Its Raft id.
+    #[n(3)]
+    pub raft_id: u64,
+}
+
+/// The first message of an agent.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Hello {
+    /// The swarm it belongs to.
+    #[n(0)]
+    pub cluster: ClusterId,
+    /// The incarnation it obeys.
+    #[n(1)]
+    pub incarnation: u64,
+    /// Random half of it.
+    #[cbor(n(2), with = "minicbor::bytes")]
+    pub incarnation_id: [u8; 16],
+    /// What it says of itself.
+    #[n(3)]
+    pub description: NodeDescription,
+    /// Where it says it is reached, with port.
+    #[n(4)]
+    pub advertise: String,
+    /// Changes with every boot of the machine: shims of another boot are gone.
+    #[n(5)]
+    pub boot_id: String,
+    /// The latest log format it reads.
+    #[n(6)]
+    pub format: u32,
+}
 
 /// What a manager says.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
@@ -23,6 +90,20 @@ pub enum ToAgent {
         /// For its shim.
         #[n(1)]
         delivery: Delivery,
+    },
+    /// The manager is there.
+    #[n(2)]
+    Beat,
+    /// Who the managers are now.
+    #[n(3)]
+    Directory(#[n(0)] Directory),
+    /// What the node is from now on: its Raft id, 0 for a worker. The node gets itself a
+    /// certificate that says so.
+    #[n(4)]
+    Role {
+        /// Raft id.
+        #[n(0)]
+        raft_id: u64,
     },
 }
 
@@ -55,4 +136,13 @@ pub enum FromAgent {
         #[n(0)]
         task: TaskId,
     },
+    /// The agent is there.
+    #[n(3)]
+    Beat,
+    /// The first message of a session.
+    #[n(4)]
+    Hello(#[n(0)] Box<Hello>),
+    /// The node leaves the swarm on purpose.
+    #[n(5)]
+    Leave,
 }

@@ -2,6 +2,7 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use skep_core::id::NodeId;
 use skep_core::model::cluster::{Cluster, ClusterSpec};
 use skep_core::time::Span;
 
@@ -22,18 +23,34 @@ pub(in crate::api) fn info(cluster: &Cluster) -> wire::ClusterInfo {
         updated_at: rfc3339(cluster.meta.updated),
         spec: spec_out(&cluster.spec),
         tls_info: tls_info(cluster),
-        root_rotation_in_progress: false,
+        root_rotation_in_progress: cluster.trust.next.is_some(),
         default_addr_pool: None,
         subnet_size: SUBNET_SIZE,
         data_path_port: DATA_PATH_PORT,
     }
 }
 
-pub(in crate::api) fn tls_info(cluster: &Cluster) -> wire::TlsInfo {
+/// What the swarm is to trust, and who is to issue: the root that takes over, while one does.
+/// Clients see by it which nodes have still to move.
+fn tls_info(cluster: &Cluster) -> wire::TlsInfo {
+    issued_by(cluster, cluster.trust.next.is_some())
+}
+
+/// What a node trusts, and who issued its certificate.
+pub(in crate::api) fn node_tls_info(cluster: &Cluster, node: &NodeId) -> wire::TlsInfo {
+    issued_by(cluster, cluster.trust.next.as_ref().is_some_and(|next| next.moved.contains(node)))
+}
+
+fn issued_by(cluster: &Cluster, by_next: bool) -> wire::TlsInfo {
+    let trust = &cluster.trust;
+    let (subject, public_key) = match trust.next.as_ref().filter(|_| by_next) {
+        Some(next) => (&next.subject, &next.public_key),
+        None => (&trust.subject, &trust.public_key),
+    };
     wire::TlsInfo {
-        trust_root: cluster.trust.roots.concat(),
-        cert_issuer_subject: STANDARD.encode(&cluster.trust.subject),
-        cert_issuer_public_key: STANDARD.encode(&cluster.trust.public_key),
+        trust_root: trust.roots.concat(),
+        cert_issuer_subject: STANDARD.encode(subject),
+        cert_issuer_public_key: STANDARD.encode(public_key),
     }
 }
 
@@ -74,7 +91,6 @@ pub(in crate::api) fn spec_in(
         (!ca.external_cas.is_empty(), "Spec.CAConfig.ExternalCAs"),
         (!ca.signing_ca_cert.is_empty(), "Spec.CAConfig.SigningCACert"),
         (!ca.signing_ca_key.is_empty(), "Spec.CAConfig.SigningCAKey"),
-        (ca.force_rotate != 0, "Spec.CAConfig.ForceRotate"),
         (sent.task_defaults.log_driver.is_some(), "Spec.TaskDefaults.LogDriver"),
     ] {
         if there {

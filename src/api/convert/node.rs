@@ -1,6 +1,5 @@
 //! Nodes as Docker shows them, and what a user says of one.
 
-use skep_core::id::NodeId;
 use skep_core::model::cluster::Cluster;
 use skep_core::model::node::{Availability, Node, NodeSpec, NodeState, Role};
 
@@ -8,9 +7,10 @@ use super::{cluster, version};
 use crate::api::error::ApiError;
 use crate::api::time::rfc3339;
 use crate::api::types::node as wire;
+use crate::gate::{NodeView, Reachability};
 
-/// A node; `leader` is the one that leads, as far as this node knows.
-pub(in crate::api) fn node(node: &Node, swarm: &Cluster, leader: Option<NodeId>) -> wire::Node {
+/// A node, and of a manager what the node that answers, `view`, knows of it.
+pub(in crate::api) fn node(node: &Node, swarm: &Cluster, view: &NodeView) -> wire::Node {
     let description = &node.description;
     let state = match node.status.state {
         NodeState::Unknown => "unknown",
@@ -48,7 +48,7 @@ pub(in crate::api) fn node(node: &Node, swarm: &Cluster, leader: Option<NodeId>)
                     .map(|(kind, name)| wire::Plugin { kind: kind.clone(), name: name.clone() })
                     .collect(),
             },
-            tls_info: cluster::tls_info(swarm),
+            tls_info: cluster::node_tls_info(swarm, &node.id),
         },
         status: wire::Status {
             state,
@@ -56,14 +56,21 @@ pub(in crate::api) fn node(node: &Node, swarm: &Cluster, leader: Option<NodeId>)
             addr: node.status.addr.clone(),
         },
         manager_status: node.manager.as_ref().map(|manager| wire::ManagerStatus {
-            leader: leader == Some(node.id),
-            reachability: match node.status.state {
-                NodeState::Ready => "reachable",
-                NodeState::Unknown => "unknown",
-                NodeState::Down | NodeState::Disconnected => "unreachable",
-            },
+            leader: view.leader == Some(node.id),
+            reachability: reachability(node, view).word(),
             addr: manager.addr.clone(),
         }),
+    }
+}
+
+/// Whether a manager answers: as Raft has it, else as its agent's session has it.
+fn reachability(node: &Node, view: &NodeView) -> Reachability {
+    let known = view.managers.iter().find(|manager| manager.node == node.id);
+    match (known.map(|manager| manager.reachability), node.status.state) {
+        (Some(known), _) if known != Reachability::Unknown => known,
+        (_, NodeState::Ready) => Reachability::Reachable,
+        (_, NodeState::Unknown) => Reachability::Unknown,
+        (_, NodeState::Down | NodeState::Disconnected) => Reachability::Unreachable,
     }
 }
 

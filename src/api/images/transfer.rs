@@ -29,14 +29,14 @@ use crate::gate::Gate;
 /// Reports of progress that wait for the client; what does not fit is left out.
 const REPORTS: usize = 64;
 
-pub(super) async fn create(call: Call) -> Outcome {
+pub(super) async fn create(mut call: Call) -> Outcome {
     let query = &call.query;
     if !query.get("fromImage").is_empty() {
         let name = match query.get("tag") {
             "" => query.get("fromImage").to_owned(),
             tag => format!("{}:{tag}", query.get("fromImage")),
         };
-        discard(call.body).await?;
+        discard(&mut call.body).await?;
         return Err(ApiError::not_found(format!(
             "cannot pull {name}: this version of skep does not pull images; make the image \
              with import on every node that is to run it"

@@ -14,6 +14,7 @@ use skep_core::model::node::{ManagerInfo, NodeDescription, NodeSpec, Role};
 use skep_core::model::service::Service;
 use skep_core::model::task::{ContainerStatus, Task, TaskState, TaskStatus};
 use skep_core::sealed::Sealed;
+use skep_core::shared::Shared;
 use skep_core::state::State;
 use skep_core::time::Stamp;
 use tokio::io::AsyncWriteExt;
@@ -21,8 +22,10 @@ use tokio::io::AsyncWriteExt;
 use crate::engine::images::{ImageStore, Import};
 use crate::gate::{
     ContainerState, ContainerView, Done, ExecConfig, ExecStreams, ExecView, Gate, JoinTokens,
-    Later, LocalState, LogLine, LogQuery, NodeView, Refusal, Request,
+    Later, LocalState, LogGap, LogLine, LogQuery, Logged, ManagerView, NodeView, Reachability,
+    Refusal, Request,
 };
+use crate::hidden::Hidden;
 use crate::seal::random;
 
 /// 2026-11-22T08:43:42.25Z, where the fake's time begins.
@@ -32,9 +35,16 @@ pub(super) struct FakeGate {
     state: Mutex<State>,
     clock: AtomicU64,
     node: Mutex<NodeView>,
+    /// Whether managers have an unlock key, and the last requests that only a real node answers.
+    pub(super) unlock_key: Mutex<Option<String>>,
+    pub(super) asked: Mutex<Vec<Request>>,
     images: ImageStore,
     pub(super) containers: Mutex<Vec<ContainerView>>,
+    /// Containers of other nodes.
+    pub(super) elsewhere: Mutex<Vec<ContainerView>>,
     pub(super) lines: Mutex<Vec<LogLine>>,
+    /// Nodes that cannot be reached.
+    pub(super) lost: Mutex<Vec<NodeId>>,
     execs: Mutex<Vec<ExecView>>,
     /// The payloads that came in, in plain: what a test may look at and a daemon never keeps.
     pub(super) payloads: Mutex<Vec<(MaterialId, Vec<u8>)>>,
@@ -56,8 +66,10 @@ impl FakeGate {
         let node = NodeView {
             state: LocalState::Inactive,
             node: None,
+            role: None,
             manager: false,
-            leader: false,
+            leader: None,
+            managers: Vec::new(),
             addr: "127.0.0.1".to_owned(),
             addr_port: "127.0.0.1:2377".to_owned(),
             error: String::new(),
@@ -70,9 +82,13 @@ impl FakeGate {
             state: Mutex::default(),
             clock: AtomicU64::new(START),
             node: Mutex::new(node),
+            unlock_key: Mutex::default(),
+            asked: Mutex::default(),
             images: ImageStore::open(dir.path()).unwrap(),
             containers: Mutex::default(),
+            elsewhere: Mutex::default(),
             lines: Mutex::default(),
+            lost: Mutex::default(),
             execs: Mutex::default(),
             payloads: Mutex::default(),
             dir,
@@ -125,9 +141,19 @@ impl FakeGate {
         };
         self.run(Command::ClusterInit(Box::new(init))).unwrap();
         let mut view = self.node.lock().unwrap();
-        (view.state, view.node, view.manager, view.leader) =
-            (LocalState::Active, Some(node), true, true);
+        (view.state, view.node, view.role) = (LocalState::Active, Some(node), Some(Role::Manager));
+        (view.manager, view.leader) = (true, Some(node));
+        view.managers = vec![ManagerView {
+            node,
+            addr: view.addr_port.clone(),
+            reachability: Reachability::Reachable,
+        }];
         node
+    }
+
+    /// Has the node say something else of itself.
+    pub(super) fn change(&self, change: impl FnOnce(&mut NodeView)) {
+        change(&mut self.node.lock().unwrap());
     }
 
     /// Proposes a command and has it applied.
@@ -208,8 +234,8 @@ impl FakeGate {
         let id = task.id.container_id();
         self.containers.lock().unwrap().push(ContainerView {
             id: id.clone(),
-            task: Arc::clone(task),
-            node: fixed(3),
+            task: Shared::of(task),
+            node: task.node.unwrap(),
             image_id: "sha256:f4b8".to_owned(),
             exposed: vec!["80/tcp".to_owned()],
             args: vec!["sleep".to_owned(), "100000".to_owned()],
@@ -235,6 +261,12 @@ impl FakeGate {
             execs: Vec::new(),
         });
         id
+    }
+
+    /// Makes this node another one of the swarm: every container is elsewhere then.
+    pub(super) fn move_away(&self) {
+        self.node.lock().unwrap().node = Some(fixed(4));
+        self.elsewhere.lock().unwrap().append(&mut self.containers.lock().unwrap());
     }
 
     /// Makes an image of a root filesystem with one file.
@@ -294,6 +326,18 @@ impl Gate for FakeGate {
             Request::SwarmLeave { .. } if self.node().node.is_none() => Err(Refusal::NotInSwarm),
             Request::SwarmLeave { force: false } => Err(Refusal::LastManager),
             Request::SwarmLeave { force: true } => Ok(Done::Nothing),
+            Request::SwarmJoin(_) if self.node().node.is_some() => Err(Refusal::AlreadyInSwarm),
+            Request::SwarmUnlock { key } if key.reveal() != "SWMKEY-1-right" => {
+                Err(Refusal::WrongUnlockKey)
+            }
+            request @ (Request::SwarmJoin(_)
+            | Request::SwarmUnlock { .. }
+            | Request::NodeRemove { .. }
+            | Request::SwarmUpdate { rotate_ca: true, .. }
+            | Request::SwarmUpdate { rotate_unlock: true, .. }) => {
+                self.asked.lock().unwrap().push(request);
+                Ok(Done::Nothing)
+            }
             Request::SwarmUpdate { version, spec, .. } => run(Command::ClusterUpdate {
                 version,
                 spec,
@@ -336,6 +380,11 @@ impl Gate for FakeGate {
         Box::pin(async { Ok(tokens) })
     }
 
+    fn unlock_key(&self) -> Later<'_, Result<Option<Hidden>, Refusal>> {
+        let key = self.unlock_key.lock().unwrap().clone();
+        Box::pin(async { Ok(key.map(Hidden::new)) })
+    }
+
     fn config_payload(&self, id: MaterialId) -> Later<'_, Result<Vec<u8>, Refusal>> {
         let payloads = self.payloads.lock().unwrap();
         let found = payloads.iter().find(|(of, _)| *of == id).map(|(_, bytes)| bytes.clone());
@@ -350,8 +399,22 @@ impl Gate for FakeGate {
         self.containers.lock().unwrap().clone()
     }
 
-    fn exec_create(&self, container: &str, config: ExecConfig) -> Result<String, Refusal> {
+    fn container(&self, node: NodeId, task: TaskId) -> Later<'_, Result<ContainerView, Refusal>> {
+        let found = self.elsewhere.lock().unwrap();
+        let found = found.iter().find(|c| c.node == node && c.task.id == task).cloned();
+        Box::pin(async move { found.ok_or_else(|| Refusal::NotFound("none".to_owned())) })
+    }
+
+    fn exec_create(
+        &self,
+        node: NodeId,
+        container: &str,
+        config: ExecConfig,
+    ) -> Later<'_, Result<String, Refusal>> {
         let id = skep_core::id::hex(&random::<32>().unwrap());
+        let has = |c: &ContainerView| c.node == node && c.id == container;
+        let (here, there) = (self.containers.lock().unwrap(), self.elsewhere.lock().unwrap());
+        assert!(here.iter().chain(there.iter()).any(has), "asked of the wrong node");
         self.execs.lock().unwrap().push(ExecView {
             id: id.clone(),
             container: container.to_owned(),
@@ -360,7 +423,7 @@ impl Gate for FakeGate {
             exit_code: None,
             pid: 0,
         });
-        Ok(id)
+        Box::pin(async { Ok(id) })
     }
 
     /// Every exec says `err` on stderr, then what its stdin says on stdout, then ends with 7.
@@ -372,7 +435,7 @@ impl Gate for FakeGate {
     ) -> Later<'_, Result<ExecStreams, Refusal>> {
         let id = id.to_owned();
         Box::pin(async move {
-            let config = self.exec_inspect(&id).unwrap().config;
+            let config = self.exec_inspect(&id).await?.config;
             let (stdin, mut from_client) = tokio::io::duplex(64);
             let (mut to_client, stdout) = tokio::io::duplex(64);
             let (mut complain, stderr) = tokio::io::duplex(64);
@@ -403,23 +466,32 @@ impl Gate for FakeGate {
         })
     }
 
-    fn exec_inspect(&self, id: &str) -> Option<ExecView> {
-        self.execs.lock().unwrap().iter().find(|exec| exec.id == id).cloned()
+    fn exec_inspect(&self, id: &str) -> Later<'_, Result<ExecView, Refusal>> {
+        let found = self.execs.lock().unwrap().iter().find(|exec| exec.id == id).cloned();
+        let gone = Refusal::NotFound(format!("No such exec instance: {id}"));
+        Box::pin(async { found.ok_or(gone) })
     }
 
-    fn exec_resize(&self, id: &str, _rows: u16, _cols: u16) -> Result<(), Refusal> {
-        let gone = || Refusal::NotFound(format!("No such exec instance: {id}"));
-        self.exec_inspect(id).map(drop).ok_or_else(gone)
+    fn exec_resize(&self, id: &str, _rows: u16, _cols: u16) -> Later<'_, Result<(), Refusal>> {
+        let id = id.to_owned();
+        Box::pin(async move { self.exec_inspect(&id).await.map(drop) })
     }
 
     fn logs(
         &self,
-        tasks: Vec<TaskId>,
+        tasks: Vec<(NodeId, TaskId)>,
         query: LogQuery,
-    ) -> Later<'_, Result<BoxStream<'static, LogLine>, Refusal>> {
+    ) -> Later<'_, Result<BoxStream<'static, Logged>, Refusal>> {
+        let lost = self.lost.lock().unwrap();
+        let (cut, tasks): (Vec<_>, Vec<_>) =
+            tasks.into_iter().partition(|(node, _)| lost.contains(node));
         let mut lines = self.lines.lock().unwrap().clone();
-        lines.retain(|line| tasks.contains(&line.task));
-        let lines = stream::iter(lines);
+        lines.retain(|line| tasks.iter().any(|(_, task)| *task == line.task));
+        let gaps = cut.into_iter().map(|(node, task)| {
+            Err(LogGap { node, tasks: vec![task], why: "no way to it".to_owned() })
+        });
+        let logged: Vec<Logged> = gaps.chain(lines.into_iter().map(Ok)).collect();
+        let lines = stream::iter(logged);
         let lines =
             if query.follow { lines.chain(stream::pending()).boxed() } else { lines.boxed() };
         Box::pin(async { Ok(lines) })

@@ -1,8 +1,10 @@
 //! The API over a socket, against a node of memory: real HTTP, real state, no daemon.
 
 mod archives;
+mod elsewhere;
 mod fake;
 mod goldens;
+mod members;
 mod objects;
 mod streams;
 mod transport;

@@ -32,7 +32,7 @@ async fn paths_and_versions_are_told_apart() {
     assert_eq!(new.status, 400);
     assert!(new.message().starts_with("client version 1.99 is too new"));
     assert_eq!(get(&gate, "/v1.12/info").await.status, 400);
-    for path in ["/v1.41/containers/create", "/networks/create", "/volumes/create", "/swarm/join"] {
+    for path in ["/v1.41/containers/create", "/networks/create", "/volumes/create"] {
         let answer = post(&gate, path, "{}").await;
         assert_eq!(answer.status, 501, "{path}: {answer:?}");
     }

@@ -131,8 +131,21 @@ pub(in crate::api) struct InitRequest {
     pub(in crate::api) default_addr_pool: Vec<String>,
 }
 
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "PascalCase")]
+/// Holds a join token, hence no `Debug`.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub(in crate::api) struct JoinRequest {
+    pub(in crate::api) listen_addr: String,
+    pub(in crate::api) advertise_addr: String,
+    pub(in crate::api) data_path_addr: String,
+    pub(in crate::api) remote_addrs: Vec<String>,
+    pub(in crate::api) join_token: String,
+    pub(in crate::api) availability: String,
+}
+
+/// Sent in both directions; a key, hence no `Debug`.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
 pub(in crate::api) struct UnlockKey {
     pub(in crate::api) unlock_key: String,
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::error::ImageError;
 use super::reference::{Reference, familiar_repository, is_hex};
+use super::take::Asked;
 use super::view::{Image, ImageUse, Removed};
 
 /// An image with the files it is made of.
@@ -115,6 +116,15 @@ impl Catalog {
         let (Found::Id(id) | Found::Name(_, id)) = self.find(text)?;
         let missing = || ImageError::NotFound(text.to_owned());
         self.images.get(&id).map(|stored| Arc::clone(&stored.image)).ok_or_else(missing)
+    }
+
+    /// The image that another node means by this: one with this very name, digest or whole id.
+    pub(super) fn exact(&self, asked: &Asked) -> Option<&Stored> {
+        let id = match asked {
+            Asked::Id(id) => id,
+            Asked::Tag(name) | Asked::Manifest(name, _) => self.names.get(name)?,
+        };
+        self.images.get(id)
     }
 
     fn find(&self, text: &str) -> Result<Found, ImageError> {

@@ -39,6 +39,8 @@ const PACKED: &str = ".zst";
 pub(super) struct Disk {
     images: PathBuf,
     blobs: PathBuf,
+    /// Layers that come from other nodes and are not whole yet.
+    partials: PathBuf,
     layers: PathBuf,
     pub(super) pins: Arc<Pins>,
 }
@@ -47,12 +49,13 @@ impl Disk {
     pub(super) fn open(data_root: &Path) -> Result<Self, ImageError> {
         let images = data_root.join("images");
         let blobs = images.join("blobs/sha256");
+        let partials = images.join("partial");
         let layers = data_root.join("layers");
-        for dir in [&blobs, &layers] {
+        for dir in [&blobs, &partials, &layers] {
             crate::files::make_dir(dir, 0o700)
                 .map_err(|e| ImageError::disk("make", dir)(e.source))?;
         }
-        let disk = Self { images, blobs, layers, pins: Arc::default() };
+        let disk = Self { images, blobs, partials, layers, pins: Arc::default() };
         for dir in [&disk.images, &disk.blobs, &disk.layers] {
             clear(dir, |name| name.starts_with(TEMPORARY))?;
         }
@@ -150,6 +153,16 @@ impl Disk {
     /// The path of a blob, for messages.
     pub(super) fn blob_path(&self, name: &str) -> PathBuf {
         self.blobs.join(name)
+    }
+
+    /// Where the layers are that are not whole yet.
+    pub(super) fn partials(&self) -> &Path {
+        &self.partials
+    }
+
+    /// Where a blob of this name is gathered.
+    pub(super) fn partial(&self, name: &str) -> PathBuf {
+        self.partials.join(name)
     }
 
     /// Writes a small blob; returns its bare hex digest.

@@ -8,6 +8,8 @@ mod catalog;
 mod changes;
 mod disk;
 mod error;
+pub mod exchange;
+mod give;
 mod import;
 mod layer;
 mod load;
@@ -16,6 +18,7 @@ mod pins;
 pub mod reference;
 mod save;
 mod stream;
+mod take;
 #[cfg(test)]
 mod tests;
 mod unpack;
@@ -38,10 +41,13 @@ pub use view::{
 
 use catalog::Catalog;
 use disk::Disk;
+use give::Given;
 use load::Plans;
 use reference::{Reference, ReferenceError};
+use take::{Asked, Taking, Turns};
 
 use crate::limits::IMAGE_NAMES;
+use crate::wire::image::Offer;
 
 /// Where a layer is unpacked. The name is bare hex: overlay splits its options at colons.
 #[must_use]
@@ -56,6 +62,8 @@ pub struct ImageStore {
     /// Held by whoever changes the store, so that disk and catalog change together.
     writer: Mutex<()>,
     catalog: RwLock<Arc<Catalog>>,
+    /// Downloads from other nodes.
+    turns: Turns,
 }
 
 impl ImageStore {
@@ -68,7 +76,13 @@ impl ImageStore {
     pub fn open(data_root: &Path) -> Result<Self, ImageError> {
         let disk = Disk::open(data_root)?;
         let catalog = disk.load()?;
-        Ok(Self { disk, writer: Mutex::new(()), catalog: RwLock::new(Arc::new(catalog)) })
+        take::trim(&disk, |_| false)?;
+        Ok(Self {
+            disk,
+            writer: Mutex::new(()),
+            catalog: RwLock::new(Arc::new(catalog)),
+            turns: Turns::default(),
+        })
     }
 
     /// Makes an image of a root filesystem's tar archive: plain, gzip or zstd. Nothing is left
@@ -119,11 +133,25 @@ impl ImageStore {
             let _writer = self.lock();
             self.disk.pins.hold(plans.needs())
         };
+        self.install(plans, hold, None, progress)
+    }
+
+    /// Puts planned images in their place; the only one gets a further name, if there is one.
+    fn install(
+        &self,
+        plans: Plans,
+        hold: Hold,
+        name: Option<Reference>,
+        progress: &mut dyn FnMut(LoadProgress),
+    ) -> Result<Vec<Loaded>, ImageError> {
         let built = plans.build(&self.disk, progress);
         let _writer = self.lock();
         let mut catalog = Catalog::clone(&self.catalog());
         let loaded = built.and_then(|built| {
             let loaded = built.install(&self.disk, &mut catalog)?;
+            if let (Some(name), [only]) = (name, loaded.as_slice()) {
+                catalog.name(name, &only.id);
+            }
             self.commit(catalog)?;
             Ok(loaded)
         });
@@ -133,6 +161,53 @@ impl ImageStore {
         let loaded = loaded?;
         swept?;
         Ok(loaded)
+    }
+
+    /// Whether another node gets this image from here: one with this very name, digest or whole
+    /// id.
+    #[must_use]
+    pub fn has(&self, name: &str) -> bool {
+        Asked::of(name).is_ok_and(|asked| self.catalog().exact(&asked).is_some())
+    }
+
+    /// What another node gets that asks for this image, by name, digest or whole id.
+    ///
+    /// # Errors
+    /// If there is none, or the store is damaged.
+    fn offer(&self, name: &str) -> Result<(Offer, Given), ImageError> {
+        let asked = Asked::of(name)?;
+        let (image, blobs, hold) = {
+            // While the store is swept it is too late to hold anything.
+            let _writer = self.lock();
+            let catalog = self.catalog();
+            let missing = || ImageError::NotFound(name.to_owned());
+            let stored = catalog.exact(&asked).ok_or_else(missing)?;
+            let hold = self.disk.pins.hold(stored.blobs.clone());
+            (Arc::clone(&stored.image), stored.blobs.clone(), hold)
+        };
+        give::offer(&self.disk, &image, &blobs, hold)
+    }
+
+    /// Begins to take an image that another node offers.
+    fn take(&self, name: &str, offer: Offer) -> Result<Taking, ImageError> {
+        let sent = offer.layers.clone();
+        let (fetched, name) = take::read(name, offer)?;
+        let _writer = self.lock();
+        let hold = self.disk.pins.hold(fetched.needs());
+        take::trim(&self.disk, |name| self.disk.pins.has(name))?;
+        Ok(Taking::new(&self.disk, fetched, sent, name, hold))
+    }
+
+    /// Puts an image in its place of which everything has come. What is found to be wrong is
+    /// thrown away.
+    fn finish(&self, taking: Taking) -> Result<(), ImageError> {
+        let names = taking.names();
+        let Taking { fetched, name, hold, .. } = taking;
+        let installed = self.install(fetched.into_plans(), hold, name, &mut |_| ());
+        if !matches!(installed, Err(ImageError::Disk { .. })) {
+            take::clear(&self.disk, &names);
+        }
+        installed.map(drop)
     }
 
     /// Gets images ready to be saved: by `name`, `name:tag`, digest or id.
@@ -277,6 +352,12 @@ impl ImageStore {
         *self.catalog.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&catalog);
         Ok(catalog)
     }
+}
+
+/// An offer of an image with one layer of which nothing follows.
+#[cfg(test)]
+pub(crate) fn test_offer() -> Offer {
+    tests::exchange::test_offer()
 }
 
 /// A digest names what it is the digest of, and nothing else.

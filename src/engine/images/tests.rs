@@ -10,19 +10,20 @@ use tempfile::TempDir;
 use super::*;
 
 mod entries;
+pub(super) mod exchange;
 mod hostile;
 mod load;
 mod save;
 
 struct Store {
     dir: TempDir,
-    store: ImageStore,
+    store: Arc<ImageStore>,
 }
 
 impl Store {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let store = ImageStore::open(dir.path()).unwrap();
+        let store = Arc::new(ImageStore::open(dir.path()).unwrap());
         Self { dir, store }
     }
 
@@ -49,7 +50,7 @@ impl Store {
     }
 
     fn reopen(&mut self) {
-        self.store = ImageStore::open(self.dir.path()).unwrap();
+        self.store = Arc::new(ImageStore::open(self.dir.path()).unwrap());
     }
 }
 

@@ -11,7 +11,7 @@ use skep_core::time::Stamp;
 
 use super::*;
 
-pub(in crate::engine) fn image() -> Image {
+pub(crate) fn image() -> Image {
     Image {
         id: format!("sha256:{}", "1".repeat(64)),
         repo_tags: vec!["busybox:latest".into()],
@@ -67,7 +67,7 @@ pub(in crate::engine) fn node(data_root: &Path, run_root: &Path) -> NodeContext 
 }
 
 /// A task that sleeps, as `change` makes it.
-pub(in crate::engine) fn sleeping(change: impl FnOnce(&mut TaskSpec)) -> TaskSpec {
+pub(crate) fn sleeping(change: impl FnOnce(&mut TaskSpec)) -> TaskSpec {
     let mut spec = TaskSpec::default();
     spec.container.args = vec!["sleep".into(), "100000".into()];
     change(&mut spec);

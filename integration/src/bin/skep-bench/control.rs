@@ -225,6 +225,7 @@ impl Swarm {
         let events: Vec<_> = all
             .iter()
             .map(|node| SessionEvent::Up {
+                advertise: String::new(),
                 node: node.id,
                 addr: "10.0.0.9".into(),
                 description: Box::new(node.description.clone()),

@@ -81,8 +81,48 @@ impl Writer<'_> {
             Command::ClusterUpdate { version, spec, worker_secret, manager_secret, .. } => {
                 self.cluster_update(*version, spec, worker_secret.as_ref(), manager_secret.as_ref())
             }
-            Command::NodeJoin(_)
-            | Command::NodePromote { .. }
+            Command::NodeJoin(join) => {
+                if let Some(n) = self.state.nodes.values().find(|n| n.public_key == join.public_key) {
+                    return Ok(n.meta.version);
+                }
+                let now = self.now;
+                if let Some((_, slots)) = &join.manager
+                    && let Some(old) = &self.state.cluster
+                {
+                    let mut cluster = crate::model::cluster::Cluster::clone(old);
+                    for key in &mut cluster.ring.keys {
+                        if let Some(slot) = slots.get(&key.version) {
+                            key.slots.insert(join.id, slot.clone());
+                        }
+                    }
+                    cluster.meta.touch(now);
+                    self.state.cluster = Some(cluster.into());
+                    self.changes.push(Change::Cluster);
+                }
+                self.state.put_node(crate::model::node::Node {
+                    id: join.id,
+                    meta: crate::model::Meta::new(now),
+                    spec: join.spec.clone(),
+                    description: join.description.clone(),
+                    status: crate::model::node::NodeStatus {
+                        addr: join.addr.clone(),
+                        since: now,
+                        ..Default::default()
+                    },
+                    manager: join.manager.as_ref().map(|(raft_id, _)| {
+                        crate::model::node::ManagerInfo {
+                            raft_id: *raft_id,
+                            addr: join.advertise.clone(),
+                        }
+                    }),
+                    public_key: join.public_key.clone(),
+                    seal_key: join.seal_key,
+                    advertise: join.advertise.clone(),
+                });
+                self.changes.push(Change::Node(join.id));
+                Ok(1)
+            }
+            Command::NodePromote { .. }
             | Command::NodeDemote { .. }
             | Command::NodeRemove { .. }
             | Command::RingTurn { .. }

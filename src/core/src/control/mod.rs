@@ -11,6 +11,7 @@ pub mod constraint;
 mod draft;
 mod filter;
 mod loads;
+pub mod members;
 mod orchestrator;
 mod reaper;
 mod restart;

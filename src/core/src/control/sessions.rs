@@ -21,6 +21,8 @@ pub enum SessionEvent {
         node: NodeId,
         /// Its address as its manager sees it, without port; empty for unknown.
         addr: String,
+        /// Where it says it is reached, with port; empty for unknown.
+        advertise: String,
         /// What it says of itself.
         description: Box<NodeDescription>,
     },
@@ -67,11 +69,12 @@ impl Sessions {
     ) {
         for event in events {
             match event {
-                SessionEvent::Up { node: id, addr, description } => {
+                SessionEvent::Up { node: id, addr, advertise, description } => {
                     let Some(node) = state.node(id) else { continue };
                     self.hear(*id, now);
                     reports.turn(node, NodeState::Ready, "", addr, now);
                     reports.describe(node, description);
+                    reports.locate(node, advertise);
                 }
                 SessionEvent::Heard(id) => {
                     let Some(node) = state.node(id) else { continue };
@@ -138,7 +141,9 @@ pub(super) struct Reports(BTreeMap<NodeId, NodeReport>);
 impl Reports {
     /// Those that say something.
     pub(super) fn into_news(self) -> Vec<NodeReport> {
-        let is_news = |report: &NodeReport| report.status.is_some() || report.description.is_some();
+        let is_news = |report: &NodeReport| {
+            report.status.is_some() || report.description.is_some() || report.advertise.is_some()
+        };
         self.0.into_values().filter(is_news).collect()
     }
 
@@ -149,6 +154,11 @@ impl Reports {
 
     fn describe(&mut self, node: &Node, new: &NodeDescription) {
         self.of(node).description = (node.description != *new).then(|| new.clone());
+    }
+
+    fn locate(&mut self, node: &Node, advertise: &str) {
+        let is_news = !advertise.is_empty() && node.advertise != advertise;
+        self.of(node).advertise = is_news.then(|| String::from(advertise));
     }
 
     fn turn(&mut self, node: &Node, to: NodeState, why: &str, addr: &str, now: Stamp) {

@@ -117,7 +117,11 @@ pub enum LoadError {
 }
 
 impl LoadError {
-    pub(super) fn field(image: &str, field: impl Into<String>, what: impl Into<String>) -> Self {
+    pub(in super::super) fn field(
+        image: &str,
+        field: impl Into<String>,
+        what: impl Into<String>,
+    ) -> Self {
         Self::Field { image: image.to_owned(), field: field.into(), what: what.into() }
     }
 }

@@ -238,17 +238,36 @@ impl Reader<'_> {
         };
         let document = read(self.upload.described(image, "manifest", descriptor)?, descriptor)?;
         let manifest: ImageManifest = json(&document.digest, &document.bytes)?;
-        check(image, "config", manifest.config(), &CONFIGS)?;
+        check_parts(image, &manifest)?;
         let blob = self.upload.described(image, "config", manifest.config())?;
         let config = read(blob, manifest.config())?;
         let mut blobs = Vec::new();
         for (at, layer) in manifest.layers().iter().enumerate() {
             let field = format!("layers[{at}]");
-            check(image, &field, layer, &LAYERS)?;
             blobs.push(self.upload.described(image, &field, layer)?.clone());
         }
         Plan::new(image.to_owned(), config, Some(document), blobs, self.wanted)
     }
+}
+
+/// Refuses a manifest of a kind that is not known.
+pub(super) fn check_kind(image: &str, media_type: &str) -> Result<(), LoadError> {
+    if MANIFESTS.contains(&media_type) {
+        return Ok(());
+    }
+    Err(LoadError::field(image, "mediaType", format!("{media_type:?} is no manifest")))
+}
+
+/// Refuses a manifest whose parts are not of a known kind; tells its configuration.
+pub(super) fn check_parts<'a>(
+    image: &str,
+    manifest: &'a ImageManifest,
+) -> Result<&'a Descriptor, LoadError> {
+    check(image, "config", manifest.config(), &CONFIGS)?;
+    for (at, layer) in manifest.layers().iter().enumerate() {
+        check(image, &format!("layers[{at}]"), layer, &LAYERS)?;
+    }
+    Ok(manifest.config())
 }
 
 /// Refuses what is not of a known kind: encrypted layers, and those to be had elsewhere.

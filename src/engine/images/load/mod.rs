@@ -4,6 +4,7 @@
 //! the others. Only when all of it is good is anything put in its place.
 
 mod error;
+mod fetched;
 mod layout;
 mod plan;
 mod upload;
@@ -14,6 +15,7 @@ use std::io::{self, BufReader, Read};
 use std::sync::Arc;
 
 pub use error::LoadError;
+pub(super) use fetched::Fetched;
 use plan::Plan;
 use upload::Blob;
 pub use upload::Upload;
@@ -34,20 +36,19 @@ const REPORTS: u64 = 50;
 #[derive(Debug)]
 pub(super) struct Plans {
     images: Vec<Plan>,
-    _upload: Upload,
+    /// Where the layers' files are, if they came in an archive.
+    _upload: Option<Upload>,
 }
 
 impl Plans {
     /// Finds the images of an archive.
     pub(super) fn of(upload: Upload, wanted: Option<&Platform>) -> Result<Self, LoadError> {
-        Ok(Self { images: plan::images(&upload, wanted)?, _upload: upload })
+        Ok(Self { images: plan::images(&upload, wanted)?, _upload: Some(upload) })
     }
 
     /// Names on disk of what these images need: it must stay meanwhile, where it is there.
     pub(super) fn needs(&self) -> Vec<String> {
-        let layers = self.images.iter().flat_map(|image| &image.layers);
-        let names = layers.flat_map(|layer| [bare(&layer.diff_id).to_owned(), layer.kept.clone()]);
-        names.collect::<BTreeSet<_>>().into_iter().collect()
+        plan::needs(self.images.iter())
     }
 
     /// Unpacks every layer that is not there yet, and checks all of them.

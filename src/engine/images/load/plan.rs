@@ -1,10 +1,12 @@
 //! What an archive of images says: which images there are, by which names, made of what. Nothing
 //! is unpacked here.
 
+use std::collections::BTreeSet;
+
 use oci_spec::image::{ImageConfiguration, MediaType};
 use serde::Deserialize;
 
-use super::super::disk::blob_name;
+use super::super::disk::{bare, blob_name};
 use super::super::manifest::Document;
 use super::super::reference::{Reference, ReferenceError, is_digest};
 use super::super::view::Platform;
@@ -26,12 +28,19 @@ pub(super) struct Plan {
 
 /// A layer, lowest first.
 #[derive(Debug)]
-pub(super) struct Layer {
+pub(in super::super) struct Layer {
     pub(super) blob: Blob,
     /// What its plain archive must hash to.
     pub(super) diff_id: String,
     /// The name that its archive is kept by.
     pub(super) kept: String,
+}
+
+/// Names on disk of what these images need.
+pub(super) fn needs<'a>(images: impl Iterator<Item = &'a Plan>) -> Vec<String> {
+    let layers = images.flat_map(|image| &image.layers);
+    let names = layers.flat_map(|layer| [bare(&layer.diff_id).to_owned(), layer.kept.clone()]);
+    names.collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 /// One image in `manifest.json`.

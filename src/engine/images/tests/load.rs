@@ -139,9 +139,11 @@ impl Store {
     /// What the store has on disk, so that nothing unexpected stays.
     pub(super) fn left(&self) -> usize {
         let top = self.files("images").into_iter();
-        let odd =
-            top.filter(|name| !["blobs", "index.json", "oci-layout"].contains(&name.as_str()));
-        odd.count() + self.files("layers").len() + self.files("images/blobs/sha256").len()
+        let usual = ["blobs", "index.json", "oci-layout", "partial"];
+        let odd = top.filter(|name| !usual.contains(&name.as_str())).count();
+        odd + self.files("images/partial").len()
+            + self.files("layers").len()
+            + self.files("images/blobs/sha256").len()
     }
 }
 

@@ -75,7 +75,7 @@ impl Sim {
 
     pub(crate) fn node_up(&mut self, node: NodeId, description: NodeDescription) {
         let (addr, description) = (String::from("10.0.0.9"), Box::new(description));
-        self.event(SessionEvent::Up { node, addr, description });
+        self.event(SessionEvent::Up { node, addr, advertise: String::new(), description });
     }
 
     pub(crate) fn event(&mut self, event: SessionEvent) {

@@ -123,7 +123,12 @@ impl Swarm {
         self.affected.insert(node);
         let description = Box::new(testing::description("node"));
         let addr = String::from("10.0.0.9");
-        self.send(Message::Session(SessionEvent::Up { node, addr, description }));
+        self.send(Message::Session(SessionEvent::Up {
+            node,
+            addr,
+            advertise: String::new(),
+            description,
+        }));
     }
 
     /// Sends something to the managers, with all that can happen on the way.

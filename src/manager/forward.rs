@@ -1,0 +1,192 @@
+//! Writes and confirmed reads on any manager: what only the leader can do is asked of it, again
+//! and again across leaders until it is done or the time is up.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use skep_core::command::{Command, Outcome};
+use skep_core::id::RequestId;
+use skep_raft::{ProposeError, ReadError};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::peers::PeerError;
+use super::{Manager, failed, mint};
+use crate::gate::Refusal;
+use crate::limits::WRITE_WAIT;
+use crate::wire::control::{ControlAnswer, ControlRequest, Refused};
+
+/// Pause before the same leader is asked again.
+const AGAIN: Duration = Duration::from_millis(20);
+
+/// Reads that were confirmed, in order of their beginnings.
+#[derive(Debug, Default)]
+pub(super) struct Confirmed {
+    begun: AtomicU64,
+    last: tokio::sync::Mutex<u64>,
+}
+
+/// What one try at a write led to.
+enum Tried {
+    Outcome(Outcome),
+    /// Not proposed, and of no use to try again.
+    Refused(Refusal),
+    /// Not proposed: nobody leads, as far as was found.
+    NoLeader,
+    /// It may have been proposed.
+    Unknown,
+}
+
+impl Manager {
+    /// Proposes a command under a request id of its own and returns the object's write counter.
+    ///
+    /// # Errors
+    /// The rejection, or why there is no answer.
+    pub async fn propose(&self, command: Command) -> Result<u64, Refusal> {
+        let request: RequestId = mint().map_err(|e| failed("cannot make a request id", e))?;
+        match self.outcome(request, command).await? {
+            Outcome::Done(version) => Ok(version),
+            Outcome::Rejected(rejection) => Err(rejection.into()),
+        }
+    }
+
+    /// Proposes a decision of this manager's own control loop: it is worth nothing to another
+    /// leader.
+    ///
+    /// # Errors
+    /// The rejection, or why there is no answer.
+    pub(super) async fn decide(&self, command: Command) -> Result<u64, Refusal> {
+        let request: RequestId = mint().map_err(|e| failed("cannot make a request id", e))?;
+        match self.raft.propose(request, command).await {
+            Ok(Outcome::Done(version)) => Ok(version),
+            Ok(Outcome::Rejected(rejection)) => Err(rejection.into()),
+            Err(ProposeError::NotLeader { .. }) => Err(Refusal::NoLeader),
+            Err(ProposeError::NoSpace) => Err(Refusal::NoSpace(self.log_dir.clone())),
+            Err(ProposeError::Unknown) => Err(Refusal::Unknown(request.to_string())),
+            Err(e) => Err(failed("the swarm's log does not take the write", e)),
+        }
+    }
+
+    /// The first outcome of a request, on whichever manager leads.
+    async fn outcome(&self, request: RequestId, command: Command) -> Result<Outcome, Refusal> {
+        let until = Instant::now() + WRITE_WAIT;
+        let mut leadership = self.raft.leadership();
+        let mut may_be_done = false;
+        loop {
+            leadership.mark_unchanged();
+            let tried = timeout_at(until, self.attempt(request, &command)).await;
+            match tried.unwrap_or(Tried::Unknown) {
+                Tried::Outcome(outcome) => return Ok(outcome),
+                Tried::Refused(refusal) if !may_be_done => return Err(refusal),
+                Tried::Refused(_) | Tried::NoLeader => {}
+                Tried::Unknown => may_be_done = true,
+            }
+            if Instant::now() >= until {
+                break;
+            }
+            // A change of leader is worth a try at once, the same one after a moment.
+            let _ = timeout(AGAIN, leadership.changed()).await;
+        }
+        Err(if may_be_done { Refusal::Unknown(request.to_string()) } else { Refusal::NoLeader })
+    }
+
+    async fn attempt(&self, request: RequestId, command: &Command) -> Tried {
+        let leader = *self.raft.leadership().borrow();
+        if leader.here {
+            return match self.raft.propose(request, command.clone()).await {
+                Ok(outcome) => Tried::Outcome(outcome),
+                Err(ProposeError::NotLeader { .. }) => Tried::NoLeader,
+                Err(ProposeError::NoSpace) => {
+                    Tried::Refused(Refusal::NoSpace(self.log_dir.clone()))
+                }
+                Err(ProposeError::Unknown) => Tried::Unknown,
+                Err(e) => Tried::Refused(failed("the swarm's log does not take the write", e)),
+            };
+        }
+        let Some(leader) = leader.leader else { return Tried::NoLeader };
+        let ask = ControlRequest::Propose { request, command: command.clone() };
+        match self.peers.ask(leader, &ask).await {
+            Ok(ControlAnswer::Outcome(outcome)) => Tried::Outcome(outcome),
+            Ok(ControlAnswer::NotLeader(_)) => Tried::NoLeader,
+            Ok(ControlAnswer::Refused(Refused::NoSpace(dir))) => {
+                Tried::Refused(Refusal::NoSpace(dir))
+            }
+            Ok(ControlAnswer::Refused(Refused::Other(text))) => {
+                Tried::Refused(failed("the swarm's log does not take the write", text))
+            }
+            Err(PeerError::Wire(_) | PeerError::Silent) | Ok(_) => Tried::Unknown,
+            Err(_) => Tried::NoLeader,
+        }
+    }
+
+    /// Carries out another manager's write, if this one leads.
+    pub(super) async fn propose_for(
+        &self,
+        request: RequestId,
+        command: Command,
+    ) -> ControlAnswer {
+        match self.raft.propose(request, command).await {
+            Ok(outcome) => ControlAnswer::Outcome(outcome),
+            Err(ProposeError::NotLeader { leader }) => ControlAnswer::NotLeader(leader),
+            Err(ProposeError::Unknown) => ControlAnswer::Unknown,
+            Err(ProposeError::NoSpace) => {
+                ControlAnswer::Refused(Refused::NoSpace(self.log_dir.clone()))
+            }
+            Err(e) => ControlAnswer::Refused(Refused::Other(e.to_string())),
+        }
+    }
+
+    /// Waits until what is applied here includes everything acknowledged before the call.
+    ///
+    /// # Errors
+    /// [`Refusal::NoLeader`] if no leader confirms it in time.
+    pub async fn confirm(&self) -> Result<(), Refusal> {
+        let arrived = self.confirmed.begun.load(Ordering::Acquire);
+        let mut last = self.confirmed.last.lock().await;
+        // One that began since then answers for all who waited meanwhile.
+        if *last > arrived {
+            return Ok(());
+        }
+        let begun = self.confirmed.begun.fetch_add(1, Ordering::AcqRel) + 1;
+        self.confirm_now().await?;
+        *last = begun;
+        Ok(())
+    }
+
+    async fn confirm_now(&self) -> Result<(), Refusal> {
+        let until = Instant::now() + WRITE_WAIT;
+        let mut leadership = self.raft.leadership();
+        loop {
+            leadership.mark_unchanged();
+            match timeout_at(until, self.read_index()).await {
+                Ok(true) => return Ok(()),
+                Ok(false) => {}
+                Err(_) => return Err(Refusal::NoLeader),
+            }
+            let _ = timeout(AGAIN, leadership.changed()).await;
+        }
+    }
+
+    async fn read_index(&self) -> bool {
+        let leader = *self.raft.leadership().borrow();
+        if leader.here {
+            return self.raft.read_index().await.is_ok();
+        }
+        let Some(leader) = leader.leader else { return false };
+        let Ok(ControlAnswer::Index(index)) =
+            self.peers.ask(leader, &ControlRequest::ReadIndex).await
+        else {
+            return false;
+        };
+        let mut applied = self.raft.applied();
+        applied.wait_for(|at| at.is_some_and(|at| at >= index)).await.is_ok()
+    }
+
+    /// Tells another manager up to which entry it must have applied, if this one leads.
+    pub(super) async fn read_index_for(&self) -> ControlAnswer {
+        match self.raft.read_index().await {
+            Ok(index) => ControlAnswer::Index(index),
+            Err(ReadError::NotLeader { leader }) => ControlAnswer::NotLeader(leader),
+            Err(ReadError::Timeout | ReadError::Shutdown) => ControlAnswer::NotLeader(None),
+        }
+    }
+}

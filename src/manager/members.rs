@@ -1,0 +1,84 @@
+//! Carries out what the core decides about Raft's membership, while this manager leads.
+
+use std::time::Duration;
+
+use skep_core::control::members::{MemberStep, MembersView, next_step};
+use skep_raft::MemberError;
+use tokio::sync::watch;
+use tokio::time::sleep;
+
+use super::{Manager, stopped};
+use crate::wire::control::{ControlAnswer, ControlRequest};
+
+/// Time between two looks, while something is to be done.
+const SOON: Duration = Duration::from_millis(50);
+/// Time between two looks otherwise: changes of the state wake it at once.
+const LATER: Duration = Duration::from_secs(1);
+
+/// Keeps Raft's members what the state says until told to stop.
+pub async fn tend(manager: &Manager, mut stop: watch::Receiver<bool>) {
+    let mut directory = manager.peers.book().directory();
+    let mut leadership = manager.raft.leadership();
+    loop {
+        let is_busy = leadership.borrow_and_update().here && manager.tend_once().await;
+        let pause = if is_busy { SOON } else { LATER };
+        tokio::select! {
+            () = stopped(&mut stop) => return,
+            _ = directory.changed() => {}
+            _ = leadership.changed() => {}
+            () = sleep(pause) => {}
+        }
+    }
+}
+
+impl Manager {
+    /// Takes the next step. Whether there was one.
+    async fn tend_once(&self) -> bool {
+        let members = self.raft.members();
+        let view = MembersView {
+            me: members.me,
+            voters: members.voters,
+            learners: members.learners,
+            addrs: members.addrs,
+            matched: members.matched,
+            last: members.last,
+            is_joint: members.is_joint,
+        };
+        let Some(step) = self.raft.view(|state| next_step(state, &view)) else { return false };
+        tracing::info!(?step, "changing the managers");
+        let done = match step {
+            MemberStep::AddLearner { raft_id, addr } => self.raft.add_learner(raft_id, addr).await,
+            MemberStep::Promote { raft_id } => self.raft.promote(raft_id).await,
+            MemberStep::Readdress { raft_id, addr } => self.raft.readdress(raft_id, addr).await,
+            MemberStep::Remove { raft_id } => self.raft.remove(raft_id).await,
+            MemberStep::HandOver => self.raft.hand_over().await.map(|_| ()),
+        };
+        if let Err(error) = done {
+            tracing::warn!(%error, "the managers cannot be changed now; trying again");
+        }
+        true
+    }
+
+    /// Lets another manager lead, if this one does and there is another.
+    pub async fn hand_over(&self) {
+        if !self.raft.is_leader() || self.raft.members().voters.len() < 2 {
+            return;
+        }
+        match self.raft.hand_over().await {
+            Ok(_) | Err(MemberError::NotLeader { .. }) => {}
+            Err(error) => tracing::warn!(%error, "no other manager takes over the lead"),
+        }
+    }
+
+    /// Asks the managers that are known who the managers are now.
+    pub async fn refresh_book(&self) {
+        let known = self.peers.book().directory().borrow().managers.clone();
+        for manager in known.into_iter().filter(|manager| manager.node != self.node) {
+            let asked = self.peers.ask(manager.raft_id, &ControlRequest::Directory).await;
+            if let Ok(ControlAnswer::Directory(directory)) = asked {
+                self.peers.book().update(directory);
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! The one UDP port: everything between nodes is QUIC with TLS 1.3 on it. The protocol a
+//! connection speaks is named by its ALPN, and who may speak it is decided here, before a stream
+//! is read.
+
+mod connect;
+mod error;
+mod serve;
+mod stream;
+mod tls;
+
+#[cfg(test)]
+mod tests;
+
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use quinn::{Endpoint, EndpointConfig, TokioRuntime, VarInt};
+use skep_core::id::NodeId;
+
+pub use connect::{Expected, Meeting, closed, dial_error};
+pub use error::{Closed, DialError, ListenError};
+pub use serve::{Admission, Guest, Recorded, Service, Visit};
+pub use stream::BiStream;
+pub use tls::Identity;
+
+/// A protocol between nodes with its major version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    /// Anybody with a token asks to join; a member renews its certificate.
+    Join,
+    /// Raft between managers.
+    Raft,
+    /// A node's agent and the manager that holds its session.
+    Agent,
+    /// Managers among one another: forwarded writes, confirmed reads, session events.
+    Control,
+}
+
+impl Protocol {
+    /// How many there are.
+    pub const COUNT: usize = 4;
+
+    const ALL: [Self; Self::COUNT] = [Self::Join, Self::Raft, Self::Agent, Self::Control];
+
+    /// Its name in the TLS handshake.
+    #[must_use]
+    pub fn alpn(self) -> &'static [u8] {
+        match self {
+            Self::Join => b"skep-join/1",
+            Self::Raft => b"skep-raft/1",
+            Self::Agent => b"skep-agent/1",
+            Self::Control => b"skep-control/1",
+        }
+    }
+
+    fn of_alpn(name: &[u8]) -> Option<Self> {
+        Self::ALL.into_iter().find(|protocol| protocol.alpn() == name)
+    }
+}
+
+/// This node's end of the network.
+#[derive(Debug)]
+pub struct Net {
+    endpoint: Endpoint,
+    identity: RwLock<Option<Arc<Identity>>>,
+    /// There while this node answers.
+    live: Mutex<Option<serve::Live>>,
+}
+
+impl Net {
+    /// Binds the UDP port. It only dials until [`Net::serve`] is called.
+    ///
+    /// # Errors
+    /// [`ListenError`] names the address.
+    pub fn bind(addr: SocketAddr) -> Result<Arc<Self>, ListenError> {
+        let failed = |source| ListenError { addr, source };
+        let socket = UdpSocket::bind(addr).map_err(failed)?;
+        let runtime = Arc::new(TokioRuntime);
+        let endpoint = Endpoint::new(EndpointConfig::default(), None, socket, runtime);
+        Ok(Arc::new(Self {
+            endpoint: endpoint.map_err(failed)?,
+            identity: RwLock::new(None),
+            live: Mutex::new(None),
+        }))
+    }
+
+    /// The address it is bound to, with the port that was picked if none was given.
+    ///
+    /// # Errors
+    /// If the socket cannot tell.
+    pub fn local_addr(&self) -> std::io::Result<SocketAddr> {
+        self.endpoint.local_addr()
+    }
+
+    /// Who this node is towards others, once it is in a swarm.
+    #[must_use]
+    pub fn identity(&self) -> Option<Arc<Identity>> {
+        self.identity.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes a new certificate or a new set of roots. Connections that are open stay.
+    ///
+    /// # Errors
+    /// If certificate and key cannot be used.
+    pub fn set_identity(&self, identity: Arc<Identity>) -> Result<(), rustls::Error> {
+        if self.serves() {
+            self.endpoint.set_server_config(Some(tls::server_config(&identity)?));
+        }
+        *self.identity.write().unwrap_or_else(PoisonError::into_inner) = Some(identity);
+        Ok(())
+    }
+
+    /// Ends every connection and frees the port.
+    pub async fn close(&self) {
+        self.endpoint.close(VarInt::from_u32(Closed::Stopping.code()), b"stopping");
+        // Peers are told; those that do not confirm find out by themselves.
+        let _ = tokio::time::timeout(crate::limits::NET_CLOSE, self.endpoint.wait_idle()).await;
+    }
+}
+
+/// The address of a node as a host to dial and a port: a name is looked up anew each time.
+///
+/// # Errors
+/// [`DialError::Name`].
+pub async fn resolve(addr: &str) -> Result<SocketAddr, DialError> {
+    let unknown = |source| DialError::Name { addr: addr.to_owned(), source };
+    let mut found = tokio::net::lookup_host(addr).await.map_err(unknown)?;
+    found.next().ok_or_else(|| unknown(std::io::ErrorKind::NotFound.into()))
+}
+
+/// The server name in a handshake: the id of the node that is meant, if one is.
+fn server_name(node: Option<&NodeId>) -> String {
+    node.map_or_else(|| "swarm".to_owned(), ToString::to_string)
+}

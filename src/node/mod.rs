@@ -1,0 +1,478 @@
+//! The node: takes its parts, which do not know one another, and ties them together.
+
+mod found;
+mod join;
+mod leave;
+pub mod part;
+mod reach;
+mod roles;
+mod session;
+
+use std::net::SocketAddr;
+use std::sync::{Arc, PoisonError, RwLock, Weak};
+
+use skep_core::id::{ClusterId, NodeId};
+use skep_core::model::cluster::ClusterSpec;
+use skep_raft::{FatalHook, Raft};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use crate::agent::program::Supervisor;
+use crate::agent::remote::Remote;
+use crate::agent::{Agent, Context};
+use crate::clock::now;
+use crate::config::{self, NodeConfig};
+use crate::engine::images::exchange::ImageSource;
+use crate::engine::images::{ImageError, ImageStore};
+use crate::files::{DirLock, FileError, make_dir};
+use crate::gate::{Refusal, SwarmInit, SwarmJoin};
+use crate::hidden::Hidden;
+use crate::identity::store::{IdentityStore, NodeFile, Standing, StoreError};
+use crate::limits::SESSION_QUEUE;
+use crate::manager::stopped;
+use crate::manager::images::Images;
+use crate::manager::peers::{Book, Peers};
+use crate::manager::{Manager, failed};
+use crate::net::{Identity, ListenError, Net};
+use crate::seal::SealError;
+use crate::wire::session::{Directory, Hello};
+use part::Half;
+use reach::{ByTheSwarm, Counter, Own, Ways};
+pub use part::Swarm;
+use session::Uplink;
+
+/// A node does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A directory cannot be used.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// Another daemon uses the same directory.
+    #[error("{what} {path} is in use by another skep daemon: stop it, or choose another {option}")]
+    InUse {
+        /// Which directory.
+        what: &'static str,
+        /// Where.
+        path: std::path::PathBuf,
+        /// The option that sets it.
+        option: &'static str,
+    },
+    /// The identity files cannot be used.
+    #[error(transparent)]
+    Identity(#[from] StoreError),
+    /// The images cannot be read.
+    #[error("cannot open the image store")]
+    Images(#[from] ImageError),
+    /// This binary cannot be read.
+    #[error("cannot read the supervisor out of this binary")]
+    Supervisor(#[source] std::io::Error),
+    /// The log cannot be opened.
+    #[error("cannot open the swarm's log")]
+    Raft(#[from] skep_raft::StartError),
+    /// A first swarm could not be made.
+    #[error("cannot make a swarm")]
+    Init(#[source] Refusal),
+    /// The swarm could not be joined.
+    #[error("cannot join the swarm")]
+    Join(#[source] Refusal),
+    /// The token is of another swarm than the one that the node belongs to.
+    #[error(
+        "this node is in swarm {cluster}, and the join token is of another one: run 'skep swarm \
+         leave' first, or start without --join"
+    )]
+    OtherSwarm {
+        /// The node's swarm.
+        cluster: String,
+    },
+    /// The UDP port cannot be had.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The node's certificate cannot be used.
+    #[error("this node's certificate cannot be used")]
+    Certificate(#[source] rustls::Error),
+    /// An id in `node.json` is none.
+    #[error("node.json names {0:?}, which is no id: restore it from a backup")]
+    BadId(String),
+    /// A key could not be made.
+    #[error(transparent)]
+    Seal(#[from] SealError),
+}
+
+/// The node.
+#[derive(Debug)]
+pub struct Node {
+    me: Weak<Self>,
+    /// How it is set up.
+    pub config: NodeConfig,
+    supervisor: Arc<Supervisor>,
+    /// Its images.
+    pub images: Arc<ImageStore>,
+    /// What the runtime says of its version; empty if it says nothing.
+    pub runtime_version: String,
+    store: IdentityStore,
+    swarm: RwLock<Option<Arc<Swarm>>>,
+    /// One change of membership at a time.
+    membership: tokio::sync::Mutex<()>,
+    _locks: [DirLock; 2],
+}
+
+impl Node {
+    /// Opens the data root and takes up whatever it says this node is.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub async fn start(mut config: NodeConfig) -> Result<Arc<Self>, StartError> {
+        make_dir(&config.data_root, 0o700)?;
+        let store = IdentityStore::new(&config.data_root);
+        store.check_own()?;
+        make_dir(&config.run_root, 0o711)?;
+        let locks = [
+            lock("data root", &config.data_root, "--data-root")?,
+            lock("run root", &config.run_root, "--run-root")?,
+        ];
+        let supervisor = Arc::new(Supervisor::load().map_err(StartError::Supervisor)?);
+        store.clear_unfinished()?;
+        let images = Arc::new(ImageStore::open(&config.data_root)?);
+        let file = store.load()?;
+        let runtime_version = config::runtime_version(&config.runtime).await;
+        let join = config.join.take();
+        let node = Arc::new_cyclic(|me| Self {
+            me: Weak::clone(me),
+            config,
+            runtime_version,
+            supervisor,
+            images,
+            store,
+            swarm: RwLock::new(None),
+            membership: tokio::sync::Mutex::new(()),
+            _locks: locks,
+        });
+        let is_member = file.as_ref().is_some_and(|file| file.standing == Standing::Member);
+        match (file, join) {
+            (Some(file), join) if is_member => {
+                if let Some(join) = join {
+                    node.check_token(&file, &join.token)?;
+                }
+                node.resume(file).await?;
+            }
+            (file, join) => {
+                if file.is_some() {
+                    node.store.finish_wipe()?;
+                }
+                if let Some(join) = join {
+                    node.join_at_start(join).await?;
+                } else if file.is_none() && node.config.init {
+                    node.init_at_start().await?;
+                }
+            }
+        }
+        Ok(node)
+    }
+
+    async fn init_at_start(self: &Arc<Self>) -> Result<(), StartError> {
+        let init = SwarmInit {
+            availability: self.config.availability,
+            spec: ClusterSpec { autolock: self.config.autolock, ..Default::default() },
+            ..Default::default()
+        };
+        self.init(init).await.map(|_| ()).map_err(StartError::Init)
+    }
+
+    async fn join_at_start(self: &Arc<Self>, join: config::JoinArgs) -> Result<(), StartError> {
+        let join = SwarmJoin {
+            listen_addr: String::new(),
+            advertise_addr: String::new(),
+            remote_addrs: join.managers,
+            token: join.token,
+            availability: self.config.availability,
+        };
+        match self.join(join).await {
+            // It is a member, and goes on catching up.
+            Ok(_) | Err(Refusal::JoinTimeout) => Ok(()),
+            Err(refusal) => Err(StartError::Join(refusal)),
+        }
+    }
+
+    /// This node, to be held by what it starts.
+    ///
+    /// # Errors
+    /// If it is being dropped.
+    pub fn this(&self) -> Result<Arc<Self>, Refusal> {
+        self.me.upgrade().ok_or(Refusal::NotInSwarm)
+    }
+
+    /// This node's part in a swarm.
+    #[must_use]
+    pub fn swarm(&self) -> Option<Arc<Swarm>> {
+        self.swarm.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_swarm(&self, swarm: Option<Arc<Swarm>>) {
+        *self.swarm.write().unwrap_or_else(PoisonError::into_inner) = swarm;
+    }
+
+    async fn resume(self: &Arc<Self>, mut file: NodeFile) -> Result<(), StartError> {
+        // Whatever can be wrong with a file is found before anything runs.
+        self.store.check_leaf()?;
+        let listen = file.listen_addr.parse::<SocketAddr>().unwrap_or(self.config.listen_addr);
+        let net = Net::bind(listen)?;
+        file.advertise_addr = self.advertised(&net, &file);
+        self.take_up(net, file).await?;
+        Ok(())
+    }
+
+    /// Where others reach a node that was a member before: a port that was picked is another now.
+    fn advertised(&self, net: &Net, file: &NodeFile) -> String {
+        let told = self.config.advertise_addr.as_deref().unwrap_or(&file.advertise_addr);
+        let told = config::parse_addr("--advertise-addr", told, 0).ok();
+        let bound = net.local_addr().ok();
+        let (Some(mut told), Some(bound)) = (told, bound) else {
+            return file.advertise_addr.clone();
+        };
+        let picks = file.listen_addr.ends_with(":0");
+        if picks || told.port() == 0 {
+            told.set_port(bound.port());
+        }
+        told.to_string()
+    }
+
+    /// The listen address as it is kept: a port that is to be picked stays so.
+    fn listened(&self, net: &Net) -> String {
+        match (self.config.listen_addr.port(), net.local_addr()) {
+            (0, _) | (_, Err(_)) => self.config.listen_addr.to_string(),
+            (_, Ok(bound)) => bound.to_string(),
+        }
+    }
+
+    fn listen_addr(&self, given: &str) -> Result<SocketAddr, Refusal> {
+        if given.is_empty() {
+            return Ok(self.config.listen_addr);
+        }
+        let port = self.config.listen_addr.port();
+        config::parse_addr("--listen-addr", given, port).map_err(|e| Refusal::Invalid(e.to_string()))
+    }
+
+    fn raft_dir(&self) -> String {
+        self.store.raft_dir().to_string_lossy().into_owned()
+    }
+
+    async fn open_raft(&self, file: &NodeFile, peers: &Arc<Peers>) -> Result<Raft, StartError> {
+        let config = skep_raft::Config {
+            dir: self.store.raft_dir(),
+            storage_key: self.store.load_storage_key()?,
+            raft_id: file.raft_id,
+            addr: file.advertise_addr.clone(),
+            on_fatal: FatalHook::exit(),
+        };
+        Ok(Raft::start_among(config, Arc::new(now), Arc::clone(peers) as _).await?)
+    }
+
+    /// Takes the certificate and the roots that this node shows and trusts from now on.
+    fn show(&self, swarm: &Swarm, chain: &str, roots: &[String]) -> Result<(), Refusal> {
+        let what = "this node's certificate cannot be used";
+        let key = self.store.load_node_key().map_err(disk)?;
+        let identity = Identity::new(swarm.cluster, swarm.node, chain, &key, roots)
+            .map_err(|e| failed(what, e))?;
+        swarm.net.set_identity(Arc::new(identity)).map_err(|e| failed(what, e))
+    }
+
+    /// Starts what this node does in its swarm.
+    async fn take_up(
+        self: &Arc<Self>,
+        net: Arc<Net>,
+        file: NodeFile,
+    ) -> Result<Arc<Swarm>, StartError> {
+        let id = |text: &str| StartError::BadId(text.to_owned());
+        let cluster: ClusterId = file.cluster.parse().map_err(|_| id(&file.cluster))?;
+        let node: NodeId = file.node.parse().map_err(|_| id(&file.node))?;
+        let directory = self.store.load_directory()?.unwrap_or_default();
+        let book = Arc::new(Book::new(cluster, directory.clone()));
+        let peers = Peers::new(Arc::clone(&net), book);
+        let (news_tx, news) = mpsc::channel(SESSION_QUEUE);
+        let (orders, orders_rx) = mpsc::channel(SESSION_QUEUE);
+        let own = Arc::new(Own::default());
+        let source: Arc<dyn ImageSource> = Arc::new(ByTheSwarm(Arc::clone(&own)));
+        let agent = Arc::new(Agent::new(self.agent_context(cluster, node, source, news_tx))?);
+        agent.reattach()?;
+        let (stop, stopped) = watch::channel(false);
+        let swarm = Arc::new(Swarm {
+            cluster,
+            node,
+            agent,
+            net,
+            reach: Arc::new(Ways(Arc::clone(&own))),
+            line: std::sync::Mutex::new(None),
+            peers,
+            half: RwLock::new(None),
+            advertise: file.advertise_addr.clone(),
+            file: std::sync::Mutex::new(file),
+            stop,
+            workers: tokio::sync::Mutex::new(JoinSet::new()),
+        });
+        own.set(&swarm);
+        let chain = self.store.load_chain()?;
+        self.show(&swarm, &chain, &directory.roots).map_err(StartError::Join)?;
+        if swarm.file().raft_id != 0 {
+            self.start_half(&swarm).await?;
+        }
+        self.start_agent(&swarm, news, orders, orders_rx, stopped).await;
+        self.set_swarm(Some(Arc::clone(&swarm)));
+        Ok(swarm)
+    }
+
+    fn agent_context(
+        &self,
+        cluster: ClusterId,
+        node: NodeId,
+        source: Arc<dyn ImageSource>,
+        session: mpsc::Sender<crate::wire::session::FromAgent>,
+    ) -> Context {
+        Context {
+            data_root: self.config.data_root.clone(),
+            run_root: self.config.run_root.clone(),
+            node_name: self.config.node_name.clone(),
+            runtime: self.config.runtime.clone(),
+            vault: self.config.vault.clone(),
+            unified_cgroups: crate::engine::files::has_unified_cgroups(),
+            cluster,
+            node,
+            supervisor: Arc::clone(&self.supervisor),
+            images: Arc::clone(&self.images),
+            image_source: Some(source),
+            execs: Default::default(),
+            session,
+        }
+    }
+
+    async fn start_agent(
+        self: &Arc<Self>,
+        swarm: &Arc<Swarm>,
+        news: mpsc::Receiver<crate::wire::session::FromAgent>,
+        orders: mpsc::Sender<crate::wire::session::ToAgent>,
+        obeyed: mpsc::Receiver<crate::wire::session::ToAgent>,
+        stop: watch::Receiver<bool>,
+    ) {
+        let (role, roles) = watch::channel(swarm.file().raft_id);
+        let (removed, is_removed) = watch::channel(false);
+        let uplink = Uplink {
+            swarm: Arc::clone(swarm),
+            news,
+            orders,
+            hello: Hello {
+                cluster: swarm.cluster,
+                incarnation: 0,
+                incarnation_id: [0; 16],
+                description: config::describe(&self.config.node_name),
+                advertise: swarm.advertise.clone(),
+                boot_id: config::boot_id(),
+                format: skep_core::state::FORMAT,
+            },
+            role,
+            removed,
+            asked: Arc::new(Remote::new(Arc::clone(&swarm.agent))),
+            stop: stop.clone(),
+        };
+        let mut workers = swarm.workers.lock().await;
+        let obeying = Arc::clone(&swarm.agent);
+        workers.spawn(async move { obeying.obey(obeyed).await });
+        workers.spawn(uplink.run());
+        workers.spawn(Arc::clone(self).keep_role(Arc::clone(swarm), roles, stop.clone()));
+        workers.spawn(Arc::clone(self).keep_directory(Arc::clone(swarm), stop));
+        // On a task of its own: it ends all the others.
+        tokio::spawn(Arc::clone(self).forget_when_removed(Arc::clone(swarm), is_removed));
+    }
+
+    /// Starts the manager half on the log in the data root.
+    async fn start_half(&self, swarm: &Arc<Swarm>) -> Result<(), StartError> {
+        let seal = self.store.load_seal_key()?;
+        let raft = self.open_raft(&swarm.file(), &swarm.peers).await?;
+        let peers = Arc::clone(&swarm.peers);
+        let manager =
+            Manager::new(raft, swarm.cluster, swarm.node, peers, seal, self.raft_dir());
+        let manager = Arc::new(manager);
+        let images = Arc::clone(&self.images);
+        let images = Images::new(Arc::clone(&manager), images, Arc::clone(&swarm.reach));
+        let images = Arc::new(images);
+        let remote = Arc::new(Remote::new(Arc::clone(&swarm.agent)));
+        let counter = Arc::new(Counter { images: Arc::clone(&images), remote });
+        let half = Half::start(manager, &swarm.net, images, counter);
+        swarm.set_half(Some(half));
+        Ok(())
+    }
+
+    /// Keeps what is known of the managers on disk, and trusts the roots that it names.
+    async fn keep_directory(self: Arc<Self>, swarm: Arc<Swarm>, mut stop: watch::Receiver<bool>) {
+        let mut directory = swarm.book().directory();
+        directory.mark_changed();
+        let mut trusted = Vec::new();
+        loop {
+            tokio::select! {
+                () = stopped(&mut stop) => return,
+                changed = directory.changed() => if changed.is_err() { return },
+            }
+            let latest: Directory = directory.borrow_and_update().clone();
+            if latest.incarnation == 0 {
+                continue;
+            }
+            if let Err(error) = self.store.advance_directory(&latest) {
+                tracing::warn!(error = chain(&error), "who the managers are cannot be kept");
+            }
+            if latest.roots != trusted {
+                let shown = self.store.load_chain().map_err(disk);
+                let shown = shown.and_then(|chain| self.show(&swarm, &chain, &latest.roots));
+                match shown {
+                    Ok(()) => trusted = latest.roots,
+                    Err(error) => {
+                        tracing::warn!(error = chain(&error), "the swarm's roots cannot be used");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Refuses a token of another swarm than the node's own.
+    fn check_token(&self, file: &NodeFile, token: &Hidden) -> Result<(), StartError> {
+        let roots = self.store.load_directory()?.unwrap_or_default().roots;
+        let is_ours = crate::identity::token::Token::parse(token.reveal())
+            .is_ok_and(|token| roots.iter().any(|root| token.is_of(root)));
+        if is_ours || roots.is_empty() {
+            return Ok(());
+        }
+        Err(StartError::OtherSwarm { cluster: file.cluster.clone() })
+    }
+
+    /// Stops taking part. Tasks go on: the next daemon finds them.
+    pub async fn stop(&self) {
+        let _membership = self.membership.lock().await;
+        if let Some(swarm) = self.swarm() {
+            self.set_swarm(None);
+            swarm.halt().await;
+        }
+    }
+}
+
+fn disk(error: StoreError) -> Refusal {
+    failed("cannot write the node's identity", error)
+}
+
+/// An error with its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+fn lock(
+    what: &'static str,
+    path: &std::path::Path,
+    option: &'static str,
+) -> Result<DirLock, StartError> {
+    DirLock::take(path).map_err(|error| match error.source.kind() {
+        std::io::ErrorKind::WouldBlock => StartError::InUse { what, path: path.to_owned(), option },
+        _ => error.into(),
+    })
+}

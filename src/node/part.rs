@@ -1,0 +1,256 @@
+//! This node's part in a swarm: its agent always, and a manager while the swarm says so.
+
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use quinn::Connection;
+use skep_core::apply::Change;
+use skep_core::id::{ClusterId, NodeId};
+use skep_core::state::State;
+use skep_raft::Event;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use crate::agent::Agent;
+use crate::identity::store::NodeFile;
+use crate::limits::SESSION_QUEUE;
+use crate::manager::stopped;
+use crate::manager::images::Images;
+use crate::manager::members::tend;
+use crate::manager::peers::{Book, Peers};
+use crate::manager::pump::pump;
+use crate::manager::reach::Reach;
+use crate::manager::reception::{Desk, Requests};
+use crate::manager::{Manager, leader};
+use crate::net::{Admission, Net, Recorded, Visit};
+use crate::wire::control::SessionNews;
+use crate::wire::session::{Directory, ManagerEntry};
+
+/// This node's part in a swarm.
+#[derive(Debug)]
+pub struct Swarm {
+    /// The swarm.
+    pub cluster: ClusterId,
+    /// This node.
+    pub node: NodeId,
+    /// Its agent half.
+    pub agent: Arc<Agent>,
+    /// Its end of the network.
+    pub net: Arc<Net>,
+    /// The way to the agents of other nodes.
+    pub reach: Arc<dyn Reach>,
+    /// The connection of its session, while that is with another node.
+    pub(super) line: Mutex<Option<Connection>>,
+    /// The other managers, and who they are.
+    pub peers: Arc<Peers>,
+    /// Its manager half, while it has one.
+    pub(super) half: RwLock<Option<Arc<Half>>>,
+    /// Its identity file as it was last written.
+    pub(super) file: Mutex<NodeFile>,
+    /// Address with port by which others reach it.
+    pub(super) advertise: String,
+    pub(super) stop: watch::Sender<bool>,
+    pub(super) workers: tokio::sync::Mutex<JoinSet<()>>,
+}
+
+/// The manager half.
+#[derive(Debug)]
+pub struct Half {
+    /// The manager.
+    pub manager: Arc<Manager>,
+    /// Finds images for agents.
+    pub(super) images: Arc<Images>,
+    /// News of sessions go here.
+    pub(super) news: mpsc::Sender<SessionNews>,
+    /// Turns true when the half ends.
+    pub(super) stop: watch::Sender<bool>,
+    workers: tokio::sync::Mutex<JoinSet<()>>,
+}
+
+impl Swarm {
+    /// Its manager half, while it has one.
+    #[must_use]
+    pub fn half(&self) -> Option<Arc<Half>> {
+        self.half.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Its manager, while it is one.
+    #[must_use]
+    pub fn manager(&self) -> Option<Arc<Manager>> {
+        self.half().map(|half| Arc::clone(&half.manager))
+    }
+
+    pub(super) fn set_half(&self, half: Option<Arc<Half>>) -> Option<Arc<Half>> {
+        std::mem::replace(&mut *self.half.write().unwrap_or_else(PoisonError::into_inner), half)
+    }
+
+    /// Its identity file as it was last written.
+    #[must_use]
+    pub fn file(&self) -> NodeFile {
+        self.file.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The connection of its session, while that is with another node.
+    #[must_use]
+    pub fn line(&self) -> Option<Connection> {
+        self.line.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn set_line(&self, line: Option<Connection>) {
+        *self.line.lock().unwrap_or_else(PoisonError::into_inner) = line;
+    }
+
+    /// Who the managers are.
+    #[must_use]
+    pub fn book(&self) -> &Arc<Book> {
+        self.peers.book()
+    }
+
+    /// Address with port by which others reach it.
+    #[must_use]
+    pub fn advertise(&self) -> &str {
+        &self.advertise
+    }
+
+    /// Stops taking part. Tasks go on.
+    pub(super) async fn halt(&self) {
+        self.stop.send_replace(true);
+        if let Some(half) = self.set_half(None) {
+            half.halt().await;
+        }
+        self.workers.lock().await.shutdown().await;
+        self.net.close().await;
+    }
+}
+
+impl Half {
+    /// Starts everything that a manager does.
+    pub(super) fn start(
+        manager: Arc<Manager>,
+        net: &Arc<Net>,
+        images: Arc<Images>,
+        requests: Arc<dyn Requests>,
+    ) -> Arc<Self> {
+        let (stop, stopped) = watch::channel(false);
+        let (news, news_rx) = mpsc::channel(SESSION_QUEUE);
+        let (leading, leading_rx) = mpsc::channel(SESSION_QUEUE);
+        let mut workers = JoinSet::new();
+        let (lead, stop_leading) = (Arc::clone(&manager), stopped.clone());
+        workers.spawn(async move { leader::lead(&lead, leading_rx, stop_leading).await });
+        let (pumping, stop_pumping) = (Arc::clone(&manager), stopped.clone());
+        workers.spawn(async move { pump(&pumping, news_rx, leading, stop_pumping).await });
+        let (tending, stop_tending) = (Arc::clone(&manager), stopped.clone());
+        workers.spawn(async move { tend(&tending, stop_tending).await });
+        let keeper: Arc<dyn Admission> = Arc::new(Gatekeeper(Arc::clone(&manager)));
+        let desk =
+            Arc::new(Desk::new(Arc::clone(&manager), news.clone(), requests, stopped.clone()));
+        let (serving, admission, stop_serving) =
+            (Arc::clone(net), Arc::clone(&keeper), stopped.clone());
+        workers.spawn(async move {
+            if let Err(error) = serving.serve(admission, desk, stop_serving).await {
+                tracing::error!(%error, "this node cannot answer others");
+            }
+        });
+        let (following, reviewed) = (Arc::clone(&manager), Arc::clone(net));
+        workers.spawn(async move { follow(&following, &reviewed, &*keeper, stopped).await });
+        Arc::new(Self { manager, images, news, stop, workers: tokio::sync::Mutex::new(workers) })
+    }
+
+    /// Ends it: a leader hands over first.
+    pub(super) async fn halt(&self) {
+        self.manager.hand_over().await;
+        self.stop.send_replace(true);
+        self.manager.raft.shutdown().await;
+        self.workers.lock().await.shutdown().await;
+    }
+}
+
+/// Who the managers are, by the state at this entry.
+fn directory(state: &State, epoch: u64) -> Option<Directory> {
+    let cluster = state.cluster()?;
+    let managers = state.nodes().filter_map(|node| {
+        let manager = node.manager.as_ref()?;
+        Some(ManagerEntry {
+            node: node.id,
+            public_key: node.public_key.clone(),
+            addr: manager.addr.clone(),
+            raft_id: manager.raft_id,
+        })
+    });
+    Some(Directory {
+        incarnation: cluster.incarnation,
+        incarnation_id: cluster.incarnation_id,
+        epoch,
+        managers: managers.collect(),
+        roots: cluster.trust.roots.clone(),
+    })
+}
+
+/// Writes the book from the state, and ends connections of those who are no longer members.
+async fn follow(
+    manager: &Manager,
+    net: &Net,
+    keeper: &dyn Admission,
+    mut stop: watch::Receiver<bool>,
+) {
+    let mut changes = manager.raft.subscribe();
+    loop {
+        let epoch = *manager.raft.applied().borrow();
+        let latest = manager.raft.view(|state| directory(state, epoch.unwrap_or(0)));
+        if let Some(latest) = latest {
+            manager.peers.book().update(latest);
+        }
+        net.review(keeper);
+        let concerns = |event: &Event| match event {
+            Event::Rescan => true,
+            Event::Applied(applied) => {
+                let about = |change: &Change| matches!(change, Change::Node(_) | Change::Cluster);
+                applied.changes.iter().any(about)
+            }
+        };
+        loop {
+            tokio::select! {
+                () = stopped(&mut stop) => return,
+                event = changes.next() => match event {
+                    None => return,
+                    Some(event) if concerns(&event) => break,
+                    Some(_) => {}
+                }
+            }
+        }
+    }
+}
+
+/// Admits by the state; a manager whose state is behind also by what it was told since.
+struct Gatekeeper(Arc<Manager>);
+
+impl Admission for Gatekeeper {
+    fn recorded(&self, node: &NodeId) -> Option<Recorded> {
+        let found = self.0.raft.view(|state| {
+            state.node(node).map(|node| Recorded {
+                public_key: node.public_key.clone(),
+                raft_id: node.manager.as_ref().map(|manager| manager.raft_id),
+            })
+        });
+        let directory = self.0.peers.book().directory();
+        let directory = directory.borrow();
+        let applied = self.0.raft.applied().borrow().unwrap_or(0);
+        if found.is_some() && applied >= directory.epoch {
+            return found;
+        }
+        let told = directory.managers.iter().find(|manager| manager.node == *node);
+        let told = told.map(|manager| Recorded {
+            public_key: manager.public_key.clone(),
+            raft_id: Some(manager.raft_id),
+        });
+        told.or(found)
+    }
+
+    fn confirm(&self, node: NodeId) -> Visit<bool> {
+        let manager = Arc::clone(&self.0);
+        Box::pin(async move {
+            manager.refresh_book().await;
+            let is_confirmed = manager.confirm().await.is_ok();
+            is_confirmed && manager.raft.view(|state| state.node(&node).is_none())
+        })
+    }
+}

@@ -1,0 +1,124 @@
+//! What managers say to one another beside Raft: one question and one answer on one stream, but
+//! for those that go on as a relay.
+
+use minicbor::{Decode, Encode};
+use skep_core::command::{Command, Outcome};
+use skep_core::id::{ClusterId, NodeId, RequestId};
+use skep_core::model::node::NodeDescription;
+
+use super::session::Directory;
+
+/// The first message of either end: which swarm it speaks of.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Greeting {
+    /// The swarm.
+    #[n(0)]
+    pub cluster: ClusterId,
+    /// Raised by `--force-new-cluster` and restore.
+    #[n(1)]
+    pub incarnation: u64,
+    /// Random half of the incarnation.
+    #[cbor(n(2), with = "minicbor::bytes")]
+    pub incarnation_id: [u8; 16],
+}
+
+/// The question.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub enum ControlRequest {
+    /// Propose this, if you lead.
+    #[n(0)]
+    Propose {
+        /// A repeated id gets its first outcome.
+        #[n(0)]
+        request: RequestId,
+        /// Command.
+        #[n(1)]
+        command: Command,
+    },
+    /// Up to which entry must one have applied to read what is acknowledged now?
+    #[n(1)]
+    ReadIndex,
+    /// What happened to sessions on the asking manager.
+    #[n(2)]
+    Sessions(#[n(0)] Vec<SessionNews>),
+    /// Who are the managers?
+    #[n(3)]
+    Directory,
+    /// Connect this stream to the agent of a node, if its session is here. After an answer of
+    /// `Done` the stream is the agent's.
+    #[n(4)]
+    Reach {
+        /// Node.
+        #[n(0)]
+        node: NodeId,
+    },
+}
+
+/// The answer.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub enum ControlAnswer {
+    /// Done, or go on.
+    #[n(0)]
+    Done,
+    /// What became of a proposal.
+    #[n(1)]
+    Outcome(#[n(0)] Outcome),
+    /// Not proposed: this manager does not lead. Who does, if that is known, by Raft id.
+    #[n(2)]
+    NotLeader(#[n(0)] Option<u64>),
+    /// Proposed, but what became of it is not known: ask again with the same id.
+    #[n(3)]
+    Unknown,
+    /// Not proposed; the text says why.
+    #[n(4)]
+    Refused(#[n(0)] Refused),
+    /// The entry.
+    #[n(5)]
+    Index(#[n(0)] u64),
+    /// The managers.
+    #[n(6)]
+    Directory(#[n(0)] Directory),
+    /// What is asked for is not here.
+    #[n(7)]
+    Absent,
+}
+
+/// Why a write was not proposed.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub enum Refused {
+    /// The leader's disk is full; where its log is.
+    #[n(0)]
+    NoSpace(#[n(0)] String),
+    /// Another reason.
+    #[n(1)]
+    Other(#[n(0)] String),
+}
+
+/// Something that happened to a node's session: `skep_core::control::SessionEvent` on its way to
+/// the leader.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub enum SessionNews {
+    /// It opened a session.
+    #[n(0)]
+    Up {
+        /// Node.
+        #[n(0)]
+        node: NodeId,
+        /// Its address without port.
+        #[n(1)]
+        addr: String,
+        /// What it says of itself.
+        #[n(2)]
+        description: Box<NodeDescription>,
+        /// Where it says it is reached, with port.
+        #[n(3)]
+        advertise: String,
+    },
+    /// It was heard of.
+    #[n(1)]
+    Heard(#[n(0)] NodeId),
+    /// It closed its session on purpose.
+    #[n(2)]
+    Closed(#[n(0)] NodeId),
+}
