@@ -33,14 +33,21 @@ pub fn run_by(
     name: &'static str,
     scenario: fn(&Bench) -> Result<()>,
 ) -> Result<()> {
+    match tag_of(program, name)? {
+        Some(tag) => scenario(&Bench::new(shared()?, program, tag)),
+        None => Ok(()),
+    }
+}
+
+/// What ends the names of a scenario's objects; nothing, and a message, if its client is missing.
+pub fn tag_of(program: Program, name: &str) -> Result<Option<String>> {
     if program == Program::Docker && !has_docker() {
         writeln!(std::io::stderr(), "{name}: no docker CLI on the PATH: not run")?;
-        return Ok(());
+        return Ok(None);
     }
     let number = name.split('_').next().unwrap_or(name);
     let letter = if program == Program::Docker { 'd' } else { 's' };
-    let bench = Bench::new(shared()?, program, format!("{number}{letter}"));
-    scenario(&bench)
+    Ok(Some(format!("{number}{letter}")))
 }
 
 fn has_docker() -> bool {

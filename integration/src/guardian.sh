@@ -1,5 +1,7 @@
 # Waits until the test that started it is done with a node (its end of the pipe closes, however the
 # test ends), then takes away what the node left. ROOT is the node's directory; its processes name it.
+# NAMESPACES are network namespaces that go with it, and all that still runs in them. Its standard
+# output may hold a lock that is given back when all this is done: nothing is written there.
 trap '' INT TERM HUP
 cat >/dev/null
 
@@ -26,8 +28,16 @@ while [ $round -lt 50 ]; do
       [ -d "$group" ] && left=yes
     done
   done
+  for name in $NAMESPACES; do
+    for pid in $(ip netns pids "$name" 2>/dev/null); do
+      kill -9 "$pid" 2>/dev/null && left=yes
+    done
+  done
   [ -n "$left" ] || break
   sleep 0.1
+done
+for name in $NAMESPACES; do
+  ip netns del "$name" 2>/dev/null
 done
 # A test may have given the node a disk of its own.
 while umount -l "$ROOT/data" 2>/dev/null; do :; done

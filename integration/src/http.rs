@@ -50,10 +50,15 @@ impl Reply {
 impl Http {
     /// Connects to a node's socket.
     pub fn connect(socket: &Path) -> Result<Self> {
+        Self::connect_within(socket, PATIENCE)
+    }
+
+    /// As [`Http::connect`] with another bound on each wait for bytes.
+    pub fn connect_within(socket: &Path, patience: Duration) -> Result<Self> {
         let stream = UnixStream::connect(socket)
             .with_context(|| format!("connect to {}", socket.display()))?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(patience))?;
+        stream.set_write_timeout(Some(patience))?;
         Ok(Self { stream: BufReader::new(stream) })
     }
 

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Read;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -13,7 +14,9 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::cli::{Cli, Output, Program, finish};
+use crate::clock::Clock;
 use crate::http::Http;
+use crate::namespace;
 use crate::wait::wait_until;
 
 /// Longest start of a daemon until its socket answers.
@@ -31,6 +34,21 @@ pub struct Options {
     /// A shell script that runs before the daemon, in a mount namespace that it shares with it
     /// alone. `$1` is the data root.
     pub mounts: Option<&'static str>,
+    /// Its place in a network; without one it is alone, on loopback and a port that it picks.
+    pub place: Option<Place>,
+    /// Lets [`Node::clock_jump`] move the daemon's wall clock.
+    pub movable_clock: bool,
+}
+
+/// Where in a network a node is.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// `--node-name`.
+    pub name: String,
+    /// Its network namespace, by path.
+    pub namespace: PathBuf,
+    /// Its address there; the port is skep's own.
+    pub address: Ipv4Addr,
 }
 
 /// A running node. Dropping it takes away its processes, mounts, cgroups and files.
@@ -40,7 +58,10 @@ pub struct Node {
     binary: PathBuf,
     options: Options,
     daemon: Mutex<Option<Child>>,
-    guardian: Option<Child>,
+    clock: Mutex<Option<Clock>>,
+    /// What it advertises in a network.
+    address: Mutex<Option<Ipv4Addr>>,
+    guardian: Guardian,
 }
 
 impl Node {
@@ -56,15 +77,10 @@ impl Node {
         let binary = binary()?;
         let root = tempfile::Builder::new().prefix("skep-test.").tempdir()?.keep();
         fs::create_dir(root.join("home"))?;
-        let guardian = Command::new("/bin/sh")
-            .args(["-c", include_str!("guardian.sh")])
-            .env("ROOT", &root)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .spawn()
-            .context("start the guardian")?;
-        let guardian = Some(guardian);
-        Ok(Self { root, binary, options, daemon: Mutex::new(None), guardian })
+        let guardian = Guardian::of(&root, &[], Stdio::null())?;
+        let address = Mutex::new(options.place.as_ref().map(|place| place.address));
+        let (daemon, clock) = (Mutex::new(None), Mutex::new(None));
+        Ok(Self { root, binary, options, daemon, clock, address, guardian })
     }
 
     /// Starts the daemon and waits until its socket answers.
@@ -80,14 +96,17 @@ impl Node {
                 shell
             }
         };
-        let child = command
-            .args(self.daemon_args())
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .context("start the daemon")?;
-        *self.daemon() = Some(child);
+        command.args(self.daemon_args()).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        if let Some(place) = &self.options.place {
+            namespace::enter(&mut command, &place.namespace)?;
+        }
+        if self.options.movable_clock {
+            let (child, clock) = Clock::start(&mut command)?;
+            *self.daemon() = Some(child);
+            *lock(&self.clock) = Some(clock);
+        } else {
+            *self.daemon() = Some(command.spawn().context("start the daemon")?);
+        }
         self.await_ready()
     }
 
@@ -96,30 +115,26 @@ impl Node {
         let verb = if self.options.inactive { "daemon" } else { "up" };
         let data = self.data_root().display().to_string();
         let run = self.run_root().display().to_string();
-        let fixed = [
-            verb,
-            "--data-root",
-            &data,
-            "--run-root",
-            &run,
-            "--node-name",
-            "node-1",
-            "--listen-addr",
-            "127.0.0.1:0",
-            "--advertise-addr",
-            "127.0.0.1",
-        ];
-        fixed.iter().map(|word| (*word).to_owned()).chain(self.options.args.clone()).collect()
+        let name = self.options.place.as_ref().map_or("node-1", |place| &place.name);
+        let advertised = lock(&self.address).unwrap_or(Ipv4Addr::LOCALHOST).to_string();
+        let fixed = [verb, "--data-root", &data, "--run-root", &run];
+        let named = ["--node-name", name, "--advertise-addr", &advertised];
+        let listen: &[&str] = match self.options.place {
+            None => &["--listen-addr", "127.0.0.1:0"],
+            Some(_) => &[],
+        };
+        let words = fixed.iter().chain(&named).chain(listen).map(|word| (*word).to_owned());
+        words.chain(self.options.args.clone()).collect()
     }
 
     /// Runs the binary to its end with these arguments.
     pub fn run_binary(&self, args: &[String], bound: Duration) -> Result<Output> {
-        let child = Command::new(&self.binary)
-            .args(args)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()?;
+        let mut command = Command::new(&self.binary);
+        command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        if let Some(place) = &self.options.place {
+            namespace::enter(&mut command, &place.namespace)?;
+        }
+        let child = command.spawn()?;
         finish(child, b"", bound, args.join(" "))
     }
 
@@ -131,11 +146,22 @@ impl Node {
             Ok(self.get("/info").ok())
         });
         let info = answers.with_context(|| format!("log:\n{}", self.log_tail()))?;
-        // Tells the guardian which cgroups are this node's.
-        if let Some(id) = info["Swarm"]["NodeID"].as_str() {
-            fs::write(self.root.join("node-id"), id)?;
+        self.record_id(&info)
+    }
+
+    /// Tells the guardian which cgroups are this node's, once it is of a swarm.
+    fn record_id(&self, info: &Value) -> Result<()> {
+        match info["Swarm"]["NodeID"].as_str() {
+            None | Some("") => Ok(()),
+            Some(id) => Ok(fs::write(self.root.join("node-id"), id)?),
         }
-        Ok(())
+    }
+
+    /// Its node id; an error while it is of no swarm.
+    pub fn id(&self) -> Result<String> {
+        let info = self.get("/info")?;
+        self.record_id(&info)?;
+        fs::read_to_string(self.root.join("node-id")).context("the node is of no swarm")
     }
 
     fn ended(&self) -> Result<Option<ExitStatus>> {
@@ -167,6 +193,23 @@ impl Node {
     pub fn stop_daemon(&self) -> Result<ExitStatus> {
         self.signal(Signal::SIGTERM)?;
         self.await_end()
+    }
+
+    /// Sets the daemon's wall clock ahead by `by_s` seconds of the machine's, back if negative, until the
+    /// daemon ends. Its other clocks and its shims go on as they are.
+    pub fn clock_jump(&self, by_s: i64) -> Result<()> {
+        let clock = lock(&self.clock);
+        clock.as_ref().context("started without a movable clock")?.set_offset(by_s)
+    }
+
+    /// Whether a daemon was started and neither ended nor was ended.
+    pub fn is_up(&self) -> bool {
+        self.daemon().is_some() && self.ended().is_ok_and(|status| status.is_none())
+    }
+
+    /// What its next daemon advertises.
+    pub fn set_address(&self, address: Ipv4Addr) {
+        *lock(&self.address) = Some(address);
     }
 
     fn await_end(&self) -> Result<ExitStatus> {
@@ -252,20 +295,47 @@ impl Node {
     }
 
     fn daemon(&self) -> MutexGuard<'_, Option<Child>> {
-        self.daemon.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.daemon)
     }
 }
 
 impl Drop for Node {
     fn drop(&mut self) {
-        // The guardian starts its work when its end of the pipe closes.
-        if let Some(mut guardian) = self.guardian.take() {
-            drop(guardian.stdin.take());
-            guardian.wait().ok();
-        }
+        self.guardian.clear();
         if let Some(mut daemon) = self.daemon().take() {
             daemon.wait().ok();
         }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A process that takes away a directory, with the processes, cgroups and namespaces that go with
+/// it, when this process is done with it or ends, however that may be.
+#[derive(Debug)]
+pub(crate) struct Guardian(Child);
+
+impl Guardian {
+    /// `held` stays open until all is gone.
+    pub(crate) fn of(root: &Path, namespaces: &[String], held: Stdio) -> Result<Self> {
+        let child = Command::new("/bin/sh")
+            .args(["-c", include_str!("guardian.sh")])
+            .env("ROOT", root)
+            .env("NAMESPACES", namespaces.join(" "))
+            .stdin(Stdio::piped())
+            .stdout(held)
+            .spawn()
+            .context("start the guardian")?;
+        Ok(Self(child))
+    }
+
+    /// Has it do its work, and waits for that.
+    pub(crate) fn clear(&mut self) {
+        // It starts when its end of the pipe closes.
+        drop(self.0.stdin.take());
+        self.0.wait().ok();
     }
 }
 
