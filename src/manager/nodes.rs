@@ -31,7 +31,7 @@ fn sealing(error: SealError) -> Refusal {
 
 /// Which join secrets a turn of the ring keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Secrets {
+enum Secrets {
     /// Tokens go on admitting.
     Keep,
     /// Every token is void.
@@ -84,7 +84,7 @@ impl Manager {
     async fn demote(&self, id: &NodeId, version: u64, spec: NodeSpec) -> Result<Done, Refusal> {
         for _ in 0..RESEALS {
             let (id, spec) = (*id, spec.clone());
-            let (key, secrets) = self.next_key(Some(&id), Secrets::Keep)?;
+            let (key, secrets) = self.next_key(|node| *node != id, Secrets::Keep)?;
             let command = Command::NodeDemote { id, version, spec, key, secrets };
             match self.propose(command).await {
                 Err(Refusal::Rejected(Rejection::StaleKey { .. })) => self.confirm().await?,
@@ -138,14 +138,22 @@ impl Manager {
         }
     }
 
-    /// The ring's next key for every manager but one, and what it seals.
-    pub(super) fn next_key(
+    /// The ring's next key for this manager alone, with new join secrets.
+    ///
+    /// # Errors
+    /// If the secrets of the swarm do not open.
+    pub fn key_for_me(&self) -> Result<(RingKey, TrustSecrets), Refusal> {
+        self.next_key(|node| *node == self.node, Secrets::Renew)
+    }
+
+    /// The ring's next key for the managers that stay, and what it seals.
+    fn next_key(
         &self,
-        without: Option<&NodeId>,
+        stays: impl Fn(&NodeId) -> bool,
         keep: Secrets,
     ) -> Result<(RingKey, TrustSecrets), Refusal> {
         let (cluster, managers) = self.raft.view(|state| {
-            let managers = state.nodes().filter(|n| n.manager.is_some() && Some(&n.id) != without);
+            let managers = state.nodes().filter(|n| n.manager.is_some() && stays(&n.id));
             let managers: Vec<_> = managers.map(|node| (node.id, node.seal_key)).collect();
             (state.cluster().cloned(), managers)
         });

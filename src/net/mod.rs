@@ -115,6 +115,12 @@ impl Net {
         self.endpoint.close(VarInt::from_u32(Closed::Stopping.code()), b"stopping");
         // Peers are told; those that do not confirm find out by themselves.
         let _ = tokio::time::timeout(crate::limits::NET_CLOSE, self.endpoint.wait_idle()).await;
+        // What still drains must not keep the port from the next one.
+        let freed = UdpSocket::bind((std::net::Ipv4Addr::LOCALHOST, 0))
+            .and_then(|other| self.endpoint.rebind(other));
+        if let Err(error) = freed {
+            tracing::debug!(%error, "the UDP port is freed later");
+        }
     }
 }
 

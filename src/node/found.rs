@@ -23,7 +23,7 @@ impl Node {
     pub async fn init(self: &Arc<Self>, init: SwarmInit) -> Result<Done, Refusal> {
         let _membership = self.membership.lock().await;
         if init.force_new_cluster {
-            return Err(Refusal::Unsupported("--force-new-cluster is not there yet".into()));
+            return self.force_new_cluster(init).await;
         }
         if self.swarm().is_some() {
             return Err(Refusal::AlreadyInSwarm);
@@ -55,7 +55,7 @@ impl Node {
             node: node.to_string(),
             cluster: cluster.to_string(),
             raft_id,
-            listen_addr: self.listened(&net),
+            listen_addr: Self::listened(listen, &net),
             advertise_addr: addr.to_string(),
         };
         let begun = self.begin(&net, &file, founding).await;

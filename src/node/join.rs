@@ -22,9 +22,6 @@ use crate::seal::SealKeyPair;
 use crate::wire::join::{EXPORTER_LABEL, JoinAnswer, JoinRequest, Joiner, Welcome};
 use crate::wire::{WireError, receive, send};
 
-/// Port of a manager whose address names none.
-const DEFAULT_PORT: u16 = 2377;
-
 /// One manager did not admit this node.
 #[derive(Debug, thiserror::Error)]
 enum TryError {
@@ -61,6 +58,7 @@ struct Candidate<'a> {
     key: &'a NodeKey,
     csr: Vec<u8>,
     seal: &'a SealKeyPair,
+    listen: SocketAddr,
     advertise: String,
     availability: Availability,
 }
@@ -98,16 +96,16 @@ impl Node {
         let bound = net.local_addr().map_err(|e| failed("cannot use the UDP port", e))?;
         let mut errors = Vec::new();
         for remote in &join.remote_addrs {
-            let remote = with_port(remote);
             let candidate = Candidate {
                 token: Arc::clone(&token),
                 key: &key,
                 csr: csr.clone(),
                 seal: &seal,
-                advertise: self.advertise_to(&remote, &join.advertise_addr, bound).await?,
+                listen: self.listen_addr(&join.listen_addr)?,
+                advertise: self.advertise_to(remote, &join.advertise_addr, bound).await?,
                 availability: join.availability,
             };
-            match self.ask_to_join(net, &remote, &candidate).await {
+            match self.ask_to_join(net, remote, &candidate).await {
                 Ok(welcome) => return self.joined(net, &welcome, &candidate).await,
                 Err(error) => errors.push(error),
             }
@@ -182,7 +180,7 @@ impl Node {
             node: welcome.node.to_string(),
             cluster: welcome.cluster.to_string(),
             raft_id: welcome.raft_id,
-            listen_addr: self.listened(net),
+            listen_addr: Self::listened(candidate.listen, net),
             advertise_addr: candidate.advertise.clone(),
         };
         // What a crash in an earlier attempt left is nobody's log: node.json comes last.
@@ -235,18 +233,6 @@ fn source_towards(remote: SocketAddr) -> Option<std::net::IpAddr> {
     let socket = UdpSocket::bind((any, 0)).ok()?;
     socket.connect(remote).ok()?;
     socket.local_addr().ok().map(|addr| addr.ip())
-}
-
-/// `HOST[:PORT]` with a port.
-fn with_port(addr: &str) -> String {
-    let has_port = addr.parse::<SocketAddr>().is_ok()
-        || (addr.parse::<std::net::IpAddr>().is_err()
-            && addr.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok()));
-    match addr.parse::<std::net::IpAddr>() {
-        Ok(ip) => SocketAddr::new(ip, DEFAULT_PORT).to_string(),
-        Err(_) if has_port => addr.to_owned(),
-        Err(_) => format!("{addr}:{DEFAULT_PORT}"),
-    }
 }
 
 /// All that went wrong, manager by manager.

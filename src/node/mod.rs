@@ -1,5 +1,6 @@
 //! The node: takes its parts, which do not know one another, and ties them together.
 
+mod force;
 mod found;
 mod join;
 mod leave;
@@ -237,9 +238,9 @@ impl Node {
     }
 
     /// The listen address as it is kept: a port that is to be picked stays so.
-    fn listened(&self, net: &Net) -> String {
-        match (self.config.listen_addr.port(), net.local_addr()) {
-            (0, _) | (_, Err(_)) => self.config.listen_addr.to_string(),
+    fn listened(listen: SocketAddr, net: &Net) -> String {
+        match (listen.port(), net.local_addr()) {
+            (0, _) | (_, Err(_)) => listen.to_string(),
             (_, Ok(bound)) => bound.to_string(),
         }
     }
@@ -257,14 +258,18 @@ impl Node {
         self.store.raft_dir().to_string_lossy().into_owned()
     }
 
-    async fn open_raft(&self, file: &NodeFile, peers: &Arc<Peers>) -> Result<Raft, StartError> {
-        let config = skep_raft::Config {
+    fn raft_config(&self, file: &NodeFile) -> Result<skep_raft::Config, StoreError> {
+        Ok(skep_raft::Config {
             dir: self.store.raft_dir(),
             storage_key: self.store.load_storage_key()?,
             raft_id: file.raft_id,
             addr: file.advertise_addr.clone(),
             on_fatal: FatalHook::exit(),
-        };
+        })
+    }
+
+    async fn open_raft(&self, file: &NodeFile, peers: &Arc<Peers>) -> Result<Raft, StartError> {
+        let config = self.raft_config(file)?;
         Ok(Raft::start_among(config, Arc::new(now), Arc::clone(peers) as _).await?)
     }
 
@@ -372,6 +377,7 @@ impl Node {
             removed,
             asked: Arc::new(Remote::new(Arc::clone(&swarm.agent))),
             stop: stop.clone(),
+            is_leaving: false,
         };
         let mut workers = swarm.workers.lock().await;
         let obeying = Arc::clone(&swarm.agent);

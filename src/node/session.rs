@@ -110,6 +110,8 @@ pub(super) struct Uplink {
     /// Answers what managers ask of this node.
     pub(super) asked: Arc<Remote>,
     pub(super) stop: watch::Receiver<bool>,
+    /// Whether it has said that the node leaves.
+    pub(super) is_leaving: bool,
 }
 
 /// The manager's end of a session, wherever it is.
@@ -131,6 +133,7 @@ impl Uplink {
             };
             match ended {
                 Ended::Stop | Ended::Left => return,
+                Ended::Lost(_) if self.is_leaving => return,
                 Ended::Lost(Some(Closed::Removed)) => {
                     self.removed.send_replace(true);
                     return;
@@ -205,7 +208,7 @@ impl Uplink {
             };
             connection.close(Closed::Stopping.code().into(), b"session over");
             match ended {
-                Ended::Lost(reason) if reason != Some(Closed::Removed) => {
+                Ended::Lost(reason) if reason != Some(Closed::Removed) && !self.is_leaving => {
                     tracing::info!(manager = %expected.node, ?reason, "the session ended");
                     why = reason;
                     // One that lasted does not count as a try.
@@ -312,6 +315,7 @@ impl Uplink {
             };
             memory.said(&message);
             let leaves = message == FromAgent::Leave;
+            self.is_leaving |= leaves;
             if tx.send(message).await.is_err() {
                 return Ended::Lost(None);
             }
