@@ -134,11 +134,6 @@ fn notify(state: &str) {
 /// Options that only make sense together are checked here, before anything is touched.
 impl NodeConfig {
     fn new(args: NodeArgs) -> Result<Self, ConfigError> {
-        if args.autolock {
-            return Err(ConfigError::Unsupported(
-                "--autolock is not supported by this version".into(),
-            ));
-        }
         Self::from_args(args)
     }
 }

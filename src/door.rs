@@ -23,7 +23,8 @@ use crate::wire::session::ManagerEntry;
 
 impl Node {
     fn member(&self) -> Result<Arc<Swarm>, Refusal> {
-        self.swarm().ok_or(Refusal::NotInSwarm)
+        let missing = || if self.is_locked() { Refusal::Locked } else { Refusal::NotInSwarm };
+        self.swarm().ok_or_else(missing)
     }
 
     fn manager(&self) -> Result<Arc<Manager>, Refusal> {
@@ -78,7 +79,11 @@ impl Gate for Node {
             _ => Role::Manager,
         };
         NodeView {
-            state: if swarm.is_some() { LocalState::Active } else { LocalState::Inactive },
+            state: match &swarm {
+                Some(_) => LocalState::Active,
+                None if self.is_locked() => LocalState::Locked,
+                None => LocalState::Inactive,
+            },
             node: swarm.as_ref().map(|s| s.node),
             role: swarm.as_ref().map(role),
             manager: swarm.as_ref().is_some_and(|swarm| swarm.manager().is_some()),
@@ -110,6 +115,7 @@ impl Gate for Node {
                 Request::SwarmInit(init) => self.this()?.init(init).await,
                 Request::SwarmJoin(join) => self.this()?.join(join).await,
                 Request::SwarmLeave { force } => self.leave(force).await,
+                Request::SwarmUnlock { key } => self.this()?.unlock(&key).await,
                 request => self.manager()?.submit(request).await,
             }
         })
@@ -120,8 +126,10 @@ impl Gate for Node {
     }
 
     fn unlock_key(&self) -> Later<'_, Result<Option<Hidden>, Refusal>> {
-        // A swarm without autolock has no unlock key.
-        Box::pin(async move { self.current_manager().await.map(|_| None) })
+        Box::pin(async move {
+            let key = self.current_manager().await?.unlock_key()?;
+            Ok(key.map(|key| Hidden::new(key.to_text().to_string())))
+        })
     }
 
     fn config_payload(&self, id: MaterialId) -> Later<'_, Result<Vec<u8>, Refusal>> {
@@ -141,7 +149,10 @@ impl Gate for Node {
     }
 
     fn containers(&self) -> Vec<ContainerView> {
-        self.swarm().map(|swarm| swarm.agent.containers()).unwrap_or_default()
+        match self.swarm() {
+            Some(swarm) => swarm.agent.containers(),
+            None => self.locked_containers(),
+        }
     }
 
     fn container(&self, node: NodeId, task: TaskId) -> Later<'_, Result<ContainerView, Refusal>> {

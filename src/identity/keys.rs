@@ -198,20 +198,21 @@ impl IdentityStore {
     /// Locks the files with this key, or moves them to it from the one given to
     /// [`IdentityStore::unlock`] or here before. Files that are so already stay as they are: to be
     /// repeated until it succeeds, after a crash too. On a node without files it makes sure that
-    /// none is ever written in the clear.
+    /// none is ever written in the clear. Answers whether a file was not so before.
     ///
     /// # Errors
     /// [`StoreError::WrongKey`] if neither key opens what is locked; then nothing has been
     /// changed. Others may come when part is done.
-    pub fn lock_with(&self, key: UnlockKey, node: NodeId) -> Result<(), StoreError> {
+    pub fn lock_with(&self, key: UnlockKey, node: NodeId) -> Result<bool, StoreError> {
         let mut held = self.held_mut();
         let old = held.as_ref().map(|(key, _)| key);
-        for step in self.lock_steps(Lock { key: &key, node }, old)? {
-            self.perform(&step)?;
+        let steps = self.lock_steps(Lock { key: &key, node }, old)?;
+        for step in &steps {
+            self.perform(step)?;
         }
         self.clear_beside()?;
         *held = Some((key, node));
-        Ok(())
+        Ok(!steps.is_empty())
     }
 
     fn lock_steps(&self, lock: Lock<'_>, old: Option<&UnlockKey>) -> Result<Vec<Step>, StoreError> {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use quinn::Connection;
-use skep_core::command::{Command, NodeJoin, Rejection};
+use skep_core::command::{CaChange, Command, NodeJoin, Rejection};
 use skep_core::id::NodeId;
 use skep_core::model::cluster::{Cluster, Slot};
 use skep_core::model::node::{NodeSpec, Role};
@@ -110,6 +110,11 @@ impl Manager {
             ));
         };
         let chain = self.sign(csr, node, role)?;
+        let changes = |state: &State| state.cluster().is_some_and(|c| c.trust.next.is_some());
+        if self.raft.view(changes) {
+            let moved = CaChange::Moved(vec![node]);
+            self.propose(Command::CaChange(Box::new(moved))).await?;
+        }
         let roots = self.peers.book().directory().borrow().roots.clone();
         Ok(JoinAnswer::Renewed { chain, roots })
     }
@@ -124,7 +129,7 @@ impl Manager {
         let (pem, key, cross) = match &cluster.trust.next {
             Some(next) => (next.pem.as_str(), Some(&next.key), next.cross_pem.as_str()),
             None => {
-                let pem = cluster.trust.roots.first().map(String::as_str).unwrap_or_default();
+                let pem = cluster.trust.roots.last().map(String::as_str).unwrap_or_default();
                 (pem, cluster.trust.root_key.as_ref(), "")
             }
         };

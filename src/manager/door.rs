@@ -2,16 +2,17 @@
 //! plaintext exists on a manager.
 
 use skep_core::command::{Command, Rejection};
-use skep_core::id::{MaterialId, ServiceId};
+use skep_core::id::{ClusterId, MaterialId, ServiceId};
 use skep_core::limits;
 use skep_core::model::cluster::ClusterSpec;
 use skep_core::model::material::{MaterialKind, MaterialSpec};
 use skep_core::sealed::Sealed;
 use subtle::ConstantTimeEq;
 
-use super::init::{MANAGER_SECRET, WORKER_SECRET};
+use super::init::{MANAGER_SECRET, UNLOCK_KEY, WORKER_SECRET};
 use super::{Manager, failed, mint};
 use crate::gate::{Done, JoinTokens, Refusal, Request};
+use crate::identity::lock::UnlockKey;
 use crate::identity::token::JoinSecret;
 use crate::protected::Protected;
 use crate::seal::{PayloadName, RingSecret, SealError};
@@ -54,10 +55,23 @@ impl Manager {
             Request::NodeRemove { id, force } => {
                 self.change(Command::NodeRemove { id, force }).await
             }
-            Request::SwarmUpdate { rotate_unlock: true, .. } => Err(unsupported("an unlock key")),
-            Request::SwarmUpdate { rotate_ca: true, .. } => Err(unsupported("another root")),
-            Request::SwarmUpdate { version, spec, rotate_worker, rotate_manager, .. } => {
-                self.update_swarm(version, spec, rotate_worker, rotate_manager).await
+            Request::SwarmUpdate { version, rotate_ca: true, .. } => {
+                self.change_root(version).await
+            }
+            Request::SwarmUpdate {
+                version,
+                spec,
+                rotate_worker,
+                rotate_manager,
+                rotate_unlock,
+                ..
+            } => {
+                let rotate = Rotate {
+                    worker: rotate_worker,
+                    manager: rotate_manager,
+                    unlock: rotate_unlock,
+                };
+                self.update_swarm(version, spec, rotate).await
             }
             Request::SwarmUnlock { .. } => Err(Refusal::NotLocked),
             Request::SwarmInit(_) | Request::SwarmJoin(_) => Err(Refusal::AlreadyInSwarm),
@@ -176,13 +190,33 @@ impl Manager {
         })
     }
 
+    /// The unlock key, while managers lock their keys at rest.
+    ///
+    /// # Errors
+    /// If it does not open.
+    pub fn unlock_key(&self) -> Result<Option<UnlockKey>, Refusal> {
+        let sealed = self.raft.view(|state| state.cluster().map(|c| c.trust.unlock_key.clone()));
+        let Some(sealed) = sealed.flatten() else { return Ok(None) };
+        let opened = self.open_trust(Some(&sealed), UNLOCK_KEY);
+        let key = opened.and_then(|plain| UnlockKey::from_protected(&plain));
+        key.map(Some).map_err(|e| failed("cannot open the unlock key", e))
+    }
+
     async fn update_swarm(
         &self,
         version: u64,
         spec: ClusterSpec,
-        rotate_worker: bool,
-        rotate_manager: bool,
+        rotate: Rotate,
     ) -> Result<Done, Refusal> {
+        if rotate.unlock && !spec.autolock {
+            return Err(Refusal::Invalid(
+                "the unlock key cannot be rotated because autolock is not turned on".into(),
+            ));
+        }
+        self.confirm().await?;
+        let has_key = self.raft.view(|state| {
+            state.cluster().is_some_and(|cluster| cluster.trust.unlock_key.is_some())
+        });
         let key = self.current_key()?;
         let aad = self.cluster.as_str().as_bytes();
         let fresh = |purpose: &[u8]| -> Result<Sealed, SealError> {
@@ -190,22 +224,35 @@ impl Manager {
             key.seal_purpose(purpose, aad, &mut secret)
         };
         let worker_secret =
-            rotate_worker.then(|| fresh(WORKER_SECRET)).transpose().map_err(sealing)?;
+            rotate.worker.then(|| fresh(WORKER_SECRET)).transpose().map_err(sealing)?;
         let manager_secret =
-            rotate_manager.then(|| fresh(MANAGER_SECRET)).transpose().map_err(sealing)?;
+            rotate.manager.then(|| fresh(MANAGER_SECRET)).transpose().map_err(sealing)?;
+        let needs_key = spec.autolock && (rotate.unlock || !has_key);
+        let unlock_key =
+            needs_key.then(|| seal_unlock_key(&key, self.cluster)).transpose().map_err(sealing)?;
         self.change(Command::ClusterUpdate {
             version,
             spec,
             worker_secret,
             manager_secret,
-            unlock_key: None,
+            unlock_key,
         })
         .await
     }
 }
 
-fn unsupported(what: &str) -> Refusal {
-    Refusal::Unsupported(format!("{what} is not supported by this version of skep"))
+/// Which of the swarm's secrets an update makes anew.
+#[derive(Debug, Clone, Copy)]
+struct Rotate {
+    worker: bool,
+    manager: bool,
+    unlock: bool,
+}
+
+/// Makes an unlock key, sealed with the ring.
+fn seal_unlock_key(ring: &RingSecret, cluster: ClusterId) -> Result<Sealed, SealError> {
+    let mut key = zeroize::Zeroizing::new(*UnlockKey::generate()?.as_bytes());
+    ring.seal_purpose(UNLOCK_KEY, cluster.as_str().as_bytes(), &mut *key)
 }
 
 fn reseal(
@@ -237,7 +284,7 @@ mod tests {
     use crate::identity::store::IdentityStore;
     use crate::manager::init::{Founder, found};
     use crate::manager::peers::{Book, Peers};
-    use skep_core::id::{ClusterId, NodeId};
+    use skep_core::id::NodeId;
     use skep_core::model::node::NodeSpec;
 
     async fn manager(dir: &std::path::Path) -> Manager {
@@ -250,6 +297,7 @@ mod tests {
             description: Default::default(),
             raft_id: 7,
             addr: "127.0.0.1:2377".parse().unwrap(),
+            unlock_key: None,
         })
         .unwrap();
         let store = IdentityStore::new(dir);

@@ -54,6 +54,8 @@ pub struct Founder {
     pub raft_id: u64,
     /// Its address with port.
     pub addr: std::net::SocketAddr,
+    /// The unlock key of a swarm that begins with autolock.
+    pub unlock_key: Option<zeroize::Zeroizing<[u8; 32]>>,
 }
 
 /// Makes everything a new swarm starts with.
@@ -72,7 +74,11 @@ pub fn found(founder: Founder) -> Result<Founding, Refusal> {
     let seal = SealKeyPair::generate().map_err(sealing)?;
     let key = RingSecret::generate(1).map_err(sealing)?;
     let slot = key.seal_to_manager(cluster, node, &seal.public()).map_err(sealing)?;
-    let trust = trust(&root, &key, cluster).map_err(sealing)?;
+    let mut trust = trust(&root, &key, cluster).map_err(sealing)?;
+    if let Some(mut unlock) = founder.unlock_key {
+        let aad = cluster.as_str().as_bytes();
+        trust.unlock_key = Some(key.seal_purpose(UNLOCK_KEY, aad, &mut *unlock).map_err(sealing)?);
+    }
     let ring_key = RingKey {
         version: 1,
         created: now(),

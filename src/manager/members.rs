@@ -20,7 +20,8 @@ pub async fn tend(manager: &Manager, mut stop: watch::Receiver<bool>) {
     let mut directory = manager.peers.book().directory();
     let mut leadership = manager.raft.leadership();
     loop {
-        let is_busy = leadership.borrow_and_update().here && manager.tend_once().await;
+        let is_busy = leadership.borrow_and_update().here
+            && (manager.tend_once().await || manager.finish_root().await);
         let pause = if is_busy { SOON } else { LATER };
         tokio::select! {
             () = stopped(&mut stop) => return,

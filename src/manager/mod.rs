@@ -12,6 +12,7 @@ pub mod peers;
 pub mod pump;
 pub mod reach;
 pub mod reception;
+mod roots;
 pub mod session;
 
 use std::sync::{Arc, Mutex, PoisonError};

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use skep_core::command::Command;
 use skep_core::id::{ClusterId, NodeId};
 use skep_core::model::node::NodeSpec;
+use zeroize::Zeroizing;
 
 use super::{Node, StartError, disk};
 use crate::config;
 use crate::gate::{Done, Refusal, SwarmInit};
+use crate::identity::lock::UnlockKey;
 use crate::identity::store::{LAYOUT, NodeFile, Standing};
 use crate::manager::init::{Founder, Founding, found};
 use crate::manager::{failed, mint};
@@ -28,9 +30,6 @@ impl Node {
         if self.swarm().is_some() {
             return Err(Refusal::AlreadyInSwarm);
         }
-        if init.spec.autolock {
-            return Err(Refusal::Unsupported("autolock is not supported by this version".into()));
-        }
         let invalid = |e: config::ConfigError| Refusal::Invalid(e.to_string());
         let listen = self.listen_addr(&init.listen_addr)?;
         let net = Net::bind(listen).map_err(|e| Refusal::Invalid(e.to_string()))?;
@@ -40,7 +39,9 @@ impl Node {
         let (cluster, node): (ClusterId, NodeId) =
             (mint().map_err(minted)?, mint().map_err(minted)?);
         let raft_id = u64::from_be_bytes(crate::seal::random().map_err(minted)?);
+        let unlock_key = self.lock_from_the_start(init.spec.autolock, node)?;
         let founding = found(Founder {
+            unlock_key,
             cluster,
             node,
             spec: init.spec,
@@ -63,6 +64,21 @@ impl Node {
             net.close().await;
         }
         begun.map(|()| Done::Swarm(node))
+    }
+
+    /// With autolock no key ever stands in a file in the clear.
+    fn lock_from_the_start(
+        &self,
+        autolock: bool,
+        node: NodeId,
+    ) -> Result<Option<Zeroizing<[u8; 32]>>, Refusal> {
+        if !autolock {
+            return Ok(None);
+        }
+        let key = UnlockKey::generate().map_err(|e| failed("cannot make an unlock key", e))?;
+        let bytes = Zeroizing::new(*key.as_bytes());
+        self.store.lock_with(key, node).map_err(disk)?;
+        Ok(Some(bytes))
     }
 
     async fn begin(

@@ -24,6 +24,9 @@ impl Node {
     /// Without force, if it is a manager; or if the disk refuses.
     pub async fn leave(&self, force: bool) -> Result<Done, Refusal> {
         let _membership = self.membership.lock().await;
+        if self.is_locked() {
+            return self.leave_locked(force).await;
+        }
         let swarm = self.swarm().ok_or(Refusal::NotInSwarm)?;
         if let Some(manager) = swarm.manager() {
             if !force {
@@ -48,6 +51,20 @@ impl Node {
             tracing::warn!("no manager hears that this node leaves; it will be seen as down");
         }
         self.forget(&swarm).await?;
+        Ok(Done::Nothing)
+    }
+
+    /// Leaves without a word: nothing can be said to the swarm without the node's key.
+    async fn leave_locked(&self, force: bool) -> Result<Done, Refusal> {
+        if !force {
+            return Err(Refusal::Locked);
+        }
+        let Some(parked) = self.parked().take() else { return Err(Refusal::NotInSwarm) };
+        parked.parts.agent.end_all().await;
+        if let Ok(cgroups) = Cgroups::detect() {
+            cgroups.remove(&format!("/skep/{}", parked.parts.node));
+        }
+        self.store.wipe(&parked.file).map_err(|e| failed("cannot forget the swarm", e))?;
         Ok(Done::Nothing)
     }
 

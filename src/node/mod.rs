@@ -1,16 +1,18 @@
 //! The node: takes its parts, which do not know one another, and ties them together.
 
+mod certificate;
 mod force;
 mod found;
 mod join;
 mod leave;
+mod lock;
 pub mod part;
 mod reach;
 mod roles;
 mod session;
 
 use std::net::SocketAddr;
-use std::sync::{Arc, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 use skep_core::id::{ClusterId, NodeId};
 use skep_core::model::cluster::ClusterSpec;
@@ -88,6 +90,9 @@ pub enum StartError {
     /// The UDP port cannot be had.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// A change of the log's key that was cut short cannot be ended.
+    #[error("cannot end the change of the log's key")]
+    Rekey(#[source] skep_raft::OfflineError),
     /// The node's certificate cannot be used.
     #[error("this node's certificate cannot be used")]
     Certificate(#[source] rustls::Error),
@@ -112,9 +117,21 @@ pub struct Node {
     pub runtime_version: String,
     store: IdentityStore,
     swarm: RwLock<Option<Arc<Swarm>>>,
+    /// There while the node waits for its unlock key.
+    parked: Mutex<Option<lock::Parked>>,
     /// One change of membership at a time.
     membership: tokio::sync::Mutex<()>,
     _locks: [DirLock; 2],
+}
+
+/// The agent of a member, and what ties it to the rest.
+#[derive(Debug)]
+struct Parts {
+    cluster: ClusterId,
+    node: NodeId,
+    agent: Arc<Agent>,
+    own: Arc<Own>,
+    news: mpsc::Receiver<crate::wire::session::FromAgent>,
 }
 
 impl Node {
@@ -145,6 +162,7 @@ impl Node {
             images,
             store,
             swarm: RwLock::new(None),
+            parked: Mutex::new(None),
             membership: tokio::sync::Mutex::new(()),
             _locks: locks,
         });
@@ -212,13 +230,28 @@ impl Node {
         *self.swarm.write().unwrap_or_else(PoisonError::into_inner) = swarm;
     }
 
-    async fn resume(self: &Arc<Self>, mut file: NodeFile) -> Result<(), StartError> {
+    async fn resume(self: &Arc<Self>, file: NodeFile) -> Result<(), StartError> {
+        if self.store.is_locked()? {
+            return self.park(file);
+        }
+        let parts = self.parts(&file)?;
+        self.resume_with(file, parts).await
+    }
+
+    async fn resume_with(
+        self: &Arc<Self>,
+        mut file: NodeFile,
+        parts: Parts,
+    ) -> Result<(), StartError> {
         // Whatever can be wrong with a file is found before anything runs.
         self.store.check_leaf()?;
         let listen = file.listen_addr.parse::<SocketAddr>().unwrap_or(self.config.listen_addr);
         let net = Net::bind(listen)?;
         file.advertise_addr = self.advertised(&net, &file);
-        self.take_up(net, file).await?;
+        if file.raft_id != 0 {
+            self.finish_rekey(&file).await?;
+        }
+        self.take_up_with(net, file, parts).await?;
         Ok(())
     }
 
@@ -282,24 +315,40 @@ impl Node {
         swarm.net.set_identity(Arc::new(identity)).map_err(|e| failed(what, e))
     }
 
-    /// Starts what this node does in its swarm.
+    /// The agent of a member, which looks after its tasks already.
+    fn parts(&self, file: &NodeFile) -> Result<Parts, StartError> {
+        let id = |text: &str| StartError::BadId(text.to_owned());
+        let cluster: ClusterId = file.cluster.parse().map_err(|_| id(&file.cluster))?;
+        let node: NodeId = file.node.parse().map_err(|_| id(&file.node))?;
+        let (news_tx, news) = mpsc::channel(SESSION_QUEUE);
+        let own = Arc::new(Own::default());
+        let source: Arc<dyn ImageSource> = Arc::new(ByTheSwarm(Arc::clone(&own)));
+        let agent = Arc::new(Agent::new(self.agent_context(cluster, node, source, news_tx))?);
+        agent.reattach()?;
+        Ok(Parts { cluster, node, agent, own, news })
+    }
+
     async fn take_up(
         self: &Arc<Self>,
         net: Arc<Net>,
         file: NodeFile,
     ) -> Result<Arc<Swarm>, StartError> {
-        let id = |text: &str| StartError::BadId(text.to_owned());
-        let cluster: ClusterId = file.cluster.parse().map_err(|_| id(&file.cluster))?;
-        let node: NodeId = file.node.parse().map_err(|_| id(&file.node))?;
+        let parts = self.parts(&file)?;
+        self.take_up_with(net, file, parts).await
+    }
+
+    /// Starts what this node does in its swarm.
+    async fn take_up_with(
+        self: &Arc<Self>,
+        net: Arc<Net>,
+        file: NodeFile,
+        parts: Parts,
+    ) -> Result<Arc<Swarm>, StartError> {
+        let Parts { cluster, node, agent, own, news } = parts;
         let directory = self.store.load_directory()?.unwrap_or_default();
         let book = Arc::new(Book::new(cluster, directory.clone()));
         let peers = Peers::new(Arc::clone(&net), book);
-        let (news_tx, news) = mpsc::channel(SESSION_QUEUE);
         let (orders, orders_rx) = mpsc::channel(SESSION_QUEUE);
-        let own = Arc::new(Own::default());
-        let source: Arc<dyn ImageSource> = Arc::new(ByTheSwarm(Arc::clone(&own)));
-        let agent = Arc::new(Agent::new(self.agent_context(cluster, node, source, news_tx))?);
-        agent.reattach()?;
         let (stop, stopped) = watch::channel(false);
         let swarm = Arc::new(Swarm {
             cluster,
@@ -384,13 +433,14 @@ impl Node {
         workers.spawn(async move { obeying.obey(obeyed).await });
         workers.spawn(uplink.run());
         workers.spawn(Arc::clone(self).keep_role(Arc::clone(swarm), roles, stop.clone()));
+        workers.spawn(Arc::clone(self).keep_certificate(Arc::clone(swarm), stop.clone()));
         workers.spawn(Arc::clone(self).keep_directory(Arc::clone(swarm), stop));
         // On a task of its own: it ends all the others.
         tokio::spawn(Arc::clone(self).forget_when_removed(Arc::clone(swarm), is_removed));
     }
 
     /// Starts the manager half on the log in the data root.
-    async fn start_half(&self, swarm: &Arc<Swarm>) -> Result<(), StartError> {
+    async fn start_half(self: &Arc<Self>, swarm: &Arc<Swarm>) -> Result<(), StartError> {
         let seal = self.store.load_seal_key()?;
         let raft = self.open_raft(&swarm.file(), &swarm.peers).await?;
         let peers = Arc::clone(&swarm.peers);
@@ -401,7 +451,8 @@ impl Node {
         let images = Arc::new(images);
         let remote = Arc::new(Remote::new(Arc::clone(&swarm.agent)));
         let counter = Arc::new(Counter { images: Arc::clone(&images), remote });
-        let half = Half::start(manager, &swarm.net, images, counter);
+        let half = Half::start(Arc::clone(&manager), &swarm.net, images, counter);
+        half.spawn(Arc::clone(self).keep_lock(manager, half.stop.subscribe())).await;
         swarm.set_half(Some(half));
         Ok(())
     }

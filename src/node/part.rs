@@ -155,6 +155,11 @@ impl Half {
         Arc::new(Self { manager, images, news, stop, workers: tokio::sync::Mutex::new(workers) })
     }
 
+    /// Runs something until it ends.
+    pub(super) async fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        self.workers.lock().await.spawn(work);
+    }
+
     /// Ends it: a leader hands over first.
     pub(super) async fn halt(&self) {
         self.manager.hand_over().await;

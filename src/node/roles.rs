@@ -55,6 +55,7 @@ impl Node {
             }
             self.renew(swarm).await?;
             self.note(swarm, 0)?;
+            self.store.unlock_for_good().map_err(disk)?;
             self.store.forget_log().map_err(disk)?;
         }
         if raft_id == 0 {
