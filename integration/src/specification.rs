@@ -30,7 +30,11 @@ pub const PROMISES: &[Promise] = &[
     promise(
         "P3",
         "A node gets a secret only while it runs a granted task",
-        &["deliveries_that_are_not_for_it", "another_container_sees_only_what_it_was_granted"],
+        &[
+            "deliveries_that_are_not_for_it",
+            "another_container_sees_only_what_it_was_granted",
+            "s054_only_where_a_granted_task_runs",
+        ],
     ),
     promise(
         "P4",
@@ -43,7 +47,11 @@ pub const PROMISES: &[Promise] = &[
             "a_shim_killed_between_reading_a_touch_and_answering_it",
         ],
     ),
-    promise("P5", "A node that is cut off keeps its tasks and their secrets", &[]),
+    promise(
+        "P5",
+        "A node that is cut off keeps its tasks and their secrets",
+        &["a_cut_off_worker_keeps_its_tasks", "s056_a_cut_off_node_keeps_its_secrets"],
+    ),
     promise(
         "P6",
         "What was acknowledged is durable",
@@ -56,10 +64,15 @@ pub const PROMISES: &[Promise] = &[
     ),
     promise(
         "P7",
-        "The log and its snapshots are encrypted on the disk",
-        &["another_key_opens_nothing"],
+        "What goes between nodes is encrypted, and so are the log and its snapshots on the disk",
+        &[
+            "another_key_opens_nothing",
+            "the_key_exchange_is_post_quantum_or_there_is_none",
+            "s037_s048_encrypted_in_transit",
+            "s038_s049_encrypted_at_rest_on_every_manager",
+        ],
     ),
-    promise("P8", "A node needs one UDP port", &[]),
+    promise("P8", "A node needs one UDP port", &["s037_s048_encrypted_in_transit"]),
     promise(
         "P9",
         "Tasks survive crash, restart and upgrade of the daemon",

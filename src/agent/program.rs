@@ -2,12 +2,12 @@
 //!
 //! A supervisor needs little of this binary, and each process of a position-independent program
 //! has its own copy of whatever holds addresses: half a megabyte for all of skep. So
-//! `scripts/build` puts a small program with only the supervisor into a section of the binary,
-//! and the daemon keeps it in sealed memory, from where all shims run it. A binary without the
+//! `scripts/build` puts a small program with only the supervisor, packed, into a section of the
+//! binary, and the daemon keeps it in sealed memory, from where all shims run it. A binary without the
 //! section, as cargo builds it, supervises with itself.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 
@@ -18,6 +18,8 @@ use rustix::io::Errno;
 
 /// The section of the binary that holds the supervisor.
 const SECTION: &str = ".skep.shim";
+/// Bytes of it, unpacked.
+const PROGRAM_BYTES: u64 = 64 << 20;
 /// This binary, be it replaced on disk meanwhile.
 const OWN: &str = "/proc/self/exe";
 
@@ -38,7 +40,10 @@ impl Supervisor {
         let Some(section) = parsed.section_by_name(SECTION) else {
             return Ok(Self { memory: None });
         };
-        let memory = copy(section.data().map_err(io::Error::other)?)?;
+        let packed = section.data().map_err(io::Error::other)?;
+        let mut program = Vec::new();
+        zstd::Decoder::new(packed)?.take(PROGRAM_BYTES).read_to_end(&mut program)?;
+        let memory = copy(&program)?;
         Ok(Self { memory })
     }
 

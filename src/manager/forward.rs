@@ -103,7 +103,7 @@ impl Manager {
             };
         }
         let Some(leader) = leader.leader else { return Tried::NoLeader };
-        let ask = ControlRequest::Propose { request, command: command.clone() };
+        let ask = ControlRequest::Propose { request, command: Box::new(command.clone()) };
         match self.peers.ask(leader, &ask).await {
             Ok(ControlAnswer::Outcome(outcome)) => Tried::Outcome(outcome),
             Ok(ControlAnswer::NotLeader(_)) => Tried::NoLeader,

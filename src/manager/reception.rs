@@ -208,7 +208,7 @@ impl Reception {
         let manager = &self.manager;
         let answer = match request {
             ControlRequest::Propose { request, command } => {
-                manager.propose_for(request, command).await
+                manager.propose_for(request, *command).await
             }
             ControlRequest::ReadIndex => manager.read_index_for().await,
             ControlRequest::Sessions(news) => {

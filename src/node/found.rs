@@ -25,7 +25,7 @@ impl Node {
     pub async fn init(self: &Arc<Self>, init: SwarmInit) -> Result<Done, Refusal> {
         let _membership = self.membership.lock().await;
         if init.force_new_cluster {
-            return self.force_new_cluster(init).await;
+            return Box::pin(self.force_new_cluster(init)).await;
         }
         if self.swarm().is_some() {
             return Err(Refusal::AlreadyInSwarm);

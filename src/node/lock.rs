@@ -117,7 +117,7 @@ impl Node {
                 match event {
                     None => return,
                     Some(Event::Applied(applied)) => {
-                        if applied.changes.iter().any(|change| *change == Change::Cluster) {
+                        if applied.changes.contains(&Change::Cluster) {
                             break;
                         }
                     }

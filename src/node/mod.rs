@@ -172,16 +172,16 @@ impl Node {
                 if let Some(join) = join {
                     node.check_token(&file, &join.token)?;
                 }
-                node.resume(file).await?;
+                Box::pin(node.resume(file)).await?;
             }
             (file, join) => {
                 if file.is_some() {
                     node.store.finish_wipe()?;
                 }
                 if let Some(join) = join {
-                    node.join_at_start(join).await?;
+                    Box::pin(node.join_at_start(join)).await?;
                 } else if file.is_none() && node.config.init {
-                    node.init_at_start().await?;
+                    Box::pin(node.init_at_start()).await?;
                 }
             }
         }
@@ -251,7 +251,7 @@ impl Node {
         if file.raft_id != 0 {
             self.finish_rekey(&file).await?;
         }
-        self.take_up_with(net, file, parts).await?;
+        Box::pin(self.take_up_with(net, file, parts)).await?;
         Ok(())
     }
 
@@ -334,7 +334,7 @@ impl Node {
         file: NodeFile,
     ) -> Result<Arc<Swarm>, StartError> {
         let parts = self.parts(&file)?;
-        self.take_up_with(net, file, parts).await
+        Box::pin(self.take_up_with(net, file, parts)).await
     }
 
     /// Starts what this node does in its swarm.

@@ -34,7 +34,7 @@ pub enum ControlRequest {
         request: RequestId,
         /// Command.
         #[n(1)]
-        command: Command,
+        command: Box<Command>,
     },
     /// Up to which entry must one have applied to read what is acknowledged now?
     #[n(1)]

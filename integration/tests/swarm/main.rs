@@ -8,6 +8,7 @@ mod managers;
 mod members;
 mod plaintext;
 mod seeds;
+mod survival;
 
 use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
