@@ -11,6 +11,7 @@ use skep_core::model::material::MaterialKind;
 use skep_core::model::node::{NodeState, Role};
 use skep_core::state::State;
 
+use crate::agent::exec::no_such;
 use crate::engine::images::ImageStore;
 use crate::gate::{
     ContainerView, Done, ExecConfig, ExecStreams, ExecView, Gate, JoinTokens, Later, LocalState,
@@ -151,7 +152,7 @@ impl Gate for Node {
     fn containers(&self) -> Vec<ContainerView> {
         match self.swarm() {
             Some(swarm) => swarm.agent.containers(),
-            None => self.locked_containers(),
+            None => self.locked_agent().map(|agent| agent.containers()).unwrap_or_default(),
         }
     }
 
@@ -166,7 +167,12 @@ impl Gate for Node {
         config: ExecConfig,
     ) -> Later<'_, Result<String, Refusal>> {
         let container = container.to_owned();
-        Box::pin(async move { self.member()?.exec_create(node, &container, config).await })
+        Box::pin(async move {
+            match self.locked_agent() {
+                Some(agent) => agent.exec_create(&container, config),
+                None => self.member()?.exec_create(node, &container, config).await,
+            }
+        })
     }
 
     fn exec_start(
@@ -176,17 +182,32 @@ impl Gate for Node {
         size: Option<(u16, u16)>,
     ) -> Later<'_, Result<ExecStreams, Refusal>> {
         let id = id.to_owned();
-        Box::pin(async move { self.member()?.exec_start(&id, detach, size).await })
+        Box::pin(async move {
+            match self.locked_agent() {
+                Some(agent) => agent.exec_start(&id, detach, size).await,
+                None => self.member()?.exec_start(&id, detach, size).await,
+            }
+        })
     }
 
     fn exec_inspect(&self, id: &str) -> Later<'_, Result<ExecView, Refusal>> {
         let id = id.to_owned();
-        Box::pin(async move { self.member()?.exec_inspect(&id).await })
+        Box::pin(async move {
+            match self.locked_agent() {
+                Some(agent) => agent.context().execs.view(&id).ok_or_else(|| no_such(&id)),
+                None => self.member()?.exec_inspect(&id).await,
+            }
+        })
     }
 
     fn exec_resize(&self, id: &str, rows: u16, cols: u16) -> Later<'_, Result<(), Refusal>> {
         let id = id.to_owned();
-        Box::pin(async move { self.member()?.exec_resize(&id, rows, cols).await })
+        Box::pin(async move {
+            match self.locked_agent() {
+                Some(agent) => agent.exec_resize(&id, rows, cols),
+                None => self.member()?.exec_resize(&id, rows, cols).await,
+            }
+        })
     }
 
     fn logs(

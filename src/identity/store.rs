@@ -66,6 +66,9 @@ pub struct NodeFile {
     pub listen_addr: String,
     /// Address others use.
     pub advertise_addr: String,
+    /// Digest in the token it joined with: the root may be another since. Empty for a founder.
+    #[serde(default)]
+    pub joined_by: String,
 }
 
 impl NodeFile {
@@ -399,6 +402,7 @@ mod tests {
             raft_id: 7,
             listen_addr: String::new(),
             advertise_addr: String::new(),
+            joined_by: String::new(),
         };
         store.save(&node).unwrap();
         assert_eq!(store.load().unwrap(), Some(node.clone()));

@@ -137,7 +137,8 @@ impl Manager {
     /// [`Refusal::NoLeader`] if no leader confirms it in time.
     pub async fn confirm(&self) -> Result<(), Refusal> {
         let arrived = self.confirmed.begun.load(Ordering::Acquire);
-        let mut last = self.confirmed.last.lock().await;
+        let turn = timeout(WRITE_WAIT, self.confirmed.last.lock()).await;
+        let mut last = turn.map_err(|_| Refusal::NoLeader)?;
         // One that began since then answers for all who waited meanwhile.
         if *last > arrived {
             return Ok(());

@@ -116,10 +116,13 @@ impl Net {
         // Peers are told; those that do not confirm find out by themselves.
         let _ = tokio::time::timeout(crate::limits::NET_CLOSE, self.endpoint.wait_idle()).await;
         // What still drains must not keep the port from the next one.
-        let freed = UdpSocket::bind((std::net::Ipv4Addr::LOCALHOST, 0))
-            .and_then(|other| self.endpoint.rebind(other));
-        if let Err(error) = freed {
-            tracing::debug!(%error, "the UDP port is freed later");
+        // The endpoint holds on to the socket before the last, so it gets two others.
+        for _ in 0..2 {
+            let freed = UdpSocket::bind((std::net::Ipv4Addr::LOCALHOST, 0))
+                .and_then(|other| self.endpoint.rebind(other));
+            if let Err(error) = freed {
+                tracing::debug!(%error, "the UDP port is freed later");
+            }
         }
     }
 }

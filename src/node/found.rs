@@ -58,6 +58,7 @@ impl Node {
             raft_id,
             listen_addr: Self::listened(listen, &net),
             advertise_addr: addr.to_string(),
+            joined_by: String::new(),
         };
         let begun = self.begin(&net, &file, founding).await;
         if begun.is_err() {

@@ -182,6 +182,7 @@ impl Node {
             raft_id: welcome.raft_id,
             listen_addr: Self::listened(candidate.listen, net),
             advertise_addr: candidate.advertise.clone(),
+            joined_by: candidate.token.digest.clone(),
         };
         // What a crash in an earlier attempt left is nobody's log: node.json comes last.
         crate::files::remove_dir(&self.store.raft_dir())

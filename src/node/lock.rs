@@ -11,7 +11,8 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 
 use super::{Node, Parts, StartError, chain, disk};
-use crate::gate::{ContainerView, Done, Refusal};
+use crate::agent::Agent;
+use crate::gate::{Done, Refusal};
 use crate::hidden::Hidden;
 use crate::identity::lock::UnlockKey;
 use crate::identity::store::{NodeFile, StoreError};
@@ -46,11 +47,10 @@ impl Node {
         self.parked().is_some()
     }
 
-    /// Containers of a node that waits for its unlock key.
+    /// The agent of a node that waits for its unlock key: its tasks go on.
     #[must_use]
-    pub fn locked_containers(&self) -> Vec<ContainerView> {
-        let agent = self.parked().as_ref().map(|parked| Arc::clone(&parked.parts.agent));
-        agent.map(|agent| agent.containers()).unwrap_or_default()
+    pub fn locked_agent(&self) -> Option<Arc<Agent>> {
+        self.parked().as_ref().map(|parked| Arc::clone(&parked.parts.agent))
     }
 
     /// Opens the node's keys, and takes up its part in the swarm.

@@ -490,8 +490,9 @@ impl Node {
     /// Refuses a token of another swarm than the node's own.
     fn check_token(&self, file: &NodeFile, token: &Hidden) -> Result<(), StartError> {
         let roots = self.store.load_directory()?.unwrap_or_default().roots;
-        let is_ours = crate::identity::token::Token::parse(token.reveal())
-            .is_ok_and(|token| roots.iter().any(|root| token.is_of(root)));
+        let is_ours = crate::identity::token::Token::parse(token.reveal()).is_ok_and(|token| {
+            token.digest == file.joined_by || roots.iter().any(|root| token.is_of(root))
+        });
         if is_ours || roots.is_empty() {
             return Ok(());
         }
