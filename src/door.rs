@@ -50,11 +50,15 @@ fn managers(swarm: &Swarm) -> Vec<ManagerView> {
     let manager = swarm.manager();
     let directory = swarm.book().directory();
     let directory = directory.borrow();
+    let voters = manager.as_ref().map(|manager| manager.raft.members().voters);
     let view = |entry: &ManagerEntry| {
         let seen = manager.as_ref().and_then(|manager| {
             manager.raft.view(|state| state.node(&entry.node).map(|node| node.status.state))
         });
+        let has_vote = voters.as_ref().is_none_or(|voters| voters.contains(&entry.raft_id));
         let reachability = match seen {
+            // It is still catching up.
+            _ if !has_vote => Reachability::Unknown,
             _ if entry.node == swarm.node => Reachability::Reachable,
             Some(NodeState::Ready) => Reachability::Reachable,
             Some(NodeState::Down | NodeState::Disconnected) => Reachability::Unreachable,

@@ -156,8 +156,8 @@ impl Manager {
             leadership.mark_unchanged();
             match timeout_at(until, self.read_index()).await {
                 Ok(true) => return Ok(()),
-                Ok(false) => {}
-                Err(_) => return Err(Refusal::NoLeader),
+                Ok(false) if Instant::now() < until => {}
+                Ok(false) | Err(_) => return Err(Refusal::NoLeader),
             }
             let _ = timeout(AGAIN, leadership.changed()).await;
         }

@@ -23,7 +23,7 @@ use super::Protocol;
 use crate::identity::ca::NodeKey;
 use crate::identity::token::Token;
 use crate::identity::trust::{LeafFacts, Trust, TrustError};
-use crate::limits::{NET_IDLE, NET_KEEPALIVE, NET_STREAM_BYTES, NET_STREAMS};
+use crate::limits::{NET_IDLE, NET_KEEPALIVE, NET_RTT, NET_STREAM_BYTES, NET_STREAMS};
 
 /// Who this node is towards others.
 pub struct Identity {
@@ -81,6 +81,7 @@ fn transport() -> Arc<TransportConfig> {
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .datagram_receive_buffer_size(None)
         .stream_receive_window(VarInt::from_u32(NET_STREAM_BYTES))
+        .initial_rtt(NET_RTT)
         .keep_alive_interval(Some(NET_KEEPALIVE))
         .max_idle_timeout(IdleTimeout::try_from(NET_IDLE).ok());
     Arc::new(transport)

@@ -127,7 +127,10 @@ impl Uplink {
         let mut round = 0u32;
         loop {
             let began = Instant::now();
-            let ended = match self.swarm.half() {
+            // A manager that no leader reaches, because its address has changed, say, goes to another
+            // as a worker does: there it can tell where it is.
+            let half = self.swarm.half().filter(|half| round % 2 == 0 || half.has_leader());
+            let ended = match half {
                 Some(half) => self.local(&half, &mut memory).await,
                 None => self.remote(&mut memory, round).await,
             };
@@ -288,6 +291,7 @@ impl Uplink {
         let mut heard = Instant::now();
         // Whether this node has a manager half is part of where the session belongs.
         let is_manager = self.swarm.half().is_some();
+        let is_away = self.swarm.line().is_some();
         loop {
             let message = tokio::select! {
                 () = stopped(&mut stop) => return Ended::Stop,
@@ -307,7 +311,9 @@ impl Uplink {
                     None => return Ended::Stop,
                 },
                 _ = beat.tick() => {
-                    if self.swarm.half().is_some() != is_manager {
+                    let half = self.swarm.half();
+                    let may_return = is_away && half.as_ref().is_some_and(|half| half.has_leader());
+                    if half.is_some() != is_manager || may_return {
                         return Ended::Lost(None);
                     }
                     FromAgent::Beat

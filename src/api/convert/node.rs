@@ -67,7 +67,7 @@ pub(in crate::api) fn node(node: &Node, swarm: &Cluster, view: &NodeView) -> wir
 fn reachability(node: &Node, view: &NodeView) -> Reachability {
     let known = view.managers.iter().find(|manager| manager.node == node.id);
     match (known.map(|manager| manager.reachability), node.status.state) {
-        (Some(known), _) if known != Reachability::Unknown => known,
+        (Some(known), _) => known,
         (_, NodeState::Ready) => Reachability::Reachable,
         (_, NodeState::Unknown) => Reachability::Unknown,
         (_, NodeState::Down | NodeState::Disconnected) => Reachability::Unreachable,
