@@ -129,7 +129,8 @@ impl Uplink {
             let began = Instant::now();
             // A manager that no leader reaches, because its address has changed, say, goes to another
             // as a worker does: there it can tell where it is.
-            let half = self.swarm.half().filter(|half| round % 2 == 0 || half.has_leader());
+            let half =
+                self.swarm.half().filter(|half| round.is_multiple_of(2) || half.has_leader());
             let ended = match half {
                 Some(half) => self.local(&half, &mut memory).await,
                 None => self.remote(&mut memory, round).await,
