@@ -203,27 +203,31 @@ async fn follow(
     mut stop: watch::Receiver<bool>,
 ) {
     let mut changes = manager.raft.subscribe();
+    let mut epoch = *manager.raft.applied().borrow();
     loop {
-        let epoch = *manager.raft.applied().borrow();
+        // The state may be later than this says: then the event that says so is still to come.
         let latest = manager.raft.view(|state| directory(state, epoch.unwrap_or(0)));
         if let Some(latest) = latest {
             manager.peers.book().update(latest);
         }
         net.review(keeper);
-        let concerns = |event: &Event| match event {
-            Event::Rescan => true,
-            Event::Applied(applied) => {
-                let about = |change: &Change| matches!(change, Change::Node(_) | Change::Cluster);
-                applied.changes.iter().any(about)
-            }
+        let concerns = |changes: &[Change]| {
+            changes.iter().any(|change| matches!(change, Change::Node(_) | Change::Cluster))
         };
         loop {
             tokio::select! {
                 () = stopped(&mut stop) => return,
                 event = changes.next() => match event {
                     None => return,
-                    Some(event) if concerns(&event) => break,
-                    Some(_) => {}
+                    Some(Event::Rescan) => {
+                        epoch = *manager.raft.applied().borrow();
+                        break;
+                    }
+                    Some(Event::Applied(applied)) if concerns(&applied.changes) => {
+                        epoch = Some(applied.index);
+                        break;
+                    }
+                    Some(Event::Applied(_)) => {}
                 }
             }
         }

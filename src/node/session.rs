@@ -144,7 +144,8 @@ impl Uplink {
                 }
                 Ended::Lost(_) => {}
             }
-            round = if began.elapsed() > SESSION_SILENCE { 0 } else { round.saturating_add(1) };
+            // One that ended in silence was none.
+            round = if began.elapsed() > 2 * SESSION_SILENCE { 0 } else { round.saturating_add(1) };
             if round > 0 && !self.pause(round).await {
                 return;
             }
