@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::time::timeout;
 
 use crate::samples::{create, id, init};
-use crate::wire::{PATIENCE, Wire, add, agree, done, first, learn};
+use crate::wire_tests::{PATIENCE, Wire, add, agree, done, first, learn};
 use crate::{AnswerError, ProposeError};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

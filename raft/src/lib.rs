@@ -53,7 +53,7 @@ mod store_tests;
 mod testing;
 mod types;
 #[cfg(test)]
-mod wire;
+mod wire_tests;
 
 pub use answer::AnswerError;
 pub use api::{Clock, Config, FatalHook, Leadership, Metrics, ProposeError, ReadError, StartError};

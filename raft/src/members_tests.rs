@@ -9,7 +9,7 @@ use tokio::time::timeout;
 
 use crate::limits::{QUORUM_LAPSE, READ_WAIT};
 use crate::samples::{create, id};
-use crate::wire::{PATIENCE, Wire, add, agree, done, first};
+use crate::wire_tests::{PATIENCE, Wire, add, agree, done, first};
 use crate::{MemberError, ProposeError, Raft, ReadError};
 
 fn addr(raft_id: u64) -> String {

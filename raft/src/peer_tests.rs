@@ -15,7 +15,7 @@ use crate::message::{Append, Campaign, Content, Line, Reply, Request, SnapshotPa
 use crate::samples::{create, id, records, state};
 use crate::testing::CrashDisk;
 use crate::types::{Covered, Members, Opaque, Position, VoteRecord, VoterSet};
-use crate::wire::{PATIENCE, Wire, add, add_on, agree, done, first};
+use crate::wire_tests::{PATIENCE, Wire, add, add_on, agree, done, first};
 use crate::{AnswerError, MemberError};
 
 const VOTE: VoteRecord = VoteRecord { term: 3, node: 1, committed: true };
