@@ -23,7 +23,7 @@ use crate::seal::{RingSecret, SealError, random};
 /// How often a change is made anew because the ring turned meanwhile.
 const RESEALS: usize = 3;
 /// How long a manager that resigned waits until the others count it no more.
-const DISMISSAL: Duration = Duration::from_secs(2);
+const DISMISSAL: Duration = Duration::from_secs(5);
 
 fn sealing(error: SealError) -> Refusal {
     failed("cannot seal the swarm's keys", error)
@@ -107,15 +107,24 @@ impl Manager {
         let node = self.node(&self.node)?;
         let spec = NodeSpec { role: Role::Worker, ..node.spec.clone() };
         self.demote(&node.id, node.meta.version, spec).await?;
+        self.await_dismissal().await;
+        Ok(())
+    }
+
+    /// Waits until Raft's other members count this one no more.
+    pub async fn await_dismissal(&self) {
         let gone = async {
             let mut look = interval(Duration::from_millis(20));
-            while self.raft.members().voters.contains(&self.raft.members().me) {
+            loop {
+                let members = self.raft.members();
+                if !members.voters.contains(&members.me) {
+                    return;
+                }
                 look.tick().await;
             }
         };
         // The last entry that this one would hear of may not reach it.
         let _ = timeout(DISMISSAL, gone).await;
-        Ok(())
     }
 
     /// Why this manager does not leave without force.

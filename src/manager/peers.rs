@@ -110,6 +110,7 @@ impl Book {
 /// One connection, and when the last try failed.
 #[derive(Debug, Default)]
 struct Link {
+    expected: Option<Expected>,
     connection: Option<Connection>,
     failed: Option<(Instant, Arc<DialError>)>,
 }
@@ -184,7 +185,7 @@ impl Peers {
     /// The connection to a manager, made anew if the last one broke. A caller that gives up does
     /// not stop the dialling: the next one finds what it led to.
     async fn connect(&self, raft_id: u64, protocol: Protocol) -> Result<Connection, PeerError> {
-        let entry = self.book.manager(raft_id).ok_or(PeerError::Unknown(raft_id))?;
+        let entry = self.book.manager(raft_id);
         let slot = {
             let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
             if links.len() > 2 * Protocol::COUNT * self.book.latest.borrow().managers.len().max(8) {
@@ -192,7 +193,11 @@ impl Peers {
             }
             Arc::clone(links.entry((raft_id, protocol)).or_default())
         };
-        let link = Arc::clone(&slot).lock_owned().await;
+        let mut link = Arc::clone(&slot).lock_owned().await;
+        if let Some(entry) = entry {
+            let (node, public_key, addr) = (entry.node, entry.public_key, entry.addr);
+            link.expected = Some(Expected { node, public_key, addr });
+        }
         if let Some(connection) = link.open() {
             return Ok(connection);
         }
@@ -201,8 +206,8 @@ impl Peers {
         {
             return Err(PeerError::Dial(Arc::clone(error)));
         }
-        let expected =
-            Expected { node: entry.node, public_key: entry.public_key, addr: entry.addr };
+        // One that was demoted is spoken to until Raft has let it go.
+        let expected = link.expected.clone().ok_or(PeerError::Unknown(raft_id))?;
         let dialling = dial(Arc::clone(&self.net), self.book.greeting(), expected, protocol, link);
         tokio::spawn(dialling).await.unwrap_or(Err(PeerError::Silent))
     }

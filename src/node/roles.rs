@@ -50,7 +50,10 @@ impl Node {
         let had = swarm.file().raft_id;
         if had != 0 {
             tracing::info!("this node is no longer a manager");
-            if let Some(half) = swarm.set_half(None) {
+            if let Some(half) = swarm.half() {
+                // Until the others have let it go they may need its vote for that.
+                half.manager.await_dismissal().await;
+                swarm.set_half(None);
                 half.halt().await;
             }
             self.renew(swarm).await?;
