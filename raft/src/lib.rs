@@ -60,7 +60,7 @@ pub use api::{Clock, Config, FatalHook, Leadership, Metrics, ProposeError, ReadE
 pub use key::StorageKey;
 pub use log::OpenError;
 pub use machine::{Applied, Event, Subscription};
-pub use members::{MemberError, Members};
+pub use members::MemberError;
 
 pub use network::{Answer, Peer, Transport, TransportError};
 pub use node::Raft;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ChangeMembershipError, ClientWriteError, RaftError};
 use openraft::{BasicNode, ChangeMembers};
+use skep_core::control::members::MembersView as Members;
 use tokio::sync::OwnedMutexGuard;
 use tokio::time::timeout;
 
@@ -15,26 +16,6 @@ use crate::limits::{
 };
 use crate::node::{Inner, Raft};
 use crate::types::TypeConfig;
-
-/// Who takes part in Raft, as this node knows.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub struct Members {
-    /// Raft id of this node.
-    pub me: u64,
-    /// Who votes. While the voters change, those of before and of after.
-    pub voters: BTreeSet<u64>,
-    /// Who follows without a vote.
-    pub learners: BTreeSet<u64>,
-    /// Addresses of all by Raft id.
-    pub addrs: BTreeMap<u64, String>,
-    /// The last entry that each of the others is known to have. Empty unless this node leads;
-    /// without an entry for one that never answered.
-    pub matched: BTreeMap<u64, u64>,
-    /// The last entry in this node's log.
-    pub last: u64,
-    /// Whether a change of the voters is under way.
-    pub is_joint: bool,
-}
 
 /// Why the members are not known to be changed. All but `Refused` may be tried again.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -24,6 +24,7 @@ use tokio::sync::mpsc::error::SendTimeoutError;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
+use crate::chain::chain;
 use crate::engine::images::ImageStore;
 use crate::engine::images::exchange::ImageSource;
 use crate::engine::plan::NodeContext;
@@ -152,7 +153,7 @@ impl Agent {
                     if let Some(launch) = &found.launch
                         && let Err(error) = leftovers::Traces::of(launch).clear()
                     {
-                        let error = task::chain(&error);
+                        let error = chain(&error);
                         tracing::warn!(task = %found.id, error, "leftovers of a task stay");
                     }
                     crate::files::remove_dir(&self.context.run_dir(&found.id))?;

@@ -24,6 +24,7 @@ use super::shown::Shown;
 use super::spawn::spawn_shim;
 use super::store::{self, Found, Record};
 use super::{Context, lock};
+use crate::chain::chain;
 use crate::engine;
 use crate::engine::images::Hold;
 use crate::files::remove_dir;
@@ -559,18 +560,6 @@ fn lost() -> Exit {
         error: Some("the task's supervisor was killed; the container was stopped with it".into()),
         started_ns: 0,
     }
-}
-
-/// An error with its causes on one line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 /// Makes the complete plan of a task and its files, and holds its image. Blocking.

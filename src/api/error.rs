@@ -1,11 +1,10 @@
 //! Every refusal becomes an answer here, in Docker's words and with Docker's status.
 
-use std::error::Error;
-
 use http::StatusCode;
 use skep_core::command::Rejection;
 use skep_core::model::Kind;
 
+use crate::chain::chain;
 use crate::gate::Refusal;
 
 const NOT_MANAGER: &str = "This node is not a swarm manager. Worker nodes can't be used to view \
@@ -148,21 +147,6 @@ fn rejected(rejection: &Rejection) -> (StatusCode, String) {
         Rejection::StaleKey { .. } => (StatusCode::SERVICE_UNAVAILABLE, "Unavailable"),
     };
     (status, format!("rpc error: code = {code} desc = {rejection}"))
-}
-
-/// An error with its causes, each once.
-pub(super) fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let line = error.to_string();
-        if !text.contains(&line) {
-            text.push_str(": ");
-            text.push_str(&line);
-        }
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -11,11 +11,12 @@ use skep_core::time::Stamp;
 
 use super::call::Call;
 use super::convert::container::seconds;
-use super::error::{ApiError, chain};
+use super::error::ApiError;
 use super::filters::Filters;
 use super::reply::{self, Outcome};
 use super::time::rfc3339;
 use super::types::image as wire;
+use crate::chain::chain;
 use crate::engine::images::reference::Reference;
 use crate::engine::images::{Image, ImageError, ImageStore, ImageUse, Removed};
 use crate::gate::{ContainerState, Gate};

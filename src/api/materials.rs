@@ -20,6 +20,7 @@ use super::time::rfc3339;
 use super::types::material as wire;
 use super::types::{self, Created};
 use super::{convert, json, lookup};
+use crate::chain::chain;
 use crate::gate::{Done, Gate, Request, look};
 use crate::protected::{ProtectError, Protected};
 
@@ -142,7 +143,7 @@ async fn read(kind: MaterialKind, headers: &HeaderMap, body: Incoming) -> Result
         PayloadError::Base64 => ApiError::bad("invalid JSON: Data is not base64"),
         PayloadError::TooLarge => bad_size(kind),
         PayloadError::Memory(error) => {
-            ApiError::Said(StatusCode::SERVICE_UNAVAILABLE, super::error::chain(&error))
+            ApiError::Said(StatusCode::SERVICE_UNAVAILABLE, chain(&error))
         }
     })?;
     let set = |driver: &Option<types::Driver>| {

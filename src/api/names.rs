@@ -3,6 +3,7 @@
 use skep_core::state::State;
 
 use super::error::ApiError;
+use crate::chain::chain;
 use crate::seal;
 
 const ADJECTIVES: [&str; 48] = [
@@ -75,8 +76,7 @@ fn pair(a: u8, b: u8) -> String {
 
 /// `adjective_surname`, as no service is called.
 pub(super) fn free(state: &State) -> Result<String, ApiError> {
-    let random =
-        || seal::random::<4>().map_err(|error| ApiError::failed(super::error::chain(&error)));
+    let random = || seal::random::<4>().map_err(|error| ApiError::failed(chain(&error)));
     for _ in 0..DRAWS {
         let [a, b, ..] = random()?;
         let name = pair(a, b);

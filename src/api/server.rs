@@ -18,6 +18,7 @@ use tracing::{debug, warn};
 use super::peer::Peer;
 use super::routes;
 use super::turn::{Shares, Turn};
+use crate::chain::chain;
 use crate::gate::Gate;
 use crate::limits;
 
@@ -120,6 +121,6 @@ pub(super) async fn connection(stream: UnixStream, turn: Turn, gate: Arc<dyn Gat
         .with_upgrades()
         .await;
     if let Err(error) = served {
-        debug!(error = %super::error::chain(&error), "a connection to the API socket broke");
+        debug!(error = %chain(&error), "a connection to the API socket broke");
     }
 }

@@ -1,5 +1,6 @@
 //! The client of the local API: HTTP/1.1 over a unix socket.
 
+use crate::chain::chain;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -392,17 +393,6 @@ async fn connect(path: &Path) -> Result<SendRequest<Body>, CliError> {
         let _ = connection.with_upgrades().await;
     });
     Ok(sender)
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(why) = source {
-        text.push_str(": ");
-        text.push_str(&why.to_string());
-        source = why.source();
-    }
-    text
 }
 
 fn parse_json(bytes: &[u8], method: &str, target: &Target) -> Result<Value, CliError> {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use skep_core::control::members::{MemberStep, MembersView, next_step};
+use skep_core::control::members::{MemberStep, next_step};
 use skep_raft::MemberError;
 use tokio::sync::watch;
 use tokio::time::sleep;
@@ -36,16 +36,7 @@ impl Manager {
     /// Takes the next step. Whether there was one.
     async fn tend_once(&self) -> bool {
         let members = self.raft.members();
-        let view = MembersView {
-            me: members.me,
-            voters: members.voters,
-            learners: members.learners,
-            addrs: members.addrs,
-            matched: members.matched,
-            last: members.last,
-            is_joint: members.is_joint,
-        };
-        let Some(step) = self.raft.view(|state| next_step(state, &view)) else { return false };
+        let Some(step) = self.raft.view(|state| next_step(state, &members)) else { return false };
         tracing::info!(?step, "changing the managers");
         let done = match step {
             MemberStep::AddLearner { raft_id, addr } => self.raft.add_learner(raft_id, addr).await,

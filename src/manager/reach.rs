@@ -27,17 +27,6 @@ pub trait Reach: fmt::Debug + Send + Sync {
     fn open(&self, node: NodeId) -> Later<'_, Result<Box<dyn Stream>, Refusal>>;
 }
 
-/// The way of a node that is the only one.
-#[derive(Debug)]
-pub struct Alone;
-
-impl Reach for Alone {
-    fn open(&self, node: NodeId) -> Later<'_, Result<Box<dyn Stream>, Refusal>> {
-        let why = "this node has no way to others".to_owned();
-        Box::pin(async move { Err(Refusal::Unreachable { node, why }) })
-    }
-}
-
 /// Asks and takes the answer; a refusal is the error.
 async fn ask(stream: &mut impl Stream, ask: &Ask) -> Result<Answer, Refusal> {
     let talk = async {

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 
 use super::session::{Ends, serve};
 use super::{Manager, stopped};
-use crate::gate::Refusal;
+use crate::chain::chain;
 use crate::limits::{
     IMAGE_PIECE_BYTES, JOINS, NET_ANONYMOUS_BYTES, NET_ANSWER, NET_MESSAGE_BYTES, SESSION_QUEUE,
     SESSION_SILENCE,
@@ -334,16 +334,6 @@ impl Reception {
         let is_behind = greeting.cluster == mine.cluster && greeting.incarnation < mine.incarnation;
         if is_behind || greeting == mine { Ok(()) } else { Err(Closed::OtherIncarnation) }
     }
-}
-
-fn chain(refusal: &Refusal) -> String {
-    let mut text = refusal.to_string();
-    let mut source = std::error::Error::source(refusal);
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 /// Sends an agent its orders.

@@ -10,7 +10,8 @@ use skep_core::model::node::Role;
 use tokio::sync::watch;
 use tokio::time::sleep;
 
-use super::{Node, Swarm, chain};
+use super::{Node, Swarm};
+use crate::chain::chain;
 use crate::identity::rotation::{Plan, Roots, plan};
 use crate::manager::stopped;
 

@@ -9,6 +9,7 @@ use skep_core::model::node::Availability;
 use tokio::time::timeout;
 
 use super::{Node, disk};
+use crate::chain::chain;
 use crate::clock::now;
 use crate::config;
 use crate::gate::{Done, Refusal, SwarmJoin};
@@ -248,14 +249,4 @@ fn refusal(errors: &[TryError]) -> Refusal {
     } else {
         Refusal::JoinFailed(text)
     }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }

@@ -7,6 +7,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::{Node, Swarm};
+use crate::chain::chain;
 use crate::engine::cgroup::Cgroups;
 use crate::gate::{Done, Refusal};
 use crate::manager::failed;
@@ -96,7 +97,7 @@ impl Node {
         }
         tracing::warn!("this node was removed from its swarm: ending its tasks, removing its keys");
         if let Err(refusal) = self.forget(&swarm).await {
-            tracing::error!(error = super::chain(&refusal), "the swarm cannot be forgotten");
+            tracing::error!(error = chain(&refusal), "the swarm cannot be forgotten");
         }
     }
 }

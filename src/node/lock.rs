@@ -10,8 +10,9 @@ use skep_raft::{Event, Raft};
 use tokio::sync::watch;
 use tokio::time::sleep;
 
-use super::{Node, Parts, StartError, chain, disk};
+use super::{Node, Parts, StartError, disk};
 use crate::agent::Agent;
+use crate::chain::chain;
 use crate::gate::{Done, Refusal};
 use crate::hidden::Hidden;
 use crate::identity::lock::UnlockKey;

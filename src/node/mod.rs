@@ -23,6 +23,7 @@ use tokio::task::JoinSet;
 use crate::agent::program::Supervisor;
 use crate::agent::remote::Remote;
 use crate::agent::{Agent, Context};
+use crate::chain::chain;
 use crate::clock::now;
 use crate::config::{self, NodeConfig};
 use crate::engine::images::exchange::ImageSource;
@@ -511,17 +512,6 @@ impl Node {
 
 fn disk(error: StoreError) -> Refusal {
     failed("cannot write the node's identity", error)
-}
-
-/// An error with its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 fn lock(

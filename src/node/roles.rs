@@ -9,6 +9,7 @@ use tokio::time::{sleep, timeout};
 
 use super::part::Swarm;
 use super::{Node, StartError, disk};
+use crate::chain::chain;
 use crate::gate::Refusal;
 use crate::limits::{NET_ANSWER, NET_MESSAGE_BYTES};
 use crate::manager::failed;
@@ -33,7 +34,7 @@ impl Node {
             if wanted != swarm.file().raft_id
                 && let Err(error) = self.turn(&swarm, wanted).await
             {
-                tracing::warn!(error = super::chain(&error), "the change of role waits");
+                tracing::warn!(error = chain(&error), "the change of role waits");
                 tokio::select! {
                     () = stopped(&mut stop) => return,
                     () = sleep(RETRY) => continue,

@@ -21,7 +21,6 @@ mod start;
 mod task;
 mod user;
 
-use std::error::Error;
 use std::fs;
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
@@ -37,6 +36,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::{Mode, umask};
 
+use crate::chain::chain;
 use crate::engine::cgroup::{CgroupError, Cgroups};
 use crate::engine::runc::Runc;
 use crate::seal::{SealError, SealKeyPair};
@@ -250,19 +250,4 @@ fn trim_heap() {
 fn now_ns() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
-}
-
-/// An error with its causes, each once.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let said = error.to_string();
-        if !text.ends_with(&said) {
-            text.push_str(": ");
-            text.push_str(&said);
-        }
-        cause = error.source();
-    }
-    text
 }

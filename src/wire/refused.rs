@@ -3,6 +3,7 @@
 use minicbor::{Decode, Encode};
 use skep_core::command::Rejection;
 
+use crate::chain::chain;
 use crate::gate::Refusal;
 
 /// A [`Refusal`] that can travel: causes have become text.
@@ -64,16 +65,4 @@ impl From<Refused> for Refusal {
             }
         }
     }
-}
-
-/// An error with its causes on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

@@ -8,7 +8,8 @@ use skep_core::model::task::{TaskState, TaskStatus};
 use tokio::sync::watch;
 use tokio::time::{Instant, interval_at};
 
-use super::{Actor, Wanted, chain};
+use super::{Actor, Wanted};
+use crate::chain::chain;
 use crate::engine::images::ImageError;
 use crate::engine::images::exchange::{Came, fetch};
 use crate::limits::IMAGE_REPORT;
