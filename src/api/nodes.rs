@@ -1,5 +1,7 @@
 //! Nodes.
 
+use std::sync::Arc;
+
 use http::StatusCode;
 use skep_core::model::node::Node;
 
@@ -17,13 +19,13 @@ pub(super) async fn serve(call: Call, path: &[&str]) -> Outcome {
     match (call.method.as_str(), path) {
         ("GET", []) => list(&call).await,
         ("GET", [word]) => {
-            let view = call.gate.node();
-            let shown = look(&*call.gate, |state| {
+            let (cluster, node) = look(&*call.gate, |state| {
                 let cluster = state.cluster().ok_or(Refusal::NotInSwarm)?;
-                Ok::<_, ApiError>(convert::node(&*lookup::node(state, word)?, cluster, &view))
+                Ok::<_, ApiError>((Arc::clone(cluster), lookup::node(state, word)?))
             })
             .await??;
-            reply::ok(&shown)
+            // Afterwards: who led before the state was confirmed may be gone.
+            reply::ok(&convert::node(&node, &cluster, &call.gate.node()))
         }
         ("POST", [word, "update"]) => {
             let version = call.query.version("node")?;
@@ -55,7 +57,6 @@ async fn list(call: &Call) -> Outcome {
     let filters = Filters::of(&call.query, &FILTERS)?;
     check_words(&filters, "role", &["manager", "worker"])?;
     check_words(&filters, "membership", &["accepted", "pending"])?;
-    let view = call.gate.node();
     let wanted = |node: &Node| {
         filters.prefix("id", node.id.as_str())
             && filters.prefix("name", &node.description.hostname)
@@ -65,11 +66,14 @@ async fn list(call: &Call) -> Outcome {
                 .any("role", |role| role.eq_ignore_ascii_case(convert::role_word(node.spec.role)))
             && filters.any("membership", |word| word.eq_ignore_ascii_case("accepted"))
     };
-    let shown: Vec<_> = look(&*call.gate, |state| {
+    let (cluster, nodes) = look(&*call.gate, |state| {
         let cluster = state.cluster().ok_or(Refusal::NotInSwarm)?;
-        let nodes = state.nodes().filter(|node| wanted(node));
-        Ok::<_, Refusal>(nodes.map(|node| convert::node(node, cluster, &view)).collect())
+        let nodes: Vec<_> = state.nodes().filter(|node| wanted(node)).cloned().collect();
+        Ok::<_, Refusal>((Arc::clone(cluster), nodes))
     })
     .await??;
+    // Afterwards: who led before the state was confirmed may be gone.
+    let view = call.gate.node();
+    let shown: Vec<_> = nodes.iter().map(|node| convert::node(node, &cluster, &view)).collect();
     reply::ok(&shown)
 }

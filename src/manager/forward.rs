@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use skep_core::command::{Command, Outcome};
 use skep_core::id::RequestId;
-use skep_raft::{ProposeError, ReadError};
-use tokio::time::{Instant, timeout, timeout_at};
+use skep_raft::{Leadership, ProposeError, ReadError};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::peers::PeerError;
 use super::{Manager, failed, mint};
@@ -34,6 +35,14 @@ enum Tried {
     NoLeader,
     /// It may have been proposed.
     Unknown,
+}
+
+/// A change of leader is worth a try at once, the same one after a moment.
+async fn next_try(leadership: &mut watch::Receiver<Leadership>) {
+    tokio::select! {
+        Ok(()) = leadership.changed() => {}
+        () = sleep(AGAIN) => {}
+    }
 }
 
 impl Manager {
@@ -73,7 +82,11 @@ impl Manager {
         let mut may_be_done = false;
         loop {
             leadership.mark_unchanged();
-            let tried = timeout_at(until, self.attempt(request, &command)).await;
+            // With another leader an answer of the last one may never come.
+            let tried = tokio::select! {
+                tried = timeout_at(until, self.attempt(request, &command)) => tried.ok(),
+                Ok(()) = leadership.changed() => None,
+            };
             match tried.unwrap_or(Tried::Unknown) {
                 Tried::Outcome(outcome) => return Ok(outcome),
                 Tried::Refused(refusal) if !may_be_done => return Err(refusal),
@@ -83,8 +96,7 @@ impl Manager {
             if Instant::now() >= until {
                 break;
             }
-            // A change of leader is worth a try at once, the same one after a moment.
-            let _ = timeout(AGAIN, leadership.changed()).await;
+            next_try(&mut leadership).await;
         }
         Err(if may_be_done { Refusal::Unknown(request.to_string()) } else { Refusal::NoLeader })
     }
@@ -102,9 +114,8 @@ impl Manager {
                 Err(e) => Tried::Refused(failed("the swarm's log does not take the write", e)),
             };
         }
-        let Some(leader) = leader.leader else { return Tried::NoLeader };
         let ask = ControlRequest::Propose { request, command: Box::new(command.clone()) };
-        match self.peers.ask(leader, &ask).await {
+        match self.ask_leader(&ask).await {
             Ok(ControlAnswer::Outcome(outcome)) => Tried::Outcome(outcome),
             Ok(ControlAnswer::NotLeader(_)) => Tried::NoLeader,
             Ok(ControlAnswer::Refused(Refused::NoSpace(dir))) => {
@@ -116,6 +127,31 @@ impl Manager {
             Err(PeerError::Wire(_) | PeerError::Silent) | Ok(_) => Tried::Unknown,
             Err(_) => Tried::NoLeader,
         }
+    }
+
+    /// Asks the manager that leads, as far as this one knows. One that was away knows an old leader,
+    /// or none: whoever is asked in its place says who it is now.
+    pub(super) async fn ask_leader(
+        &self,
+        request: &ControlRequest,
+    ) -> Result<ControlAnswer, PeerError> {
+        let known = self.raft.leadership().borrow().leader;
+        let others = self.peers.book().directory().borrow().managers.clone();
+        let others = others.iter().filter(|other| other.node != self.node);
+        let mut last = Err(PeerError::NoLeader);
+        for raft_id in known.into_iter().chain(others.map(|other| other.raft_id)) {
+            last = self.peers.ask(raft_id, request).await;
+            match last {
+                Ok(ControlAnswer::NotLeader(Some(leader))) if leader != raft_id => {
+                    return self.peers.ask(leader, request).await;
+                }
+                Ok(ControlAnswer::NotLeader(_)) => {}
+                // It was not reached, so nothing was done: another may know more.
+                Err(PeerError::Unknown(_) | PeerError::Dial(_)) => {}
+                _ => return last,
+            }
+        }
+        last
     }
 
     /// Carries out another manager's write, if this one leads.
@@ -154,12 +190,18 @@ impl Manager {
         let mut leadership = self.raft.leadership();
         loop {
             leadership.mark_unchanged();
-            match timeout_at(until, self.read_index()).await {
-                Ok(true) => return Ok(()),
-                Ok(false) if Instant::now() < until => {}
-                Ok(false) | Err(_) => return Err(Refusal::NoLeader),
+            tokio::select! {
+                confirmed = timeout_at(until, self.read_index()) => {
+                    if confirmed == Ok(true) {
+                        return Ok(());
+                    }
+                }
+                Ok(()) = leadership.changed() => {}
             }
-            let _ = timeout(AGAIN, leadership.changed()).await;
+            if Instant::now() >= until {
+                return Err(Refusal::NoLeader);
+            }
+            next_try(&mut leadership).await;
         }
     }
 
@@ -168,9 +210,7 @@ impl Manager {
         if leader.here {
             return self.raft.read_index().await.is_ok();
         }
-        let Some(leader) = leader.leader else { return false };
-        let Ok(ControlAnswer::Index(index)) =
-            self.peers.ask(leader, &ControlRequest::ReadIndex).await
+        let Ok(ControlAnswer::Index(index)) = self.ask_leader(&ControlRequest::ReadIndex).await
         else {
             return false;
         };

@@ -29,9 +29,9 @@ pub enum PeerError {
     /// It cannot be reached.
     #[error(transparent)]
     Dial(#[from] Arc<DialError>),
-    /// It was tried a moment ago.
-    #[error("it could not be reached a moment ago")]
-    Pause,
+    /// No manager that answers knows who leads.
+    #[error("no manager that answers leads, or knows who does")]
+    NoLeader,
     /// It belongs to another incarnation of the swarm.
     #[error("{}", Closed::OtherIncarnation.word())]
     OtherIncarnation,

@@ -82,9 +82,8 @@ async fn pass_on(
         }
         return !is_due || manager.raft.read_index().await.is_ok();
     }
-    let Some(leader) = leader.leader else { return false };
     let ask = ControlRequest::Sessions(batch.clone());
-    match timeout(OUT_OF_TOUCH, manager.peers.ask(leader, &ask)).await {
+    match timeout(OUT_OF_TOUCH, manager.ask_leader(&ask)).await {
         Ok(Ok(ControlAnswer::Done)) => {
             batch.clear();
             true

@@ -80,14 +80,15 @@ pub async fn serve(
         role: None,
         is_heard: false,
     };
-    // What a manager that was cut off for a while knows may be over: a node that is told of it
-    // would run what runs elsewhere.
-    if manager.confirm().await.is_err() {
-        return;
-    }
     let (description, advertise) = (Box::new(hello.description), hello.advertise);
     let up = SessionNews::Up { node, addr, description, advertise };
-    if events.send(up).await.is_err() || !session.tell_role().await || !session.assign().await {
+    // First of all: a manager whose address has changed gets no log before the leader knows it.
+    if events.send(up).await.is_err() {
+        return;
+    }
+    // What a manager that was cut off for a while knows may be over: a node that is told of it
+    // would run what runs elsewhere.
+    if manager.confirm().await.is_err() || !session.tell_role().await || !session.assign().await {
         return;
     }
     let mut heartbeat = interval(SESSION_BEAT);

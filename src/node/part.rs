@@ -155,11 +155,6 @@ impl Half {
         Arc::new(Self { manager, images, news, stop, workers: tokio::sync::Mutex::new(workers) })
     }
 
-    /// Whether it knows who leads.
-    pub(super) fn has_leader(&self) -> bool {
-        self.manager.raft.leadership().borrow().leader.is_some()
-    }
-
     /// Runs something until it ends.
     pub(super) async fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         self.workers.lock().await.spawn(work);

@@ -127,11 +127,7 @@ impl Uplink {
         let mut round = 0u32;
         loop {
             let began = Instant::now();
-            // A manager that no leader reaches, because its address has changed, say, goes to another
-            // as a worker does: there it can tell where it is.
-            let half =
-                self.swarm.half().filter(|half| round.is_multiple_of(2) || half.has_leader());
-            let ended = match half {
+            let ended = match self.swarm.half() {
                 Some(half) => self.local(&half, &mut memory).await,
                 None => self.remote(&mut memory, round).await,
             };
@@ -293,7 +289,6 @@ impl Uplink {
         let mut heard = Instant::now();
         // Whether this node has a manager half is part of where the session belongs.
         let is_manager = self.swarm.half().is_some();
-        let is_away = self.swarm.line().is_some();
         loop {
             let message = tokio::select! {
                 () = stopped(&mut stop) => return Ended::Stop,
@@ -313,9 +308,7 @@ impl Uplink {
                     None => return Ended::Stop,
                 },
                 _ = beat.tick() => {
-                    let half = self.swarm.half();
-                    let may_return = is_away && half.as_ref().is_some_and(|half| half.has_leader());
-                    if half.is_some() != is_manager || may_return {
+                    if self.swarm.half().is_some() != is_manager {
                         return Ended::Lost(None);
                     }
                     FromAgent::Beat

@@ -86,6 +86,8 @@ fn s037_s048_encrypted_in_transit(scene: &Scene) -> Result<()> {
     let (service, placed) = scene.sleeper_on(WORKER, "transit", &["--secret", &flag])?;
     // By checksum: what a command prints passes through supervisor and daemon.
     scene.exec(&placed[0], &["sha256sum", "/run/secrets/marker"])?;
+    // So that the other worker has something to say too.
+    scene.sleeper_on(OTHER, "beside", &[])?;
 
     let shim = shim_of(cluster.node(WORKER), &placed[0].task)?;
     let held: BTreeSet<_> = everywhere(cluster, &payload)?.iter().map(|hit| hit.pid).collect();
