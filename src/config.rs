@@ -270,13 +270,6 @@ fn memory_bytes() -> u64 {
     line.and_then(|l| l.trim().trim_end_matches(" kB").parse::<u64>().ok()).unwrap_or(0) * 1024
 }
 
-/// What changes with every boot of the machine; empty if the kernel does not say.
-#[must_use]
-pub fn boot_id() -> String {
-    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    text.trim().to_owned()
-}
-
 /// The host's name.
 #[must_use]
 pub fn hostname() -> String {

@@ -108,6 +108,10 @@ pub const OUT_OF_TOUCH_SPREAD: Duration = Duration::from_millis(500);
 pub const SESSION_BEAT: Duration = Duration::from_secs(1);
 /// A session whose other end says nothing for this long is over.
 pub const SESSION_SILENCE: Duration = Duration::from_millis(2500);
+/// Managers of the past that are kept in mind until Raft has let them go.
+pub const FORMER_MANAGERS: usize = 64;
+/// Time between two looks at whether those who are connected still may.
+pub const NET_REVIEW: Duration = Duration::from_secs(1);
 /// Nodes that join at once.
 pub const JOINS: usize = 32;
 /// How far the clock of a node that joins may be from the manager's.

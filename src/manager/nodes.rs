@@ -14,16 +14,21 @@ use tokio::time::{interval, timeout};
 use zeroize::Zeroizing;
 
 use super::init::{CA_KEY, MANAGER_SECRET, UNLOCK_KEY, WORKER_SECRET};
+use super::peers::PeerError;
 use super::{Manager, failed};
 use crate::clock::now;
 use crate::gate::{Done, Refusal};
 use crate::identity::token::JoinSecret;
+use crate::net::Closed;
 use crate::seal::{RingSecret, SealError, random};
+use crate::wire::control::ControlRequest;
 
 /// How often a change is made anew because the ring turned meanwhile.
 const RESEALS: usize = 3;
 /// How long a manager that resigned waits until the others count it no more.
 const DISMISSAL: Duration = Duration::from_secs(5);
+/// Time between two looks at that.
+const DISMISSAL_LOOK: Duration = Duration::from_millis(50);
 
 fn sealing(error: SealError) -> Refusal {
     failed("cannot seal the swarm's keys", error)
@@ -114,17 +119,27 @@ impl Manager {
     /// Waits until Raft's other members count this one no more.
     pub async fn await_dismissal(&self) {
         let gone = async {
-            let mut look = interval(Duration::from_millis(20));
+            let mut look = interval(DISMISSAL_LOOK);
             loop {
+                look.tick().await;
                 let members = self.raft.members();
-                if !members.voters.contains(&members.me) {
+                // Raft does not tell whom it lets go: the entry may not reach it. The others do, by
+                // turning it away.
+                if !members.voters.contains(&members.me) || self.is_turned_away().await {
                     return;
                 }
-                look.tick().await;
             }
         };
-        // The last entry that this one would hear of may not reach it.
         let _ = timeout(DISMISSAL, gone).await;
+    }
+
+    /// Whether another manager says that this one is none.
+    async fn is_turned_away(&self) -> bool {
+        let others = self.peers.book().directory().borrow().managers.clone();
+        let Some(other) = others.iter().find(|other| other.node != self.node) else { return false };
+        let asked = self.peers.ask(other.raft_id, &ControlRequest::Directory).await;
+        let Err(PeerError::Dial(error)) = asked else { return false };
+        error.refused() == Some(Closed::NotManager)
     }
 
     /// Why this manager does not leave without force.

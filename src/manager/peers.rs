@@ -1,17 +1,17 @@
 //! The other managers: who they are, and a connection to each that is there when it is needed.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use quinn::{Connection, RecvStream, SendStream};
-use skep_core::id::ClusterId;
+use skep_core::id::{ClusterId, NodeId};
 use skep_raft::{Answer, Peer, Transport, TransportError};
 use tokio::sync::{OwnedMutexGuard, watch};
 use tokio::time::timeout;
 
-use crate::limits::{NET_ANSWER, NET_MESSAGE_BYTES};
+use crate::limits::{FORMER_MANAGERS, NET_ANSWER, NET_MESSAGE_BYTES};
 use crate::net::{Closed, DialError, Expected, Net, Protocol, closed};
 use crate::wire::control::{ControlAnswer, ControlRequest, Greeting};
 use crate::wire::session::{Directory, ManagerEntry};
@@ -54,13 +54,15 @@ impl From<io::Error> for PeerError {
 pub struct Book {
     cluster: ClusterId,
     latest: watch::Sender<Directory>,
+    /// Who was one a short while ago: Raft counts it until it has let it go.
+    former: Mutex<VecDeque<ManagerEntry>>,
 }
 
 impl Book {
     /// A book that starts with what was known before.
     #[must_use]
     pub fn new(cluster: ClusterId, directory: Directory) -> Self {
-        Self { cluster, latest: watch::Sender::new(directory) }
+        Self { cluster, latest: watch::Sender::new(directory), former: Mutex::default() }
     }
 
     /// Takes a directory if it is later than what is known. Whether it was.
@@ -71,6 +73,12 @@ impl Book {
                 return false;
             }
             let says_more = Directory { epoch: old.epoch, ..new.clone() } != *old;
+            let is_gone =
+                |old: &ManagerEntry| new.managers.iter().all(|m| m.raft_id != old.raft_id);
+            let mut former = self.former();
+            former.extend(old.managers.iter().filter(|manager| is_gone(manager)).cloned());
+            let surplus = former.len().saturating_sub(FORMER_MANAGERS);
+            former.drain(..surplus);
             *old = new;
             says_more
         })
@@ -82,10 +90,22 @@ impl Book {
         self.latest.subscribe()
     }
 
-    /// The manager with this Raft id.
+    fn former(&self) -> std::sync::MutexGuard<'_, VecDeque<ManagerEntry>> {
+        self.former.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The manager with this Raft id, or who was it a short while ago.
     #[must_use]
     pub fn manager(&self, raft_id: u64) -> Option<ManagerEntry> {
-        self.latest.borrow().managers.iter().find(|m| m.raft_id == raft_id).cloned()
+        let is_it = |manager: &&ManagerEntry| manager.raft_id == raft_id;
+        let present = self.latest.borrow().managers.iter().find(is_it).cloned();
+        present.or_else(|| self.former().iter().rev().find(is_it).cloned())
+    }
+
+    /// What a node was as a manager a short while ago.
+    #[must_use]
+    pub fn former_manager(&self, node: &NodeId) -> Option<ManagerEntry> {
+        self.former().iter().rev().find(|manager| manager.node == *node).cloned()
     }
 
     /// Which swarm this node speaks of.
@@ -110,7 +130,6 @@ impl Book {
 /// One connection, and when the last try failed.
 #[derive(Debug, Default)]
 struct Link {
-    expected: Option<Expected>,
     connection: Option<Connection>,
     failed: Option<(Instant, Arc<DialError>)>,
 }
@@ -185,7 +204,7 @@ impl Peers {
     /// The connection to a manager, made anew if the last one broke. A caller that gives up does
     /// not stop the dialling: the next one finds what it led to.
     async fn connect(&self, raft_id: u64, protocol: Protocol) -> Result<Connection, PeerError> {
-        let entry = self.book.manager(raft_id);
+        let entry = self.book.manager(raft_id).ok_or(PeerError::Unknown(raft_id))?;
         let slot = {
             let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
             if links.len() > 2 * Protocol::COUNT * self.book.latest.borrow().managers.len().max(8) {
@@ -193,11 +212,7 @@ impl Peers {
             }
             Arc::clone(links.entry((raft_id, protocol)).or_default())
         };
-        let mut link = Arc::clone(&slot).lock_owned().await;
-        if let Some(entry) = entry {
-            let (node, public_key, addr) = (entry.node, entry.public_key, entry.addr);
-            link.expected = Some(Expected { node, public_key, addr });
-        }
+        let link = Arc::clone(&slot).lock_owned().await;
         if let Some(connection) = link.open() {
             return Ok(connection);
         }
@@ -206,8 +221,8 @@ impl Peers {
         {
             return Err(PeerError::Dial(Arc::clone(error)));
         }
-        // One that was demoted is spoken to until Raft has let it go.
-        let expected = link.expected.clone().ok_or(PeerError::Unknown(raft_id))?;
+        let expected =
+            Expected { node: entry.node, public_key: entry.public_key, addr: entry.addr };
         let dialling = dial(Arc::clone(&self.net), self.book.greeting(), expected, protocol, link);
         tokio::spawn(dialling).await.unwrap_or(Err(PeerError::Silent))
     }

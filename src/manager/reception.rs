@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use quinn::{Connection, RecvStream, SendStream};
 use skep_core::id::NodeId;
+use skep_raft::limits::PART_BYTES;
 use tokio::io::{AsyncWriteExt, copy_bidirectional_with_sizes};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
@@ -50,12 +51,6 @@ impl Sessions {
     #[must_use]
     pub fn of(&self, node: &NodeId) -> Option<Connection> {
         self.table().get(node).cloned()
-    }
-
-    /// Nodes whose sessions are here.
-    #[must_use]
-    pub fn nodes(&self) -> Vec<NodeId> {
-        self.table().keys().copied().collect()
     }
 
     /// Takes a session, and ends the one that its node had before.
@@ -191,7 +186,7 @@ impl Reception {
 
     async fn raft(self: Arc<Self>, from: u64, stream: Halves) -> Result<(), WireError> {
         let (mut tx, mut rx) = stream;
-        let request = receive_bytes(&mut rx, NET_MESSAGE_BYTES).await?;
+        let request = receive_bytes(&mut rx, PART_BYTES).await?;
         match self.manager.raft.answer(from, &request).await {
             Ok(answer) => send_bytes(&mut tx, &answer).await,
             Err(error) => {

@@ -130,8 +130,7 @@ fn judge(addr: SocketAddr, expected: &Expected, facts: &LeafFacts) -> Result<(),
 }
 
 /// What the end of a connection means to the one who dialled it.
-#[must_use]
-pub fn dial_error(addr: SocketAddr, error: ConnectionError) -> DialError {
+fn dial_error(addr: SocketAddr, error: ConnectionError) -> DialError {
     match error {
         ConnectionError::TimedOut => DialError::Silent { addr },
         error => match closed(&error) {

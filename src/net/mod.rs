@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use quinn::{Endpoint, EndpointConfig, TokioRuntime, VarInt};
 use skep_core::id::NodeId;
 
-pub use connect::{Expected, Meeting, closed, dial_error};
+pub use connect::{Expected, Meeting, closed};
 pub use error::{Closed, DialError, ListenError};
 pub use serve::{Admission, Guest, Recorded, Service, Visit};
 pub use stream::BiStream;

@@ -51,17 +51,6 @@ pub enum Guest {
     },
 }
 
-impl Guest {
-    /// Its node id, unless it is anonymous.
-    #[must_use]
-    pub fn node(&self) -> Option<NodeId> {
-        match self {
-            Self::Anonymous => None,
-            Self::Member { node, .. } => Some(*node),
-        }
-    }
-}
-
 /// A connection's life, on a task of its own.
 pub type Visit<T = ()> = Pin<Box<dyn Future<Output = T> + Send>>;
 

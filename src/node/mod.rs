@@ -420,8 +420,6 @@ impl Node {
                 incarnation_id: [0; 16],
                 description: config::describe(&self.config.node_name),
                 advertise: swarm.advertise.clone(),
-                boot_id: config::boot_id(),
-                format: skep_core::state::FORMAT,
             },
             role,
             removed,

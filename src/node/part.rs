@@ -9,10 +9,11 @@ use skep_core::state::State;
 use skep_raft::Event;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
+use tokio::time::interval;
 
 use crate::agent::Agent;
 use crate::identity::store::NodeFile;
-use crate::limits::SESSION_QUEUE;
+use crate::limits::{NET_REVIEW, SESSION_QUEUE};
 use crate::manager::images::Images;
 use crate::manager::members::tend;
 use crate::manager::peers::{Book, Peers};
@@ -199,6 +200,7 @@ async fn follow(
 ) {
     let mut changes = manager.raft.subscribe();
     let mut epoch = *manager.raft.applied().borrow();
+    let mut review = interval(NET_REVIEW);
     loop {
         // The state may be later than this says: then the event that says so is still to come.
         let latest = manager.raft.view(|state| directory(state, epoch.unwrap_or(0)));
@@ -212,6 +214,8 @@ async fn follow(
         loop {
             tokio::select! {
                 () = stopped(&mut stop) => return,
+                // Raft lets members go without a change of the state.
+                _ = review.tick() => net.review(keeper),
                 event = changes.next() => match event {
                     None => return,
                     Some(Event::Rescan) => {
@@ -232,6 +236,16 @@ async fn follow(
 /// Admits by the state; a manager whose state is behind also by what it was told since.
 struct Gatekeeper(Arc<Manager>);
 
+impl Gatekeeper {
+    /// The Raft id of a node that is a manager no more, while Raft still counts it: the others need
+    /// its vote to let it go.
+    fn undismissed(&self, node: &NodeId) -> Option<u64> {
+        let former = self.0.peers.book().former_manager(node)?;
+        let is_counted = self.0.raft.members().addrs.contains_key(&former.raft_id);
+        is_counted.then_some(former.raft_id)
+    }
+}
+
 impl Admission for Gatekeeper {
     fn recorded(&self, node: &NodeId) -> Option<Recorded> {
         let found = self.0.raft.view(|state| {
@@ -239,6 +253,10 @@ impl Admission for Gatekeeper {
                 public_key: node.public_key.clone(),
                 raft_id: node.manager.as_ref().map(|manager| manager.raft_id),
             })
+        });
+        let found = found.map(|found| Recorded {
+            raft_id: found.raft_id.or_else(|| self.undismissed(node)),
+            ..found
         });
         let directory = self.0.peers.book().directory();
         let directory = directory.borrow();

@@ -66,12 +66,6 @@ pub struct Hello {
     /// Where it says it is reached, with port.
     #[n(4)]
     pub advertise: String,
-    /// Changes with every boot of the machine: shims of another boot are gone.
-    #[n(5)]
-    pub boot_id: String,
-    /// The latest log format it reads.
-    #[n(6)]
-    pub format: u32,
 }
 
 /// What a manager says.
