@@ -91,6 +91,8 @@ pub const NET_CLOSE: Duration = Duration::from_millis(200);
 pub const NET_HANDSHAKES: usize = 1024;
 /// While fewer than this many are free, peers first show that their address is theirs.
 pub const NET_HANDSHAKES_FREE: usize = 768;
+/// Peers kept waiting that dial before this node has a certificate to show.
+pub const NET_HELD: usize = 64;
 /// Connections at once: every node of a large swarm, and managers among one another.
 pub const NET_CONNECTIONS: usize = 10_500;
 /// Bytes of one message between nodes.

@@ -33,10 +33,13 @@ pub async fn tend(manager: &Manager, mut stop: watch::Receiver<bool>) {
 }
 
 impl Manager {
-    /// Takes the next step. Whether there was one.
+    /// Takes the next step. Whether another may soon be due.
     async fn tend_once(&self) -> bool {
         let members = self.raft.members();
-        let Some(step) = self.raft.view(|state| next_step(state, &members)) else { return false };
+        let Some(step) = self.raft.view(|state| next_step(state, &members)) else {
+            // No change of the state tells that a newcomer has caught up.
+            return members.is_joint || !members.learners.is_empty();
+        };
         tracing::info!(?step, "changing the managers");
         let done = match step {
             MemberStep::AddLearner { raft_id, addr } => self.raft.add_learner(raft_id, addr).await,

@@ -110,6 +110,20 @@ impl Net {
         Ok(())
     }
 
+    /// Keeps those who dial waiting until [`Net::serve`] answers them: what comes before that
+    /// would be lost, and they would say it again only after a while.
+    pub fn hold(&self) {
+        match tls::holding_config() {
+            Ok(config) => self.endpoint.set_server_config(Some(config)),
+            Err(error) => tracing::debug!(%error, "those who dial early are not heard"),
+        }
+    }
+
+    /// Ends what [`Net::hold`] began on a node that does not serve.
+    pub fn release(&self) {
+        self.endpoint.set_server_config(None);
+    }
+
     /// Ends every connection and frees the port.
     pub async fn close(&self) {
         self.endpoint.close(VarInt::from_u32(Closed::Stopping.code()), b"stopping");

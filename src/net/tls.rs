@@ -12,8 +12,9 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
-use rustls::server::NoServerSessionStorage;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme, version,
 };
@@ -23,7 +24,7 @@ use super::Protocol;
 use crate::identity::ca::NodeKey;
 use crate::identity::token::Token;
 use crate::identity::trust::{LeafFacts, Trust, TrustError};
-use crate::limits::{NET_IDLE, NET_KEEPALIVE, NET_RTT, NET_STREAM_BYTES, NET_STREAMS};
+use crate::limits::{NET_HELD, NET_IDLE, NET_KEEPALIVE, NET_RTT, NET_STREAM_BYTES, NET_STREAMS};
 
 /// Who this node is towards others.
 pub struct Identity {
@@ -100,6 +101,28 @@ pub(super) fn server_config(identity: &Identity) -> Result<ServerConfig, Error> 
     let crypto = QuicServerConfig::try_from(config).map_err(|e| Error::General(e.to_string()))?;
     let mut config = ServerConfig::with_crypto(Arc::new(crypto));
     config.transport_config(transport());
+    Ok(config)
+}
+
+/// Shows nobody anything.
+#[derive(Debug)]
+struct Nobody;
+
+impl ResolvesServerCert for Nobody {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        None
+    }
+}
+
+/// What an endpoint needs to keep peers waiting that dial before it has a certificate to show.
+pub(super) fn holding_config() -> Result<ServerConfig, Error> {
+    let config = rustls::ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&version::TLS13])?
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(Nobody));
+    let crypto = QuicServerConfig::try_from(config).map_err(|e| Error::General(e.to_string()))?;
+    let mut config = ServerConfig::with_crypto(Arc::new(crypto));
+    config.max_incoming(NET_HELD);
     Ok(config)
 }
 

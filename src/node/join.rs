@@ -95,6 +95,8 @@ impl Node {
         let (key, seal) = self.store.unfinished_keys().map_err(disk)?;
         let csr = key.csr().map_err(|e| failed("cannot make a certificate request", e))?;
         let bound = net.local_addr().map_err(|e| failed("cannot use the UDP port", e))?;
+        // As soon as the swarm knows a new manager, its leader dials it.
+        net.hold();
         let mut errors = Vec::new();
         for remote in &join.remote_addrs {
             let candidate = Candidate {

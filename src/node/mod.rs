@@ -250,6 +250,7 @@ impl Node {
         let net = Net::bind(listen)?;
         file.advertise_addr = self.advertised(&net, &file);
         if file.raft_id != 0 {
+            net.hold();
             self.finish_rekey(&file).await?;
         }
         Box::pin(self.take_up_with(net, file, parts)).await?;
@@ -368,8 +369,9 @@ impl Node {
         own.set(&swarm);
         let chain = self.store.load_chain()?;
         self.show(&swarm, &chain, &directory.roots).map_err(StartError::Join)?;
-        if swarm.file().raft_id != 0 {
-            self.start_half(&swarm).await?;
+        match swarm.file().raft_id {
+            0 => swarm.net.release(),
+            _ => self.start_half(&swarm).await?,
         }
         self.start_agent(&swarm, news, orders, orders_rx, stopped).await;
         self.set_swarm(Some(Arc::clone(&swarm)));
