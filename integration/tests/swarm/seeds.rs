@@ -20,7 +20,7 @@ by_both! {
     s141_stays_converged
 }
 
-by_both! { with crate::seeds::two_machines: s162_two_machines }
+by_both! { with crate::seeds::two_machines: s074_s162_two_machines }
 
 by_both! { with crate::seeds::two_swarms: s041_one_name_in_two_swarms }
 
@@ -189,13 +189,17 @@ fn two_machines(program: Program, name: &str, scenario: fn(&Scene) -> Result<()>
     alone_by(program, name, options, scenario)
 }
 
-fn s162_two_machines(scene: &Scene) -> Result<()> {
+fn s074_s162_two_machines(scene: &Scene) -> Result<()> {
     let (cli, cluster) = (&scene.bench.cli, scene.cluster);
     let out = cli.ok(&["swarm", "init", "--advertise-addr", "10.77.0.1"])?;
-    ensure!(
-        out.contains("is now a manager") && out.contains("swarm join --token SWMTKN-1-"),
-        "{out}"
-    );
+    let (id, info) = (cluster.node(0).id()?, cli.ok(&["info"])?);
+    let first = format!("Swarm initialized: current node ({id}) is now a manager.");
+    let says = |part: &str| ensure!(out.contains(part), "no {part:?} in {out}");
+    says(&first)?;
+    says("To add a worker to this swarm, run the following command:")?;
+    says("swarm join --token SWMTKN-1-")?;
+    says("swarm join-token manager' and follow the instructions.")?;
+    ensure!(info.contains("Swarm: active") && info.contains("Is Manager: true"), "{info}");
     // The printed command as it stands.
     let command = out.lines().find_map(|line| line.split_once("swarm join ")).context("command")?.1;
     let words: Vec<_> = ["swarm", "join"].into_iter().chain(command.split_whitespace()).collect();
