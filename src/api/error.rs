@@ -27,8 +27,6 @@ const ONLY_WAY_BACK: &str = "The only way to restore a swarm that has lost conse
 const JOIN_TIMEOUT: &str = "Timeout was reached before node joined. The attempt to join the swarm \
     will continue in the background. Use the \"docker info\" command to see the current swarm \
     status of your node.";
-const REJOIN: &str = ". Use \"docker swarm leave --force\" and then \"docker swarm join\" with a \
-    token that \"docker swarm join-token\" prints on a manager of today.";
 const NO_LEADER: &str = "The swarm does not have a leader. It's possible that too few managers \
     are online. Make sure more than half of the managers are online.";
 
@@ -112,10 +110,10 @@ fn refused(refusal: &Refusal) -> (StatusCode, String) {
         )),
         Refusal::JoinTimeout => unavailable(JOIN_TIMEOUT),
         Refusal::NoLeader => unavailable(NO_LEADER),
-        Refusal::Outlived(_) => unavailable(&format!("{refusal}{REJOIN}")),
         Refusal::JoinFailed(_)
         | Refusal::Unknown(_)
         | Refusal::NoSpace(_)
+        | Refusal::Outlived(_)
         | Refusal::Unreachable { .. } => unavailable(&refusal.to_string()),
         Refusal::InvalidToken(_) => (StatusCode::BAD_REQUEST, refusal.to_string()),
         Refusal::Invalid(text) | Refusal::JoinRefused(text) => {

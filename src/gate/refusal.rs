@@ -33,8 +33,9 @@ pub enum Refusal {
     /// This node is a manager of a swarm that was made anew without it.
     #[error(
         "this node belongs to an older incarnation of swarm {0}: a manager that was out of its \
-         reach has made the swarm its own, and what this node knows counts no more; leave by force \
-         and join again with a token of today"
+         reach has made the swarm its own, and what this node knows counts no more; run 'swarm leave \
+         --force' here and join again with a token that 'swarm join-token' prints on a manager of \
+         today"
     )]
     Outlived(ClusterId),
     /// Leaving would lose the swarm's data.

@@ -73,10 +73,10 @@ impl Manager {
         }
         // The same key again is the same node.
         self.confirm().await?;
-        self.welcome(&joiner.csr, &public_key)
+        self.welcome(&joiner.csr, &public_key).await
     }
 
-    fn welcome(&self, csr: &[u8], public_key: &[u8]) -> Result<JoinAnswer, Refusal> {
+    async fn welcome(&self, csr: &[u8], public_key: &[u8]) -> Result<JoinAnswer, Refusal> {
         let found = self.raft.view(|state| {
             let node = node_with_key(state, public_key)?;
             Some((node, state.node(&node)?.manager.as_ref().map_or(0, |m| m.raft_id)))
@@ -85,19 +85,24 @@ impl Manager {
             return Err(Refusal::NoLeader);
         };
         let role = if raft_id == 0 { Role::Worker } else { Role::Manager };
-        let chain = self.sign(csr, node, role)?;
+        let chain = self.issue(csr, node, role).await?;
         let directory = self.peers.book().directory().borrow().clone();
         let cluster = self.cluster;
         Ok(JoinAnswer::Welcome(Box::new(Welcome { node, cluster, chain, raft_id, directory })))
     }
 
-    /// Signs a new certificate for a member: what it is, is on record under its key.
+    /// Signs a new certificate for a member: what it is, is on record under its key. This manager's
+    /// own is signed without a quorum too, or one that stood still for long could not be reached
+    /// by those it needs to move again.
     ///
     /// # Errors
     /// If the key is not on record.
     pub(super) async fn renew(&self, csr: &[u8]) -> Result<JoinAnswer, Refusal> {
-        self.confirm().await?;
         let public_key = csr_public_key(csr).map_err(signing)?;
+        let is_own = self.raft.view(|state| node_with_key(state, &public_key)) == Some(self.node);
+        if !is_own {
+            self.confirm().await?;
+        }
         let found = self.raft.view(|state| {
             let node = node_with_key(state, &public_key)?;
             let is_manager = state.node(&node)?.manager.is_some();
@@ -109,21 +114,28 @@ impl Manager {
                     .into(),
             ));
         };
+        let chain = self.issue(csr, node, role).await?;
+        let roots = self.peers.book().directory().borrow().roots.clone();
+        Ok(JoinAnswer::Renewed { chain, roots })
+    }
+
+    /// Signs, and has it noted who has a certificate of the root that takes over, while one does:
+    /// its change ends when all have, those too that join meanwhile.
+    async fn issue(&self, csr: &[u8], node: NodeId, role: Role) -> Result<String, Refusal> {
         let chain = self.sign(csr, node, role)?;
         let changes = |state: &State| state.cluster().is_some_and(|c| c.trust.next.is_some());
         if self.raft.view(changes) {
             let moved = CaChange::Moved(vec![node]);
             self.propose(Command::CaChange(Box::new(moved))).await?;
         }
-        let roots = self.peers.book().directory().borrow().roots.clone();
-        Ok(JoinAnswer::Renewed { chain, roots })
+        Ok(chain)
     }
 
     /// Signs with the root that is current.
     ///
     /// # Errors
     /// If the CA's key does not open.
-    pub fn sign(&self, csr: &[u8], node: NodeId, role: Role) -> Result<String, Refusal> {
+    fn sign(&self, csr: &[u8], node: NodeId, role: Role) -> Result<String, Refusal> {
         let cluster = self.raft.view(|state| state.cluster().cloned());
         let cluster = cluster.ok_or(Refusal::Rejected(Rejection::NoCluster))?;
         let (pem, key, cross) = match &cluster.trust.next {

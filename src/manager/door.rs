@@ -260,13 +260,19 @@ fn size_rule(kind: MaterialKind) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::identity::ca::NodeKey;
     use crate::identity::store::IdentityStore;
     use crate::manager::init::{Founder, found};
     use crate::manager::peers::{Book, Peers};
+    use crate::wire::join::JoinAnswer;
     use skep_core::id::NodeId;
     use skep_core::model::node::NodeSpec;
 
     async fn manager(dir: &std::path::Path) -> Manager {
+        manager_and_key(dir).await.0
+    }
+
+    async fn manager_and_key(dir: &std::path::Path) -> (Manager, NodeKey) {
         let (cluster, node): (ClusterId, NodeId) = (mint().unwrap(), mint().unwrap());
         let founding = found(Founder {
             cluster,
@@ -295,7 +301,7 @@ mod tests {
         let peers = Peers::new(net, book);
         let manager = Manager::new(raft, cluster, node, peers, founding.seal, String::new());
         manager.propose(Command::ClusterInit(Box::new(founding.command))).await.unwrap();
-        manager
+        (manager, founding.key)
     }
 
     fn secret(name: &str, payload: &[u8]) -> Request {
@@ -328,6 +334,18 @@ mod tests {
         let error = manager.submit(secret("b", b"")).await.unwrap_err();
         assert!(error.to_string().contains("larger than 0"), "{error}");
         manager.raft.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn a_manager_renews_its_own_certificate_without_a_quorum() {
+        let dir = tempfile::tempdir().unwrap();
+        let (manager, key) = manager_and_key(dir.path()).await;
+        manager.raft.shutdown().await;
+        let own = manager.renew(&key.csr().unwrap()).await.unwrap();
+        assert!(matches!(own, JoinAnswer::Renewed { .. }), "{own:?}");
+        let other = NodeKey::generate().unwrap();
+        let error = manager.renew(&other.csr().unwrap()).await.unwrap_err();
+        assert!(matches!(error, Refusal::NoLeader), "{error}");
     }
 
     #[tokio::test]

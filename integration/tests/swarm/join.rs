@@ -94,6 +94,13 @@ fn refused_joins_say_why(scene: &Scene) -> Result<()> {
     }
     ensure!(scene.bench.node.get("/nodes")?.as_array().is_some_and(|all| all.len() == 2), "joined");
 
+    // Certificates that would not last until they are renewed are refused as Docker does it.
+    for (cli, verb) in [(&scene.bench.cli, "update"), (&cli, "init")] {
+        let error = cli.fails(1, &["swarm", verb, "--cert-expiry", "30m"])?;
+        let rule = "code = InvalidArgument desc = minimum certificate expiry time is: 1h0m0s";
+        ensure!(error.contains(rule) && error.contains("30m0s"), "{verb}: {error}");
+    }
+
     // None of it is in the way of a join that is right.
     let said = cluster.join(scene.bench.cli.program, SPARE, Role::Worker)?;
     ensure!(said == "This node joined a swarm as a worker.", "{said}");

@@ -83,7 +83,7 @@ fn outlived(scene: &Scene, managers: &[usize]) -> Result<()> {
         let cli = scene.cluster.node(*at).cli(scene.bench.cli.program).within(REFUSAL);
         settle("it to hear of the swarm of today", BOUND, || {
             let error = cli.ok(&["info", "--format", "{{.Swarm.Error}}"])?;
-            Ok(error.contains("older incarnation of swarm"))
+            Ok(error.contains("older incarnation of swarm") && error.contains("leave --force"))
         })?;
         let name = scene.bench.name("late");
         for verb in [
