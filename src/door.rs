@@ -30,6 +30,7 @@ impl Node {
 
     fn manager(&self) -> Result<Arc<Manager>, Refusal> {
         let swarm = self.member()?;
+        self.check_not_outlived()?;
         match swarm.manager() {
             Some(manager) => Ok(manager),
             None if swarm.file().raft_id != 0 => Err(Refusal::ManagerNotReady),
@@ -96,7 +97,10 @@ impl Gate for Node {
             managers: swarm.as_ref().map(|s| managers(s)).unwrap_or_default(),
             addr: addr_port.rsplit_once(':').map_or("", |(host, _)| host).to_owned(),
             addr_port,
-            error: String::new(),
+            error: swarm
+                .as_ref()
+                .and_then(|swarm| swarm.outlived())
+                .map_or_else(String::new, |refusal| refusal.to_string()),
             hostname: self.config.node_name.clone(),
             data_root: self.config.data_root.to_string_lossy().into_owned(),
             runtime: (self.config.runtime.clone(), self.runtime_version.clone()),

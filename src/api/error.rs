@@ -113,6 +113,7 @@ fn refused(refusal: &Refusal) -> (StatusCode, String) {
         Refusal::JoinFailed(_)
         | Refusal::Unknown(_)
         | Refusal::NoSpace(_)
+        | Refusal::Outlived(_)
         | Refusal::Unreachable { .. } => unavailable(&refusal.to_string()),
         Refusal::InvalidToken(_) => (StatusCode::BAD_REQUEST, refusal.to_string()),
         Refusal::Invalid(text) | Refusal::JoinRefused(text) => {

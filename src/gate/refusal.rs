@@ -1,7 +1,7 @@
 //! Why the node does not do what it was asked.
 
 use skep_core::command::Rejection;
-use skep_core::id::NodeId;
+use skep_core::id::{ClusterId, NodeId};
 
 /// Why a request was not answered.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +30,14 @@ pub enum Refusal {
     /// The unlock key opens nothing here.
     #[error("this is not the swarm's unlock key")]
     WrongUnlockKey,
+    /// This node is a manager of a swarm that was made anew without it.
+    #[error(
+        "this node belongs to an older incarnation of swarm {0}: a manager that was out of its \
+         reach has made the swarm its own, and what this node knows counts no more; run 'swarm leave \
+         --force' here and join again with a token that 'swarm join-token' prints on a manager of \
+         today"
+    )]
+    Outlived(ClusterId),
     /// Leaving would lose the swarm's data.
     #[error("this node is the last manager")]
     LastManager,

@@ -6,10 +6,11 @@
 //! done before a crash, the files can be read with a key that was good before or after, and doing
 //! the change again finishes it.
 //!
-//! To turn autolock on or to rotate the unlock key: [`IdentityStore::lock_with`], then
-//! [`IdentityStore::begin_rekey`]; rewrite all of log and snapshots with the next storage key; then
-//! [`IdentityStore::finish_rekey`]. In this order the next storage key never stands on the disk in
-//! the clear, nor under the old unlock key alone.
+//! To turn autolock on or to rotate the unlock key: [`IdentityStore::lock_with`]; rewrite all of log
+//! and snapshots with the next storage key that it made; then [`IdentityStore::finish_rekey`]. The
+//! file that is the first to open with the new unlock key alone names the next storage key: from
+//! then on every start finds what is still to be done, and that key never stands on the disk in the
+//! clear, nor under the old unlock key.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
@@ -65,6 +66,13 @@ struct Opened {
     openers: usize,
     /// Whether the first of the locks tried opened it.
     by_first: bool,
+}
+
+impl Opened {
+    /// Whether it is not locked with the first of the locks tried alone.
+    fn is_exposed(&self) -> bool {
+        self.openers != 1 || !self.by_first
+    }
 }
 
 impl IdentityStore {
@@ -200,9 +208,13 @@ impl IdentityStore {
     /// repeated until it succeeds, after a crash too. On a node without files it makes sure that
     /// none is ever written in the clear. Answers whether a file was not so before.
     ///
+    /// A storage key that was clear, or opened with the old key, gets another to take over. To be
+    /// called when no such change is open: see [`IdentityStore::finish_rekey`].
+    ///
     /// # Errors
-    /// [`StoreError::WrongKey`] if neither key opens what is locked; then nothing has been
-    /// changed. Others may come when part is done.
+    /// [`StoreError::WrongKey`] if neither key opens what is locked, [`StoreError::OpenRekey`] if
+    /// storage keys are changed already; then nothing has been changed. Others may come when part
+    /// is done.
     pub fn lock_with(&self, key: UnlockKey, node: NodeId) -> Result<bool, StoreError> {
         let mut held = self.held_mut();
         let old = held.as_ref().map(|(key, _)| key);
@@ -219,15 +231,30 @@ impl IdentityStore {
         let old = old.map(|key| Lock { key, ..lock });
         let both: Vec<_> = [lock].into_iter().chain(old).collect();
         let files = self.open_all(&both)?;
+        let next = self.next_storage(&files)?;
         let mut steps = Vec::new();
         // All files open with the new key before one stops to open with the old one.
         for file in files.iter().filter(|file| file.openers > 0 && !file.by_first) {
             steps.push(step(file.name, &file.plain, &both)?);
         }
-        for file in files.iter().filter(|file| file.openers != 1 || !file.by_first) {
-            steps.push(step(file.name, &file.plain, &[lock])?);
+        for file in files.iter().filter(|file| file.is_exposed()) {
+            let next = next.as_ref().filter(|_| file.name == STORAGE_KEY_FILE);
+            steps.push(step(file.name, next.unwrap_or(&file.plain), &[lock])?);
         }
         Ok(steps)
+    }
+
+    /// What the file of storage keys is to hold if the present one was open to somebody else: that
+    /// one, and the one that takes over.
+    fn next_storage(&self, files: &[Opened]) -> Result<Option<Protected>, StoreError> {
+        let is_it = |file: &&Opened| file.name == STORAGE_KEY_FILE && file.is_exposed();
+        let Some(file) = files.iter().find(is_it) else { return Ok(None) };
+        let (current, next) = self.storage_bytes(&file.plain)?;
+        if next.is_some() {
+            return Err(StoreError::OpenRekey(self.path(STORAGE_KEY_FILE)));
+        }
+        let next = Zeroizing::new(random::<32>()?);
+        storage_text(&[&current, &next]).map(Some)
     }
 
     /// Writes the files in the clear again: autolock is off, or the node is no manager any more.
@@ -248,24 +275,6 @@ impl IdentityStore {
         let files = self.open_all(locks)?;
         let locked = files.iter().filter(|file| file.openers > 0);
         locked.map(|file| step(file.name, &file.plain, &[])).collect()
-    }
-
-    /// Makes the storage key that is to take over and keeps both, clear or locked as the file is;
-    /// one that was begun before goes on. New segments and snapshots are to be written with
-    /// `next`, old ones rewritten.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub fn begin_rekey(&self) -> Result<StorageKeys, StoreError> {
-        let file = self.open_held(STORAGE_KEY_FILE)?;
-        let (current, next) = self.storage_bytes(&file.plain)?;
-        if next.is_some() {
-            return self.storage_keys(&file.plain);
-        }
-        let next = Zeroizing::new(random::<32>()?);
-        let plain = storage_text(&[&current, &next])?;
-        self.replace(STORAGE_KEY_FILE, &plain)?;
-        self.storage_keys(&plain)
     }
 
     /// Forgets the old storage key: what is still sealed with it can never be read again.

@@ -136,6 +136,9 @@ pub enum StoreError {
         "the unlock key does not open {0}; `skep swarm unlock-key` on an unlocked manager prints the right one, or an older key is needed if this manager was away when it was rotated"
     )]
     WrongKey(PathBuf),
+    /// There is a second storage key, and no room for a third.
+    #[error("{0} holds a next storage key already: the change to it is to be ended first")]
+    OpenRekey(PathBuf),
     /// There is no second storage key to go over to.
     #[error("{0} holds no next storage key: no change of storage keys was begun")]
     NoNextKey(PathBuf),

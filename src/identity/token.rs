@@ -21,6 +21,8 @@ const SECRET_CHARS: usize = 25;
 
 /// What a proof of a join secret begins with.
 const PROOF_LABEL: &[u8] = b"skep-join-proof/1\0";
+/// What a verifier is made of, before the secret.
+const VERIFIER_LABEL: &[u8] = b"skep-join-verifier/1\0";
 
 /// A text is no join token. The text itself is never told: it may be one but for a slip.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -169,30 +171,48 @@ impl JoinSecret {
         Ok(format!("SWMTKN-1-{}-{}", root_digest(&root), self.0.as_str()))
     }
 
+    /// The key of its proofs, from which the secret itself does not follow. While the secret
+    /// admits, this is as good as the secret; once it does not, this may be kept to tell old
+    /// tokens from wrong ones.
+    #[must_use]
+    pub fn verifier(&self) -> Zeroizing<[u8; 32]> {
+        let mut digest = Sha256::new_with_prefix(VERIFIER_LABEL);
+        digest.update(self.as_bytes());
+        Zeroizing::new(digest.finalize().into())
+    }
+
     /// What proves on one connection that its maker has this secret and wants this request
     /// signed: an HMAC-SHA256. `exporter` are bytes that TLS gives both ends of that connection
     /// and nobody else, so a proof is worth nothing on another one.
     #[must_use]
     pub fn proof(&self, exporter: &[u8], csr: &[u8]) -> [u8; 32] {
-        self.mac(exporter, csr).map_or([0; 32], |mac| mac.finalize().into_bytes().into())
+        let mac = mac(&self.verifier(), exporter, csr);
+        mac.map_or([0; 32], |mac| mac.finalize().into_bytes().into())
     }
 
     /// Whether `proof` is [`JoinSecret::proof`] of the same, in constant time.
     #[must_use]
     pub fn check(&self, exporter: &[u8], csr: &[u8], proof: &[u8]) -> bool {
-        self.mac(exporter, csr).is_some_and(|mac| mac.verify_slice(proof).is_ok())
+        is_proof(&self.verifier(), exporter, csr, proof)
     }
+}
 
-    /// None is never given: HMAC takes keys of any length.
-    fn mac(&self, exporter: &[u8], csr: &[u8]) -> Option<Hmac<Sha256>> {
-        let mut mac = <Hmac<Sha256> as hmac::Mac>::new_from_slice(self.as_bytes()).ok()?;
-        mac.update(PROOF_LABEL);
-        // With its length, so that no byte can move from one to the other.
-        mac.update(&(exporter.len() as u64).to_be_bytes());
-        mac.update(exporter);
-        mac.update(csr);
-        Some(mac)
-    }
+/// Whether `proof` is [`JoinSecret::proof`] of the same by the secret with this verifier, in
+/// constant time.
+#[must_use]
+pub fn is_proof(verifier: &[u8; 32], exporter: &[u8], csr: &[u8], proof: &[u8]) -> bool {
+    mac(verifier, exporter, csr).is_some_and(|mac| mac.verify_slice(proof).is_ok())
+}
+
+/// None is never given: HMAC takes keys of any length.
+fn mac(verifier: &[u8; 32], exporter: &[u8], csr: &[u8]) -> Option<Hmac<Sha256>> {
+    let mut mac = <Hmac<Sha256> as hmac::Mac>::new_from_slice(verifier).ok()?;
+    mac.update(PROOF_LABEL);
+    // With its length, so that no byte can move from one to the other.
+    mac.update(&(exporter.len() as u64).to_be_bytes());
+    mac.update(exporter);
+    mac.update(csr);
+    Some(mac)
 }
 
 /// `bytes` as a number in base 36, padded with zeros to `width` digits.
@@ -279,6 +299,15 @@ mod tests {
         assert!(!secret.check(b"exporter", b"csr", &proof[..31]));
         assert!(!secret.check(b"exporter", b"csr", &[]));
         assert_ne!(proof, [0; 32]);
+        // What is kept of a secret recognises its proofs, and says nothing of it.
+        assert!(is_proof(&secret.verifier(), b"exporter", b"csr", &proof));
+        assert!(!is_proof(&other.verifier(), b"exporter", b"csr", &proof));
+        assert!(
+            !secret
+                .verifier()
+                .windows(8)
+                .any(|part| secret.as_bytes().windows(8).any(|w| w == part))
+        );
     }
 
     proptest::proptest! {

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use quinn::Connection;
-use skep_core::command::{CaChange, Command, NodeJoin, Rejection};
+use skep_core::command::{CaChange, Command, NodeJoin, Rejection, TokenRotation};
 use skep_core::id::NodeId;
-use skep_core::model::cluster::{Cluster, Slot};
+use skep_core::model::cluster::{Cluster, FormerSecret, Slot};
 use skep_core::model::node::{NodeSpec, Role};
 use skep_core::sealed::Sealed;
 use skep_core::state::State;
@@ -17,10 +17,10 @@ use super::{Manager, failed, mint};
 use crate::clock::now;
 use crate::gate::Refusal;
 use crate::identity::ca::{CaError, Root, csr_public_key};
-use crate::identity::token::JoinSecret;
+use crate::identity::token::{JoinSecret, is_proof};
 use crate::limits::JOIN_CLOCK_SKEW;
 use crate::protected::Protected;
-use crate::seal::SealError;
+use crate::seal::{RingSecret, SealError};
 use crate::wire::join::{EXPORTER_LABEL, JoinAnswer, Joiner, Welcome};
 
 /// How often slots are sealed anew because the ring turned meanwhile.
@@ -73,10 +73,10 @@ impl Manager {
         }
         // The same key again is the same node.
         self.confirm().await?;
-        self.welcome(&joiner.csr, &public_key)
+        self.welcome(&joiner.csr, &public_key).await
     }
 
-    fn welcome(&self, csr: &[u8], public_key: &[u8]) -> Result<JoinAnswer, Refusal> {
+    async fn welcome(&self, csr: &[u8], public_key: &[u8]) -> Result<JoinAnswer, Refusal> {
         let found = self.raft.view(|state| {
             let node = node_with_key(state, public_key)?;
             Some((node, state.node(&node)?.manager.as_ref().map_or(0, |m| m.raft_id)))
@@ -85,19 +85,24 @@ impl Manager {
             return Err(Refusal::NoLeader);
         };
         let role = if raft_id == 0 { Role::Worker } else { Role::Manager };
-        let chain = self.sign(csr, node, role)?;
+        let chain = self.issue(csr, node, role).await?;
         let directory = self.peers.book().directory().borrow().clone();
         let cluster = self.cluster;
         Ok(JoinAnswer::Welcome(Box::new(Welcome { node, cluster, chain, raft_id, directory })))
     }
 
-    /// Signs a new certificate for a member: what it is, is on record under its key.
+    /// Signs a new certificate for a member: what it is, is on record under its key. This manager's
+    /// own is signed without a quorum too, or one that stood still for long could not be reached
+    /// by those it needs to move again.
     ///
     /// # Errors
     /// If the key is not on record.
     pub(super) async fn renew(&self, csr: &[u8]) -> Result<JoinAnswer, Refusal> {
-        self.confirm().await?;
         let public_key = csr_public_key(csr).map_err(signing)?;
+        let is_own = self.raft.view(|state| node_with_key(state, &public_key)) == Some(self.node);
+        if !is_own {
+            self.confirm().await?;
+        }
         let found = self.raft.view(|state| {
             let node = node_with_key(state, &public_key)?;
             let is_manager = state.node(&node)?.manager.is_some();
@@ -109,21 +114,28 @@ impl Manager {
                     .into(),
             ));
         };
+        let chain = self.issue(csr, node, role).await?;
+        let roots = self.peers.book().directory().borrow().roots.clone();
+        Ok(JoinAnswer::Renewed { chain, roots })
+    }
+
+    /// Signs, and has it noted who has a certificate of the root that takes over, while one does:
+    /// its change ends when all have, those too that join meanwhile.
+    async fn issue(&self, csr: &[u8], node: NodeId, role: Role) -> Result<String, Refusal> {
         let chain = self.sign(csr, node, role)?;
         let changes = |state: &State| state.cluster().is_some_and(|c| c.trust.next.is_some());
         if self.raft.view(changes) {
             let moved = CaChange::Moved(vec![node]);
             self.propose(Command::CaChange(Box::new(moved))).await?;
         }
-        let roots = self.peers.book().directory().borrow().roots.clone();
-        Ok(JoinAnswer::Renewed { chain, roots })
+        Ok(chain)
     }
 
     /// Signs with the root that is current.
     ///
     /// # Errors
     /// If the CA's key does not open.
-    pub fn sign(&self, csr: &[u8], node: NodeId, role: Role) -> Result<String, Refusal> {
+    fn sign(&self, csr: &[u8], node: NodeId, role: Role) -> Result<String, Refusal> {
         let cluster = self.raft.view(|state| state.cluster().cloned());
         let cluster = cluster.ok_or(Refusal::Rejected(Rejection::NoCluster))?;
         let (pem, key, cross) = match &cluster.trust.next {
@@ -157,24 +169,68 @@ impl Manager {
         if connection.export_keying_material(&mut exported, EXPORTER_LABEL, b"").is_err() {
             return Err(Refusal::Invalid("the TLS session gives no key material".into()));
         }
-        let trust = self.raft.view(|state| state.cluster().map(|c| c.trust.clone()));
-        let trust = trust.ok_or(Refusal::Rejected(Rejection::NoCluster))?;
-        let secrets = [
-            (Role::Worker, &trust.worker_secret, WORKER_SECRET),
-            (Role::Manager, &trust.manager_secret, MANAGER_SECRET),
-        ];
-        for (role, sealed, purpose) in secrets {
-            let plain = self.open_trust(sealed.as_ref(), purpose).map_err(sealing)?;
-            let secret = JoinSecret::from_protected(&plain).map_err(sealing)?;
+        for role in [Role::Worker, Role::Manager] {
+            let secret = self.join_secret(role).map_err(sealing)?;
             if secret.check(&exported, &joiner.csr, &joiner.proof) {
                 return Ok(role);
             }
         }
-        Err(Refusal::Invalid(
-            "invalid join token: its secret is not, or no longer, one of this swarm; get the \
-             current one on a manager with 'swarm join-token worker' or 'swarm join-token manager'"
-                .into(),
-        ))
+        let former = self.raft.view(|state| state.cluster().map(|c| c.trust.former.clone()));
+        let former = former.ok_or(Refusal::Rejected(Rejection::NoCluster))?;
+        let is_it = |former: &&FormerSecret| {
+            is_proof(&former.verifier, &exported, &joiner.csr, &joiner.proof)
+        };
+        Err(Refusal::Invalid(not_admitted(former.iter().rfind(is_it))))
+    }
+
+    /// New join secrets, sealed with a ring key, for each of these roles, with what is kept of those
+    /// they replace.
+    pub(super) fn new_tokens(
+        &self,
+        ring: &RingSecret,
+        roles: &[Role],
+    ) -> Result<TokenRotation, SealError> {
+        let mut tokens = TokenRotation::default();
+        for role in roles {
+            let sealed = Some(self.seal_join_secret(ring, *role)?);
+            match role {
+                Role::Worker => tokens.worker = sealed,
+                Role::Manager => tokens.manager = sealed,
+            }
+        }
+        tokens.former = self.former_secrets(roles)?;
+        Ok(tokens)
+    }
+
+    /// A new join secret, sealed with a ring key.
+    pub(super) fn seal_join_secret(
+        &self,
+        ring: &RingSecret,
+        role: Role,
+    ) -> Result<Sealed, SealError> {
+        let mut secret = zeroize::Zeroizing::new(JoinSecret::generate()?.as_bytes().to_vec());
+        ring.seal_purpose(purpose_of(role), self.cluster.as_str().as_bytes(), &mut secret)
+    }
+
+    /// What is to be kept of the present join secrets of these roles once they admit nobody.
+    pub(super) fn former_secrets(&self, roles: &[Role]) -> Result<Vec<FormerSecret>, SealError> {
+        let former = |role: &Role| {
+            let verifier = *self.join_secret(*role)?.verifier();
+            Ok(FormerSecret { role: *role, verifier })
+        };
+        roles.iter().map(former).collect()
+    }
+
+    /// The present join secret of a role.
+    pub(super) fn join_secret(&self, role: Role) -> Result<JoinSecret, SealError> {
+        let sealed = self.raft.view(|state| {
+            let trust = &state.cluster()?.trust;
+            match role {
+                Role::Worker => trust.worker_secret.clone(),
+                Role::Manager => trust.manager_secret.clone(),
+            }
+        });
+        JoinSecret::from_protected(&self.open_trust(sealed.as_ref(), purpose_of(role))?)
     }
 
     /// The ring's keys sealed to one manager.
@@ -198,6 +254,31 @@ impl Manager {
         }
         Ok(slots)
     }
+}
+
+/// Under which purpose the ring seals a role's join secret.
+fn purpose_of(role: Role) -> &'static [u8] {
+    match role {
+        Role::Worker => WORKER_SECRET,
+        Role::Manager => MANAGER_SECRET,
+    }
+}
+
+/// Why a proof of no present join secret admits nobody.
+fn not_admitted(former: Option<&FormerSecret>) -> String {
+    let Some(former) = former else {
+        return "invalid join token: its secret is none of this swarm; copy the whole token that \
+                'swarm join-token worker' or 'swarm join-token manager' prints on a manager"
+            .to_owned();
+    };
+    let word = match former.role {
+        Role::Worker => "worker",
+        Role::Manager => "manager",
+    };
+    format!(
+        "expired join token: this {word} token was rotated and admits nobody any more; get the \
+         present one on a manager with 'swarm join-token {word}'"
+    )
 }
 
 fn node_with_key(state: &State, public_key: &[u8]) -> Option<NodeId> {

@@ -6,14 +6,14 @@ use skep_core::id::{ClusterId, MaterialId, ServiceId};
 use skep_core::limits;
 use skep_core::model::cluster::ClusterSpec;
 use skep_core::model::material::{MaterialKind, MaterialSpec};
+use skep_core::model::node::Role;
 use skep_core::sealed::Sealed;
 use subtle::ConstantTimeEq;
 
-use super::init::{MANAGER_SECRET, UNLOCK_KEY, WORKER_SECRET};
+use super::init::UNLOCK_KEY;
 use super::{Manager, failed, mint};
 use crate::gate::{Done, JoinTokens, Refusal, Request};
 use crate::identity::lock::UnlockKey;
-use crate::identity::token::JoinSecret;
 use crate::protected::Protected;
 use crate::seal::{PayloadName, RingSecret, SealError};
 
@@ -170,24 +170,16 @@ impl Manager {
     /// # Errors
     /// If the join secrets do not open.
     pub fn join_tokens(&self) -> Result<JoinTokens, Refusal> {
-        let trust = self.raft.view(|state| state.cluster().map(|c| c.trust.clone()));
-        let trust = trust.ok_or(Refusal::Rejected(Rejection::NoCluster))?;
-        let root = trust.roots.first().map(String::as_str).unwrap_or_default();
-        let open = |sealed: Option<&Sealed>, purpose: &[u8]| -> Result<JoinSecret, SealError> {
-            let sealed = sealed.ok_or(SealError::Forged)?;
-            let aad = self.cluster.as_str().as_bytes();
-            let plain = self.ring_key(sealed.key)?.open_purpose(purpose, aad, sealed)?;
-            JoinSecret::from_protected(&plain)
-        };
-        let token = |sealed: Option<&Sealed>, purpose: &[u8]| {
-            let secret = open(sealed, purpose);
+        let roots = self.raft.view(|state| state.cluster().map(|c| c.trust.roots.clone()));
+        let roots = roots.ok_or(Refusal::Rejected(Rejection::NoCluster))?;
+        // As in Docker tokens name the old root until its change is over: any manager proves it.
+        let root = roots.first().map(String::as_str).unwrap_or_default();
+        let token = |role: Role| {
+            let secret = self.join_secret(role);
             let secret = secret.map_err(|e| failed("cannot open the join tokens", e))?;
             secret.token(root).map_err(|e| failed("cannot make the join tokens", e))
         };
-        Ok(JoinTokens {
-            worker: token(trust.worker_secret.as_ref(), WORKER_SECRET)?,
-            manager: token(trust.manager_secret.as_ref(), MANAGER_SECRET)?,
-        })
+        Ok(JoinTokens { worker: token(Role::Worker)?, manager: token(Role::Manager)? })
     }
 
     /// The unlock key, while managers lock their keys at rest.
@@ -218,26 +210,13 @@ impl Manager {
             state.cluster().is_some_and(|cluster| cluster.trust.unlock_key.is_some())
         });
         let key = self.current_key()?;
-        let aad = self.cluster.as_str().as_bytes();
-        let fresh = |purpose: &[u8]| -> Result<Sealed, SealError> {
-            let mut secret = zeroize::Zeroizing::new(JoinSecret::generate()?.as_bytes().to_vec());
-            key.seal_purpose(purpose, aad, &mut secret)
-        };
-        let worker_secret =
-            rotate.worker.then(|| fresh(WORKER_SECRET)).transpose().map_err(sealing)?;
-        let manager_secret =
-            rotate.manager.then(|| fresh(MANAGER_SECRET)).transpose().map_err(sealing)?;
+        let roles = [(rotate.worker, Role::Worker), (rotate.manager, Role::Manager)];
+        let roles: Vec<Role> = roles.iter().filter(|role| role.0).map(|role| role.1).collect();
+        let tokens = self.new_tokens(&key, &roles).map_err(sealing)?;
         let needs_key = spec.autolock && (rotate.unlock || !has_key);
         let unlock_key =
             needs_key.then(|| seal_unlock_key(&key, self.cluster)).transpose().map_err(sealing)?;
-        self.change(Command::ClusterUpdate {
-            version,
-            spec,
-            worker_secret,
-            manager_secret,
-            unlock_key,
-        })
-        .await
+        self.change(Command::ClusterUpdate { version, spec, tokens, unlock_key }).await
     }
 }
 
@@ -281,13 +260,19 @@ fn size_rule(kind: MaterialKind) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::identity::ca::NodeKey;
     use crate::identity::store::IdentityStore;
     use crate::manager::init::{Founder, found};
     use crate::manager::peers::{Book, Peers};
+    use crate::wire::join::JoinAnswer;
     use skep_core::id::NodeId;
     use skep_core::model::node::NodeSpec;
 
     async fn manager(dir: &std::path::Path) -> Manager {
+        manager_and_key(dir).await.0
+    }
+
+    async fn manager_and_key(dir: &std::path::Path) -> (Manager, NodeKey) {
         let (cluster, node): (ClusterId, NodeId) = (mint().unwrap(), mint().unwrap());
         let founding = found(Founder {
             cluster,
@@ -316,7 +301,7 @@ mod tests {
         let peers = Peers::new(net, book);
         let manager = Manager::new(raft, cluster, node, peers, founding.seal, String::new());
         manager.propose(Command::ClusterInit(Box::new(founding.command))).await.unwrap();
-        manager
+        (manager, founding.key)
     }
 
     fn secret(name: &str, payload: &[u8]) -> Request {
@@ -349,6 +334,18 @@ mod tests {
         let error = manager.submit(secret("b", b"")).await.unwrap_err();
         assert!(error.to_string().contains("larger than 0"), "{error}");
         manager.raft.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn a_manager_renews_its_own_certificate_without_a_quorum() {
+        let dir = tempfile::tempdir().unwrap();
+        let (manager, key) = manager_and_key(dir.path()).await;
+        manager.raft.shutdown().await;
+        let own = manager.renew(&key.csr().unwrap()).await.unwrap();
+        assert!(matches!(own, JoinAnswer::Renewed { .. }), "{own:?}");
+        let other = NodeKey::generate().unwrap();
+        let error = manager.renew(&other.csr().unwrap()).await.unwrap_err();
+        assert!(matches!(error, Refusal::NoLeader), "{error}");
     }
 
     #[tokio::test]

@@ -81,6 +81,7 @@ impl Manager {
         let mut leadership = self.raft.leadership();
         let mut may_be_done = false;
         loop {
+            self.check_not_outlived()?;
             leadership.mark_unchanged();
             // With another leader an answer of the last one may never come.
             let tried = tokio::select! {
@@ -170,7 +171,8 @@ impl Manager {
     /// Waits until what is applied here includes everything acknowledged before the call.
     ///
     /// # Errors
-    /// [`Refusal::NoLeader`] if no leader confirms it in time.
+    /// [`Refusal::NoLeader`] if no leader confirms it in time; [`Refusal::Outlived`] if the swarm
+    /// goes on without this manager.
     pub async fn confirm(&self) -> Result<(), Refusal> {
         let arrived = self.confirmed.begun.load(Ordering::Acquire);
         let turn = timeout(WRITE_WAIT, self.confirmed.last.lock()).await;
@@ -189,6 +191,7 @@ impl Manager {
         let until = Instant::now() + WRITE_WAIT;
         let mut leadership = self.raft.leadership();
         loop {
+            self.check_not_outlived()?;
             leadership.mark_unchanged();
             tokio::select! {
                 confirmed = timeout_at(until, self.read_index()) => {
@@ -203,6 +206,12 @@ impl Manager {
             }
             next_try(&mut leadership).await;
         }
+    }
+
+    /// Refuses what only the swarm of today can answer.
+    pub(super) fn check_not_outlived(&self) -> Result<(), Refusal> {
+        let is_outlived = self.peers.book().is_outlived();
+        if is_outlived { Err(Refusal::Outlived(self.cluster)) } else { Ok(()) }
     }
 
     async fn read_index(&self) -> bool {

@@ -115,5 +115,6 @@ fn trust(root: &Root, key: &RingSecret, cluster: ClusterId) -> Result<Trust, Sea
         manager_secret: Some(key.seal_purpose(MANAGER_SECRET, aad, &mut manager)?),
         unlock_key: None,
         next: None,
+        former: Vec::new(),
     })
 }

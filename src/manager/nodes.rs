@@ -11,14 +11,12 @@ use skep_core::model::cluster::{Cluster, RingKey, Slot};
 use skep_core::model::node::{Node, NodeSpec, NodeState, Role};
 use skep_core::sealed::Sealed;
 use tokio::time::{interval, timeout};
-use zeroize::Zeroizing;
 
 use super::init::{CA_KEY, MANAGER_SECRET, UNLOCK_KEY, WORKER_SECRET};
 use super::peers::PeerError;
 use super::{Manager, failed};
 use crate::clock::now;
 use crate::gate::{Done, Refusal};
-use crate::identity::token::JoinSecret;
 use crate::net::Closed;
 use crate::seal::{RingSecret, SealError, random};
 use crate::wire::control::ControlRequest;
@@ -205,12 +203,13 @@ impl Manager {
             let mut plain = self.open_trust(sealed.as_ref(), purpose)?;
             key.seal_purpose(purpose, aad, plain.as_mut_slice())
         };
-        let join = |sealed: &Option<Sealed>, purpose: &[u8]| match keep {
+        let join = |sealed: &Option<Sealed>, purpose: &[u8], role: Role| match keep {
             Secrets::Keep => again(sealed, purpose),
-            Secrets::Renew => {
-                let mut fresh = Zeroizing::new(JoinSecret::generate()?.as_bytes().to_vec());
-                key.seal_purpose(purpose, aad, &mut fresh)
-            }
+            Secrets::Renew => self.seal_join_secret(key, role),
+        };
+        let former = match keep {
+            Secrets::Keep => Vec::new(),
+            Secrets::Renew => self.former_secrets(&[Role::Worker, Role::Manager])?,
         };
         let if_any = |sealed: &Option<Sealed>, purpose: &[u8]| match sealed {
             Some(_) => again(sealed, purpose).map(Some),
@@ -220,10 +219,11 @@ impl Manager {
         Ok(TrustSecrets {
             cluster_version: cluster.meta.version,
             root_key: again(&trust.root_key, CA_KEY)?,
-            worker_secret: join(&trust.worker_secret, WORKER_SECRET)?,
-            manager_secret: join(&trust.manager_secret, MANAGER_SECRET)?,
+            worker_secret: join(&trust.worker_secret, WORKER_SECRET, Role::Worker)?,
+            manager_secret: join(&trust.manager_secret, MANAGER_SECRET, Role::Manager)?,
             unlock_key: if_any(&trust.unlock_key, UNLOCK_KEY)?,
             next_root_key: if_any(&next, CA_KEY)?,
+            former,
         })
     }
 }

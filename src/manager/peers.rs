@@ -56,13 +56,16 @@ pub struct Book {
     latest: watch::Sender<Directory>,
     /// Who was one a short while ago: Raft counts it until it has let it go.
     former: Mutex<VecDeque<ManagerEntry>>,
+    /// Whether the swarm goes on in a later incarnation, without this manager.
+    outlived: watch::Sender<bool>,
 }
 
 impl Book {
     /// A book that starts with what was known before.
     #[must_use]
     pub fn new(cluster: ClusterId, directory: Directory) -> Self {
-        Self { cluster, latest: watch::Sender::new(directory), former: Mutex::default() }
+        let (latest, outlived) = (watch::Sender::new(directory), watch::Sender::new(false));
+        Self { cluster, latest, former: Mutex::default(), outlived }
     }
 
     /// Takes a directory if it is later than what is known. Whether it was.
@@ -106,6 +109,31 @@ impl Book {
     #[must_use]
     pub fn former_manager(&self, node: &NodeId) -> Option<ManagerEntry> {
         self.former().iter().rev().find(|manager| manager.node == *node).cloned()
+    }
+
+    /// Notes that a manager of a later incarnation of this swarm was met. It stays so until this
+    /// node has left.
+    pub fn outlive(&self) {
+        self.outlived.send_replace(true);
+    }
+
+    /// Whether such a manager was met.
+    #[must_use]
+    pub fn is_outlived(&self) -> bool {
+        *self.outlived.borrow()
+    }
+
+    /// The same, and when it changes.
+    #[must_use]
+    pub fn outlived(&self) -> watch::Receiver<bool> {
+        self.outlived.subscribe()
+    }
+
+    /// Whether somebody who greets like this speaks of a later incarnation of the same swarm.
+    #[must_use]
+    pub fn is_later(&self, greeting: &Greeting) -> bool {
+        let mine = self.greeting();
+        greeting.cluster == mine.cluster && greeting.incarnation > mine.incarnation
     }
 
     /// Which swarm this node speaks of.
@@ -223,7 +251,8 @@ impl Peers {
         }
         let expected =
             Expected { node: entry.node, public_key: entry.public_key, addr: entry.addr };
-        let dialling = dial(Arc::clone(&self.net), self.book.greeting(), expected, protocol, link);
+        let (net, book) = (Arc::clone(&self.net), Arc::clone(&self.book));
+        let dialling = dial(net, book, expected, protocol, link);
         tokio::spawn(dialling).await.unwrap_or(Err(PeerError::Silent))
     }
 }
@@ -237,7 +266,7 @@ impl Link {
 /// Fills a link.
 async fn dial(
     net: Arc<Net>,
-    greeting: Greeting,
+    book: Arc<Book>,
     expected: Expected,
     protocol: Protocol,
     mut link: OwnedMutexGuard<Link>,
@@ -245,12 +274,15 @@ async fn dial(
     let connection = match net.dial(&expected, protocol).await {
         Ok(connection) => connection,
         Err(error) => {
+            if error.refused() == Some(Closed::OtherIncarnation) {
+                book.outlive();
+            }
             let error = Arc::new(error);
             link.failed = Some((Instant::now(), Arc::clone(&error)));
             return Err(error.into());
         }
     };
-    let greeted = timeout(NET_ANSWER, greet(&connection, &greeting)).await;
+    let greeted = timeout(NET_ANSWER, greet(&connection, &book)).await;
     match greeted.unwrap_or(Err(PeerError::Silent)) {
         Ok(()) => {
             link.failed = None;
@@ -262,6 +294,9 @@ async fn dial(
             let why = connection.close_reason().and_then(|reason| closed(&reason));
             connection.close(Closed::Stopping.code().into(), b"no greeting");
             let Some(why) = why else { return Err(error) };
+            if why == Closed::OtherIncarnation {
+                book.outlive();
+            }
             let error = Arc::new(DialError::Refused { addr, why });
             link.failed = Some((Instant::now(), Arc::clone(&error)));
             Err(error.into())
@@ -270,12 +305,19 @@ async fn dial(
 }
 
 /// Says which swarm this is, and hears the same.
-async fn greet(connection: &Connection, mine: &Greeting) -> Result<(), PeerError> {
+async fn greet(connection: &Connection, book: &Book) -> Result<(), PeerError> {
+    let mine = book.greeting();
     let (mut tx, mut rx) = connection.open_bi().await.map_err(io::Error::from)?;
-    send(&mut tx, mine).await?;
+    send(&mut tx, &mine).await?;
     let _ = tx.finish();
     let theirs: Greeting = receive(&mut rx, NET_MESSAGE_BYTES).await?;
-    if mine.incarnation == 0 || *mine == theirs { Ok(()) } else { Err(PeerError::OtherIncarnation) }
+    if mine.incarnation == 0 || mine == theirs {
+        return Ok(());
+    }
+    if book.is_later(&theirs) {
+        book.outlive();
+    }
+    Err(PeerError::OtherIncarnation)
 }
 
 impl Transport for Peers {
@@ -298,5 +340,37 @@ impl Transport for Peers {
                 TransportError::Broken { peer, source }
             })
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use skep_core::id::ENTROPY_LEN;
+
+    use super::*;
+
+    #[test]
+    fn a_manager_is_outlived_by_a_later_incarnation_of_its_own_swarm_only() {
+        let cluster = |n: u8| ClusterId::from_entropy([n; ENTROPY_LEN]);
+        let directory = Directory { incarnation: 2, incarnation_id: [2; 16], ..Default::default() };
+        let book = Book::new(cluster(1), directory);
+        let mine = book.greeting();
+        let greeting = |n, incarnation, id| Greeting {
+            cluster: cluster(n),
+            incarnation,
+            incarnation_id: [id; 16],
+        };
+        assert!(book.is_same(&mine) && !book.is_later(&mine));
+        assert!(book.is_later(&greeting(1, 3, 3)));
+        // Two that were made of the same one: neither outlives the other.
+        assert!(!book.is_later(&greeting(1, 2, 9)) && !book.is_same(&greeting(1, 2, 9)));
+        assert!(!book.is_later(&greeting(1, 1, 1)) && !book.is_later(&greeting(7, 3, 3)));
+        assert!(!book.is_outlived());
+        let outlived = book.outlived();
+        book.outlive();
+        assert!(book.is_outlived() && *outlived.borrow());
+        // Whatever it hears now: only leaving ends it.
+        book.update(Directory { incarnation: 3, ..Default::default() });
+        assert!(book.is_outlived());
     }
 }

@@ -153,11 +153,16 @@ impl Reception {
             let mine = book.greeting();
             send(&mut tx, &mine).await?;
             let _ = tx.finish();
-            Ok::<_, WireError>(book.is_same(&theirs) || theirs.incarnation == 0)
+            Ok::<_, WireError>(theirs)
         };
         match timeout(NET_ANSWER, greeted).await {
-            Ok(Ok(true)) => Ok(()),
-            Ok(Ok(false)) => Err(Closed::OtherIncarnation),
+            Ok(Ok(theirs)) if theirs.incarnation == 0 || book.is_same(&theirs) => Ok(()),
+            Ok(Ok(theirs)) if book.is_later(&theirs) => {
+                // It is a manager: only managers greet.
+                book.outlive();
+                Err(Closed::Outlived)
+            }
+            Ok(Ok(_)) => Err(Closed::OtherIncarnation),
             _ => Err(Closed::Malformed),
         }
     }
@@ -324,10 +329,16 @@ impl Reception {
             incarnation: hello.incarnation,
             incarnation_id: hello.incarnation_id,
         };
-        // An agent obeys a later incarnation of a manager it knows.
-        let mine = self.manager.peers.book().greeting();
+        // An agent obeys a later incarnation of a manager it knows. What it says of one itself is
+        // no proof: only managers are believed.
+        let book = self.manager.peers.book();
+        let mine = book.greeting();
         let is_behind = greeting.cluster == mine.cluster && greeting.incarnation < mine.incarnation;
-        if is_behind || greeting == mine { Ok(()) } else { Err(Closed::OtherIncarnation) }
+        match is_behind || greeting == mine {
+            true => Ok(()),
+            false if book.is_later(&greeting) => Err(Closed::Outlived),
+            false => Err(Closed::OtherIncarnation),
+        }
     }
 }
 

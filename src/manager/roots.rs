@@ -3,6 +3,7 @@
 
 use skep_core::command::{CaChange, Command, Rejection};
 use skep_core::model::cluster::NextRoot;
+use skep_core::model::node::Role;
 
 use super::init::CA_KEY;
 use super::{Manager, failed};
@@ -50,11 +51,21 @@ impl Manager {
         if !is_due {
             return false;
         }
-        let finish = CaChange::Finish { force: false };
-        match self.decide(Command::CaChange(Box::new(finish))).await {
-            Ok(_) => tracing::info!("the swarm's old root certificate is gone"),
+        match self.end_change_of_root().await {
+            Ok(_) => {
+                tracing::info!("the swarm's old root certificate is gone; join tokens are new");
+            }
             Err(error) => tracing::warn!(%error, "the old root certificate stays for now"),
         }
         true
+    }
+
+    async fn end_change_of_root(&self) -> Result<u64, Refusal> {
+        let version = self.raft.view(|state| state.cluster().map(|cluster| cluster.meta.version));
+        let version = version.ok_or(Refusal::Rejected(Rejection::NoCluster))?;
+        let tokens = self.new_tokens(&*self.current_key()?, &[Role::Worker, Role::Manager]);
+        let tokens = tokens.map_err(|e| failed("cannot make new join tokens", e))?;
+        let finish = CaChange::Finish { version, force: false, tokens };
+        self.decide(Command::CaChange(Box::new(finish))).await
     }
 }

@@ -48,10 +48,12 @@ pub enum Closed {
     NotReady,
     /// A message that cannot be understood, or is over its bound.
     Malformed,
+    /// The peer belongs to an older incarnation of the swarm than this node.
+    Outlived,
 }
 
 impl Closed {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Stopping,
         Self::Unknown,
         Self::Removed,
@@ -60,6 +62,7 @@ impl Closed {
         Self::Expired,
         Self::NotReady,
         Self::Malformed,
+        Self::Outlived,
     ];
 
     /// Its number on the wire; never reused.
@@ -74,6 +77,7 @@ impl Closed {
             Self::Expired => 5,
             Self::NotReady => 6,
             Self::Malformed => 7,
+            Self::Outlived => 8,
         }
     }
 
@@ -97,6 +101,9 @@ impl Closed {
             Self::Expired => "this node's certificate has expired",
             Self::NotReady => "it is not ready: locked, or still starting",
             Self::Malformed => "it does not understand a message of this node",
+            Self::Outlived => {
+                "it belongs to an older incarnation of the swarm: wipe it and let it join again"
+            }
         }
     }
 }

@@ -32,6 +32,9 @@ pub trait Admission: Send + Sync + 'static {
     /// What is on record of a node; none if it is no member.
     fn recorded(&self, node: &NodeId) -> Option<Recorded>;
 
+    /// What a node is told that is not on record and shows a certificate of this swarm.
+    fn farewell(&self, node: &NodeId) -> Closed;
+
     /// Makes sure of the latest state, and whether that says that there is no such node: one with
     /// a certificate of this swarm was removed.
     fn confirm(&self, node: NodeId) -> Visit<bool>;
@@ -127,7 +130,8 @@ impl Net {
         let live = self.live();
         for (node, protocol, connection) in live.iter().flat_map(|live| live.0.values()) {
             if let Err(why) = may(*protocol, admission.recorded(node).as_ref()) {
-                let why = if why == Closed::Unknown { Closed::Removed } else { why };
+                let is_gone = why == Closed::Unknown;
+                let why = if is_gone { admission.farewell(node) } else { why };
                 connection.close(why.code().into(), why.word().as_bytes());
             }
         }
@@ -184,7 +188,7 @@ impl Net {
             let confirmed = timeout(NET_DIAL, admission.confirm(facts.node)).await;
             recorded = known();
             if recorded.is_none() && confirmed == Ok(true) {
-                return Err(Closed::Removed);
+                return Err(admission.farewell(&facts.node));
             }
         }
         may(protocol, recorded.as_ref())?;

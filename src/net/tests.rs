@@ -52,6 +52,9 @@ impl Party {
     }
 }
 
+/// Number of a manager that the swarm went on without.
+const CUT_OFF: u8 = 99;
+
 /// Who is on record.
 #[derive(Default)]
 struct Record(Mutex<Vec<(NodeId, Recorded)>>);
@@ -60,6 +63,10 @@ impl Admission for Record {
     fn recorded(&self, node: &NodeId) -> Option<Recorded> {
         let found = self.0.lock().unwrap();
         found.iter().find(|(id, _)| id == node).map(|(_, recorded)| recorded.clone())
+    }
+
+    fn farewell(&self, node: &NodeId) -> Closed {
+        if *node == id(CUT_OFF) { Closed::OtherIncarnation } else { Closed::Removed }
     }
 
     fn confirm(&self, node: NodeId) -> Visit<bool> {
@@ -112,6 +119,7 @@ async fn a_peer_is_admitted_as_what_is_on_record() {
     let root = Root::generate().unwrap();
     let (host, worker) = (party(&root, 1, Role::Manager), party(&root, 2, Role::Worker));
     let (manager, stranger) = (party(&root, 3, Role::Manager), party(&root, 4, Role::Manager));
+    let cut_off = party(&root, CUT_OFF, Role::Manager);
     let record = Arc::new(Record::default());
     *record.0.lock().unwrap() = vec![worker.recorded(None), manager.recorded(Some(7))];
     let _stop = serve(&host, &record).await;
@@ -125,6 +133,7 @@ async fn a_peer_is_admitted_as_what_is_on_record() {
         // Its certificate says manager: the record does not know it.
         (&stranger, Protocol::Raft, Err(Closed::Removed)),
         (&stranger, Protocol::Agent, Err(Closed::Removed)),
+        (&cut_off, Protocol::Raft, Err(Closed::OtherIncarnation)),
     ] {
         let connection = guest.net.dial(&expected, protocol).await.unwrap();
         match (ask(&connection).await, answer) {

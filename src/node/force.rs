@@ -52,6 +52,8 @@ impl Node {
     }
 
     async fn go_on_alone(self: &Arc<Self>, swarm: &Arc<Swarm>, addr: &str) -> Result<(), Refusal> {
+        let rekeyed = self.finish_rekey(&swarm.file()).await;
+        rekeyed.map_err(|e| failed("cannot end the change of the log's key", e))?;
         let mut config =
             self.raft_config(&swarm.file()).map_err(|e| failed("cannot read the log's key", e))?;
         config.addr = addr.to_owned();

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use skep_core::command::Command;
+use skep_core::command::{Command, Rejection};
 use skep_core::id::{ClusterId, NodeId};
 use skep_core::model::node::NodeSpec;
 use zeroize::Zeroizing;
@@ -24,11 +24,15 @@ impl Node {
     /// If there is one already, the address is wrong, or the disk refuses.
     pub async fn init(self: &Arc<Self>, init: SwarmInit) -> Result<Done, Refusal> {
         let _membership = self.membership.lock().await;
+        self.check_not_outlived()?;
         if init.force_new_cluster {
             return Box::pin(self.force_new_cluster(init)).await;
         }
         if self.swarm().is_some() {
             return Err(Refusal::AlreadyInSwarm);
+        }
+        if let Some(rule) = init.spec.broken_rule() {
+            return Err(Rejection::Invalid(rule).into());
         }
         let invalid = |e: config::ConfigError| Refusal::Invalid(e.to_string());
         let listen = self.listen_addr(&init.listen_addr)?;

@@ -71,6 +71,7 @@ impl Node {
     /// What is wrong with the token, the addresses or the managers, each by name.
     pub async fn join(self: &Arc<Self>, join: SwarmJoin) -> Result<Done, Refusal> {
         let _membership = self.membership.lock().await;
+        self.check_not_outlived()?;
         if self.swarm().is_some() {
             return Err(Refusal::AlreadyInSwarm);
         }

@@ -31,11 +31,13 @@ impl Node {
         let swarm = self.swarm().ok_or(Refusal::NotInSwarm)?;
         if let Some(manager) = swarm.manager() {
             if !force {
+                self.check_not_outlived()?;
                 return Err(manager.why_not_leave());
             }
             // A voter that just goes would count against every quorum from then on.
             match timeout(DISMISSAL, manager.resign()).await {
-                Ok(Ok(())) => {}
+                // The swarm of today does not count it.
+                Ok(Ok(()) | Err(Refusal::Outlived(_))) => {}
                 Ok(Err(refusal)) => {
                     tracing::warn!(%refusal, "the other managers still count this one");
                 }
@@ -48,7 +50,8 @@ impl Node {
                 swarm.agent.context().session.closed().await;
             }
         };
-        if timeout(GOODBYE, goodbye).await.is_err() {
+        // The swarm of today does not know this node.
+        if swarm.outlived().is_none() && timeout(GOODBYE, goodbye).await.is_err() {
             tracing::warn!("no manager hears that this node leaves; it will be seen as down");
         }
         self.forget(&swarm).await?;

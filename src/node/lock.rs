@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use skep_core::apply::Change;
 use skep_core::id::NodeId;
-use skep_raft::{Event, Raft};
+use skep_raft::{Config, Event, Raft};
 use tokio::sync::watch;
 use tokio::time::sleep;
 
@@ -16,7 +16,7 @@ use crate::chain::chain;
 use crate::gate::{Done, Refusal};
 use crate::hidden::Hidden;
 use crate::identity::lock::UnlockKey;
-use crate::identity::store::{NodeFile, StoreError};
+use crate::identity::store::{IdentityStore, NodeFile, StoreError};
 use crate::manager::{Manager, failed, stopped};
 
 /// Pause before a change of the lock that failed is tried again.
@@ -83,15 +83,10 @@ impl Node {
         }
     }
 
-    /// Ends a change of the storage key that a crash cut short, before the log is opened.
+    /// Ends a change of the storage key that a crash cut short, before the log is opened: what the
+    /// log holds is still sealed with a key that was clear once, or under another unlock key.
     pub(super) async fn finish_rekey(&self, file: &NodeFile) -> Result<(), StartError> {
-        let keys = self.store.load_storage_keys()?;
-        let Some(next) = keys.next else { return Ok(()) };
-        let mut config = self.raft_config(file)?;
-        config.storage_key = next;
-        Raft::rekey_offline(&config, keys.current).await.map_err(StartError::Rekey)?;
-        self.store.finish_rekey()?;
-        Ok(())
+        end_rekey(&self.store, self.raft_config(file)?).await
     }
 
     /// Locks this manager's keys as the swarm says, until it stops.
@@ -132,16 +127,80 @@ impl Node {
         let Some(key) = manager.unlock_key()? else {
             return self.store.unlock_for_good().map_err(disk);
         };
+        // One that failed before: a lock that is new needs another storage key than that.
+        self.rekey(manager).await?;
         // The store's files are small, but they are synced to the disk.
-        let is_new = self.store.lock_with(key, manager.node).map_err(disk)?;
-        if !is_new {
-            return Ok(());
+        if self.store.lock_with(key, manager.node).map_err(disk)? {
+            tracing::info!("this manager's keys are locked with the swarm's unlock key");
         }
-        tracing::info!("this manager's keys are locked with the swarm's unlock key");
-        let keys = self.store.begin_rekey().map_err(disk)?;
-        let Some(next) = keys.next else { return Ok(()) };
+        self.rekey(manager).await
+    }
+
+    /// Goes over to the next storage key, if there is one.
+    async fn rekey(&self, manager: &Manager) -> Result<(), Refusal> {
+        let Some(next) = self.store.load_storage_keys().map_err(disk)?.next else { return Ok(()) };
         manager.raft.rekey(next).await.map_err(|e| failed("cannot seal the log anew", e))?;
         self.store.finish_rekey().map_err(disk)?;
         Ok(())
+    }
+}
+
+async fn end_rekey(store: &IdentityStore, mut config: Config) -> Result<(), StartError> {
+    let keys = store.load_storage_keys()?;
+    let Some(next) = keys.next else { return Ok(()) };
+    config.storage_key = next;
+    Raft::rekey_offline(&config, keys.current).await.map_err(StartError::Rekey)?;
+    store.finish_rekey()?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use skep_core::id::ENTROPY_LEN;
+    use skep_raft::{FatalHook, StorageKey};
+
+    use super::*;
+    use crate::clock::now;
+    use crate::identity::ca::NodeKey;
+    use crate::seal::SealKeyPair;
+
+    fn config(store: &IdentityStore, storage_key: StorageKey) -> Config {
+        let on_fatal = FatalHook::new(|why| panic!("{why}"));
+        Config { dir: store.raft_dir(), storage_key, raft_id: 7, addr: String::new(), on_fatal }
+    }
+
+    /// The daemon dies when its keys are locked and nothing else is done yet: the storage key that
+    /// was clear on the disk must not go on sealing the log.
+    #[tokio::test]
+    async fn a_crash_behind_a_new_lock_does_not_leave_the_log_under_the_old_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = IdentityStore::new(dir.path());
+        let (key, seal) = (NodeKey::generate().unwrap(), SealKeyPair::generate().unwrap());
+        store.save_keys(&key, &seal).unwrap();
+        let first = config(&store, store.make_storage_key().unwrap());
+        let raft = Raft::start(first, Arc::new(now)).await.unwrap();
+        raft.initialize().await.unwrap();
+        raft.shutdown().await;
+        drop(raft);
+        let stolen = store.load_storage_key().unwrap();
+        let unlock_key = UnlockKey::generate().unwrap();
+        let text = unlock_key.to_text();
+        let node = NodeId::from_entropy([7; ENTROPY_LEN]);
+        assert!(store.lock_with(unlock_key, node).unwrap());
+
+        // Twice: the second daemon finds nothing left to do.
+        for _ in 0..2 {
+            let store = IdentityStore::new(dir.path());
+            store.unlock(UnlockKey::parse(&text).unwrap(), node).unwrap();
+            let current = store.load_storage_key().unwrap();
+            end_rekey(&store, config(&store, current)).await.unwrap();
+            assert!(store.load_storage_keys().unwrap().next.is_none());
+            let current = config(&store, store.load_storage_key().unwrap());
+            let raft = Raft::start(current, Arc::new(now)).await.unwrap();
+            assert!(raft.is_initialized().await.unwrap(), "the log is lost");
+            raft.shutdown().await;
+        }
+        let opened = Raft::start(config(&store, stolen), Arc::new(now)).await;
+        assert!(opened.is_err(), "the key that was clear still opens the log");
     }
 }

@@ -227,6 +227,11 @@ impl Node {
         self.swarm.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Refuses what only a node of the swarm's present incarnation may do.
+    pub(crate) fn check_not_outlived(&self) -> Result<(), Refusal> {
+        self.swarm().and_then(|swarm| swarm.outlived()).map_or(Ok(()), Err)
+    }
+
     fn set_swarm(&self, swarm: Option<Arc<Swarm>>) {
         *self.swarm.write().unwrap_or_else(PoisonError::into_inner) = swarm;
     }
@@ -251,7 +256,6 @@ impl Node {
         file.advertise_addr = self.advertised(&net, &file);
         if file.raft_id != 0 {
             net.hold();
-            self.finish_rekey(&file).await?;
         }
         Box::pin(self.take_up_with(net, file, parts)).await?;
         Ok(())
@@ -443,6 +447,7 @@ impl Node {
     /// Starts the manager half on the log in the data root.
     async fn start_half(self: &Arc<Self>, swarm: &Arc<Swarm>) -> Result<(), StartError> {
         let seal = self.store.load_seal_key()?;
+        self.finish_rekey(&swarm.file()).await?;
         let raft = self.open_raft(&swarm.file(), &swarm.peers).await?;
         let peers = Arc::clone(&swarm.peers);
         let manager = Manager::new(raft, swarm.cluster, swarm.node, peers, seal, self.raft_dir());

@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 use tokio::time::interval;
 
 use crate::agent::Agent;
+use crate::gate::Refusal;
 use crate::identity::store::NodeFile;
 use crate::limits::{NET_REVIEW, SESSION_QUEUE};
 use crate::manager::images::Images;
@@ -22,7 +23,7 @@ use crate::manager::reach::Reach;
 use crate::manager::reception::{Desk, Requests};
 use crate::manager::stopped;
 use crate::manager::{Manager, leader};
-use crate::net::{Admission, Net, Recorded, Visit};
+use crate::net::{Admission, Closed, Net, Recorded, Visit};
 use crate::wire::control::SessionNews;
 use crate::wire::session::{Directory, ManagerEntry};
 
@@ -100,6 +101,12 @@ impl Swarm {
         *self.line.lock().unwrap_or_else(PoisonError::into_inner) = line;
     }
 
+    /// Why this node counts no more, if a manager of a later incarnation was met.
+    #[must_use]
+    pub fn outlived(&self) -> Option<Refusal> {
+        self.book().is_outlived().then(|| Refusal::Outlived(self.cluster))
+    }
+
     /// Who the managers are.
     #[must_use]
     pub fn book(&self) -> &Arc<Book> {
@@ -153,6 +160,7 @@ impl Half {
         });
         let (following, reviewed) = (Arc::clone(&manager), Arc::clone(net));
         workers.spawn(async move { follow(&following, &reviewed, &*keeper, stopped).await });
+        workers.spawn(end_when_outlived(Arc::clone(&manager), stop.clone()));
         Arc::new(Self { manager, images, news, stop, workers: tokio::sync::Mutex::new(workers) })
     }
 
@@ -167,6 +175,21 @@ impl Half {
         self.stop.send_replace(true);
         self.manager.raft.shutdown().await;
         self.workers.lock().await.shutdown().await;
+    }
+}
+
+/// Ends a manager half once the swarm is known to go on without it: it decides nothing more, and
+/// its agents find one that does.
+async fn end_when_outlived(manager: Arc<Manager>, stop: watch::Sender<bool>) {
+    let (mut outlived, mut stopping) = (manager.peers.book().outlived(), stop.subscribe());
+    let is_outlived = tokio::select! {
+        () = stopped(&mut stopping) => false,
+        found = outlived.wait_for(|outlived| *outlived) => found.is_ok(),
+    };
+    if is_outlived {
+        tracing::error!("{}", Refusal::Outlived(manager.cluster));
+        stop.send_replace(true);
+        manager.raft.shutdown().await;
     }
 }
 
@@ -270,6 +293,12 @@ impl Admission for Gatekeeper {
             raft_id: Some(manager.raft_id),
         });
         told.or(found)
+    }
+
+    fn farewell(&self, node: &NodeId) -> Closed {
+        let is_cut_off =
+            |state: &State| state.cluster().is_some_and(|cluster| cluster.cut_off.contains(node));
+        if self.0.raft.view(is_cut_off) { Closed::OtherIncarnation } else { Closed::Removed }
     }
 
     fn confirm(&self, node: NodeId) -> Visit<bool> {

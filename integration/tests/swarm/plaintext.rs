@@ -4,12 +4,15 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
+use skep::identity::store::IdentityStore;
 use skep_integration::{
     Cluster, Hit, Marker, PORT, by_both, look, processes_of, scan_disk, scan_memory, settle,
     shim_of,
 };
+use skep_raft::{FatalHook, Raft};
 
 use crate::{BOUND, OTHER, Scene, WORKER, storm};
 
@@ -120,8 +123,60 @@ fn s037_s048_encrypted_in_transit(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
-/// P3: of a secret larger than all else that a worker is sent, one without a granted task gets not
-/// even the ciphertext; and one that had such a task keeps nothing of it.
+/// The bytes that managers keep of a secret, as its ring key seals it: read out of a copy of a
+/// manager's log by the storage key that lies beside it.
+fn sealed_bytes(cluster: &Cluster, secret: &str) -> Result<Vec<u8>> {
+    const MANAGER: usize = 0;
+    let (node, copy) = (cluster.node(MANAGER), cluster.root().join("copy"));
+    // What a copy finds is what a crash would leave.
+    cluster.pause(MANAGER)?;
+    let copied = copy_tree(&node.data_root().join("raft"), &copy.join("raft"));
+    let key = fs::copy(node.data_root().join("storage.key"), copy.join("storage.key"));
+    cluster.resume(MANAGER)?;
+    copied?;
+    key?;
+    let store = IdentityStore::new(&copy);
+    let config = || -> Result<skep_raft::Config> {
+        Ok(skep_raft::Config {
+            dir: store.raft_dir(),
+            storage_key: store.load_storage_key()?,
+            raft_id: 1,
+            addr: String::new(),
+            on_fatal: FatalHook::exit(),
+        })
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let found = runtime.block_on(async {
+        Raft::recover_alone(&config()?).await?;
+        let raft = Raft::start(config()?, Arc::new(skep::clock::now)).await?;
+        let found = raft.view(|state| {
+            let material = state.materials().find(|material| material.spec.name == secret)?;
+            Some(state.payload(&material.id, 1)?.bytes.clone())
+        });
+        raft.shutdown().await;
+        anyhow::Ok(found)
+    });
+    fs::remove_dir_all(&copy)?;
+    found?.with_context(|| format!("the log knows no {secret}"))
+}
+
+fn copy_tree(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let to = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy_tree(&entry.path(), &to)?;
+        } else {
+            fs::copy(entry.path(), to)?;
+        }
+    }
+    Ok(())
+}
+
+/// P3: a worker without a granted task has not even the ciphertext of a secret, neither as managers
+/// keep it nor, as a secret larger than all else that it is sent shows, sealed to somebody else; and
+/// one that had such a task keeps nothing of it.
 fn s054_only_where_a_granted_task_runs(scene: &Scene) -> Result<()> {
     const SECRET_BYTES: usize = 500_000;
     let cluster = scene.cluster;
@@ -144,6 +199,20 @@ fn s054_only_where_a_granted_task_runs(scene: &Scene) -> Result<()> {
     let (granted, without) = (received(granted, WORKER)?, received(without, OTHER)?);
     ensure!(granted > SECRET_BYTES, "the granted worker received {granted} bytes only");
     ensure!(without < SECRET_BYTES / 2, "the other worker received {without} bytes");
+
+    // The bytes that all managers hold in their state are on no worker, in memory or on disk: one
+    // with a granted task gets them opened and sealed anew, to that task's supervisor.
+    let ciphertext = Marker::of(&sealed_bytes(cluster, &secret)?)?;
+    for at in cluster.managers() {
+        let hits = scan_memory(&processes_of(cluster.node(at))?, &ciphertext)?;
+        ensure!(!hits.is_empty(), "manager {at} holds it, and the search does not find it");
+    }
+    for at in cluster.workers() {
+        let node = cluster.node(at);
+        let mut hits = scan_memory(&processes_of(node)?, &ciphertext)?;
+        hits.extend(scan_disk(node.root(), &ciphertext)?);
+        ensure!(hits.is_empty(), "the ciphertext is on worker {at}: {hits:?}");
+    }
 
     let other = cluster.node(OTHER);
     let hits = scan_memory(&processes_of(other)?, &marker)?;

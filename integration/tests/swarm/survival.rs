@@ -9,10 +9,17 @@ use skep_integration::{ClusterOptions, Program, by_both, name_of, settle};
 
 use crate::{BOUND, Scene, alone_by};
 
-by_both! { with crate::survival::three: one_goes_on_alone locked_at_rest another_root }
+by_both! { with crate::survival::three: locked_at_rest another_root }
+
+by_both! { with crate::survival::three_and_two: one_goes_on_alone }
 
 fn three(program: Program, name: &str, scenario: fn(&Scene) -> Result<()>) -> Result<()> {
     let options = ClusterOptions { managers: 3, workers: 1, ..ClusterOptions::default() };
+    alone_by(program, name, options, scenario)
+}
+
+fn three_and_two(program: Program, name: &str, scenario: fn(&Scene) -> Result<()>) -> Result<()> {
+    let options = ClusterOptions { managers: 3, workers: 2, ..ClusterOptions::default() };
     alone_by(program, name, options, scenario)
 }
 
@@ -21,14 +28,16 @@ const REFUSAL: Duration = Duration::from_secs(30);
 
 fn one_goes_on_alone(scene: &Scene) -> Result<()> {
     let (cluster, bench) = (scene.cluster, &scene.bench);
-    let worker = 3;
+    let (worker, away) = (3, 4);
     let secret = bench.secret("kept", "kept by the survivor")?;
     let (service, before) = scene.sleeper_on(worker, "kept", &["--secret", &secret])?;
+    let (unseen, unseen_before) = scene.sleeper_on(away, "unseen", &["--secret", &secret])?;
     let token = cluster.token(skep_integration::Role::Worker)?;
     let cli = bench.cli.within(REFUSAL);
     let refused = cli.run(&["swarm", "init", "--force-new-cluster"])?;
     ensure!(refused.code == 1 && refused.stderr.contains("has a quorum"), "{refused:?}");
-    for at in [1, 2] {
+    // One worker is there when it happens, the other hears of it later.
+    for at in [1, 2, away] {
         cluster.kill(at)?;
     }
     let out = cli.run(&["secret", "ls"])?;
@@ -38,9 +47,14 @@ fn one_goes_on_alone(scene: &Scene) -> Result<()> {
     ensure!(cli.ok(&["secret", "ls"])?.contains(&secret), "the secret is lost");
     settle("the worker's return", BOUND, || {
         let table = cli.ok(&["node", "ls"])?;
-        let is_back = table.contains(&name_of(worker)) && table.contains("Ready");
-        Ok(is_back && table.lines().count() == 3 && !table.contains("Down"))
+        let line = crate::row(&table, &name_of(worker))?;
+        Ok(line.contains("Ready") && table.lines().count() == 4)
     })?;
+    cluster.restart(away)?;
+    cluster.await_ready(3)?;
+    let met = cluster.await_placed(0, &unseen, BOUND, |task| task.node == away)?;
+    ensure!(met[0].container == unseen_before[0].container, "the other task was replaced");
+    ensure!(scene.read(&met[0], &secret)? == "kept by the survivor", "another secret");
     let after = cluster.await_placed(0, &service, BOUND, |task| task.node == worker)?;
     ensure!(after[0].container == before[0].container, "the task was replaced");
     ensure!(scene.read(&after[0], &secret)? == "kept by the survivor", "another secret");
@@ -48,11 +62,49 @@ fn one_goes_on_alone(scene: &Scene) -> Result<()> {
     let (_, placed) = scene.sleeper_on(worker, "new", &["--secret", &new])?;
     ensure!(scene.read(&placed[0], &new)? == "made afterwards", "not delivered");
     ensure!(token != cluster.token(skep_integration::Role::Worker)?, "old tokens still admit");
-    // Who belongs to the time before does not count any more.
-    cluster.restart(1)?;
-    let old = cluster.node(1).cli(bench.cli.program).within(REFUSAL);
-    ensure!(old.run(&["secret", "ls"])?.code == 1, "the old incarnation still answers");
-    ensure!(cli.ok(&["node", "ls"])?.lines().count() == 3, "it is back as what it was");
+    outlived(scene, &[1, 2])?;
+    ensure!(cli.ok(&["node", "ls"])?.lines().count() == 4, "one is back as what it was");
+    // What they were told helps.
+    let old = cluster.node(1).cli(bench.cli.program);
+    old.ok(&["swarm", "leave", "--force"])?;
+    cluster.join(bench.cli.program, 1, skep_integration::Role::Manager)?;
+    cluster.await_ready_at(1, 4)?;
+    ensure!(old.ok(&["secret", "ls"])?.contains(&secret), "it does not know the swarm of today");
+    Ok(())
+}
+
+/// Managers from before, which would have a quorum of their own, decide nothing and say why.
+fn outlived(scene: &Scene, managers: &[usize]) -> Result<()> {
+    const AT_ONCE: Duration = Duration::from_secs(2);
+    for at in managers {
+        scene.cluster.restart(*at)?;
+    }
+    for at in managers {
+        let cli = scene.cluster.node(*at).cli(scene.bench.cli.program).within(REFUSAL);
+        settle("it to hear of the swarm of today", BOUND, || {
+            let error = cli.ok(&["info", "--format", "{{.Swarm.Error}}"])?;
+            Ok(error.contains("older incarnation of swarm") && error.contains("leave --force"))
+        })?;
+        let name = scene.bench.name("late");
+        for verb in [
+            &["secret", "ls"][..],
+            &["secret", "create", &name, "-"],
+            &["node", "ls"],
+            &["swarm", "join-token", "worker"],
+            &["swarm", "leave"],
+            &["swarm", "init"],
+            &["swarm", "init", "--force-new-cluster"],
+            &["swarm", "update", "--task-history-limit", "3"],
+        ] {
+            let since = std::time::Instant::now();
+            let out = cli.run_with(verb, b"late")?;
+            ensure!(out.code == 1, "{verb:?}: {out:?}");
+            for part in ["older incarnation of swarm", "leave --force", "join-token"] {
+                ensure!(out.stderr.contains(part), "{verb:?} says nothing of {part}: {out:?}");
+            }
+            ensure!(since.elapsed() < AT_ONCE, "{verb:?} took {:?}", since.elapsed());
+        }
+    }
     Ok(())
 }
 

@@ -341,8 +341,7 @@ impl Gate for FakeGate {
             Request::SwarmUpdate { version, spec, .. } => run(Command::ClusterUpdate {
                 version,
                 spec,
-                worker_secret: None,
-                manager_secret: None,
+                tokens: Default::default(),
                 unlock_key: None,
             }),
             Request::NodeUpdate { id, version, spec } => {

@@ -10,7 +10,7 @@ use minicbor::{Decode, Encode};
 
 use crate::id::{ClusterId, MaterialId, NodeId, RequestId, ServiceId, TaskId};
 use crate::model::Kind;
-use crate::model::cluster::{ClusterSpec, NextRoot, Ring, RingKey, Slot, Trust};
+use crate::model::cluster::{ClusterSpec, FormerSecret, NextRoot, Ring, RingKey, Slot, Trust};
 use crate::model::material::{MaterialKind, MaterialSpec};
 use crate::model::node::{ManagerInfo, NodeDescription, NodeSpec, NodeStatus};
 use crate::model::service::{ServiceSpec, UpdateStatus};
@@ -48,15 +48,12 @@ pub enum Command {
         /// New settings.
         #[n(1)]
         spec: ClusterSpec,
-        /// New join secret of workers, sealed with the ring, if it rotates.
+        /// New join secrets, of the roles whose token rotates.
         #[n(2)]
-        worker_secret: Option<Sealed>,
-        /// New join secret of managers, sealed with the ring, if it rotates.
-        #[n(3)]
-        manager_secret: Option<Sealed>,
+        tokens: TokenRotation,
         /// New unlock key, sealed with the ring: needed when autolock is turned on, and when the
         /// key rotates.
-        #[n(4)]
+        #[n(3)]
         unlock_key: Option<Sealed>,
     },
     /// Changes what a user says of a node, except for its role: the door turns an update with
@@ -266,6 +263,21 @@ pub enum Command {
     CaChange(#[n(0)] Box<CaChange>),
 }
 
+/// Join secrets that take the place of others.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct TokenRotation {
+    /// New join secret of workers, sealed with the ring.
+    #[n(0)]
+    pub worker: Option<Sealed>,
+    /// New join secret of managers, sealed with the ring.
+    #[n(1)]
+    pub manager: Option<Sealed>,
+    /// What is kept of those they replace, one for each.
+    #[n(2)]
+    pub former: Vec<FormerSecret>,
+}
+
 /// What the ring seals beside payloads.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
@@ -290,6 +302,9 @@ pub struct TrustSecrets {
     /// replaced.
     #[n(5)]
     pub cluster_version: u64,
+    /// What is kept of the join secrets before, if these are others: one for each role, or none.
+    #[n(6)]
+    pub former: Vec<FormerSecret>,
 }
 
 /// A node that joins.
@@ -338,12 +353,19 @@ pub enum CaChange {
     /// Nodes say which root's certificate they use now.
     #[n(1)]
     Moved(#[n(0)] Vec<NodeId>),
-    /// Ends: every node has moved, or those that have not are left behind by force.
+    /// Ends: every node has moved, or those that have not are left behind by force. Tokens name
+    /// the root that is gone, so their secrets go with it.
     #[n(2)]
     Finish {
-        /// Whether nodes may be left behind.
+        /// Version of the cluster that the caller read.
         #[n(0)]
+        version: u64,
+        /// Whether nodes may be left behind.
+        #[n(1)]
         force: bool,
+        /// New join secrets of both roles.
+        #[n(2)]
+        tokens: TokenRotation,
     },
 }
 

@@ -40,6 +40,12 @@ pub const SLOT_BYTES: usize = 256;
 pub const TRUST_SECRET_BYTES: usize = 4 << 10;
 /// Bytes in a root certificate, in PEM.
 pub const ROOT_BYTES: usize = 16 << 10;
+/// Join secrets that admit nobody any more and are told apart from those that never did.
+pub const FORMER_SECRETS: usize = 64;
+/// Managers kept in mind that the swarm went on without.
+pub const CUT_OFF: usize = 256;
+/// Shortest life of a node's certificate: Docker's.
+pub const CERT_EXPIRY_MIN: Span = Span::from_secs(3_600);
 /// Nodes that a message names.
 pub const NODES_NAMED: usize = 10;
 /// Entries a learner may lack of the log and still become a voter.

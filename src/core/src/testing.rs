@@ -7,11 +7,12 @@ use alloc::vec::Vec;
 
 use crate::apply::{Change, apply};
 use crate::command::{
-    ClusterInit, Command, NodeJoin, NodeReport, Outcome, Proposal, TaskReport, TrustSecrets,
+    ClusterInit, Command, NodeJoin, NodeReport, Outcome, Proposal, TaskReport, TokenRotation,
+    TrustSecrets,
 };
 use crate::id::{ENTROPY_LEN, Id, MaterialId, NodeId, RequestId, ServiceId, TaskId};
 use crate::model::Meta;
-use crate::model::cluster::{ClusterSpec, Ring, RingKey, Slot, Trust};
+use crate::model::cluster::{ClusterSpec, FormerSecret, Ring, RingKey, Slot, Trust};
 use crate::model::container::ContainerSpec;
 use crate::model::material::{Grant, MaterialKind, MaterialSpec};
 use crate::model::node::{ManagerInfo, NodeDescription, NodeSpec, NodeState, NodeStatus, Role};
@@ -243,8 +244,20 @@ impl World {
             unlock_key: cluster.trust.unlock_key.as_ref().map(|_| sealed(version, 8)),
             next_root_key: cluster.trust.next.as_ref().map(|_| sealed(version, 9)),
             cluster_version: cluster.meta.version,
+            former: alloc::vec::Vec::new(),
         };
         (RingKey { version, created: Stamp(0), slots }, secrets)
+    }
+
+    /// New join secrets of both roles.
+    pub(crate) fn new_tokens(&self) -> TokenRotation {
+        let key = self.state.cluster().unwrap().ring.current;
+        let former = |role| FormerSecret { role, verifier: [3; 32] };
+        TokenRotation {
+            worker: Some(sealed(key, 6)),
+            manager: Some(sealed(key, 7)),
+            former: alloc::vec![former(Role::Worker), former(Role::Manager)],
+        }
     }
 
     pub(crate) fn promotion(&self, id: NodeId, raft_id: u64) -> Command {

@@ -40,6 +40,7 @@ fn node() -> (Node, IdentityStore) {
 fn locked_node(key: &UnlockKey) -> (Node, IdentityStore) {
     let (node, store) = node();
     store.lock_with(again(key), node_id()).unwrap();
+    store.finish_rekey().unwrap();
     (node, store)
 }
 
@@ -209,9 +210,16 @@ fn locking_that_was_cut_short_opens_and_is_finished() {
         let next = node.restart(Some(&key)).unwrap();
         next.lock_with(again(&key), node_id()).unwrap();
         node.assert_sealed(&secrets);
+        // However often it was begun: the log is still under the key that was clear, the next start
+        // knows it, and the key that takes over was never clear.
         let next = node.restart(Some(&key)).unwrap();
-        assert_eq!(storage(&next), before);
+        let (current, new) = storage(&next);
+        assert_eq!((current, None), before);
+        assert!(!secrets.contains(&new.clone().unwrap()));
+        node.assert_sealed(&storage_secrets(&next));
         assert!(next.lock_steps(lock(&key), None).unwrap().is_empty(), "nothing is left to do");
+        next.finish_rekey().unwrap();
+        assert_eq!(storage(&next), (new.unwrap(), None));
     }
 }
 
@@ -229,6 +237,10 @@ fn a_rotation_that_was_cut_short_opens_with_one_key_and_is_finished() {
         node.assert_sealed(&secrets);
         let opens = |key: &UnlockKey| node.restart(Some(key)).is_ok();
         assert_eq!((opens(&old), opens(&new)), (done < 6, done >= 4), "after {done}");
+        // The old key opens no file, left over or not, that names the key that takes over.
+        if opens(&old) {
+            assert_eq!(storage(&node.restart(Some(&old)).unwrap()).1, None, "after {done}");
+        }
         let given = if opens(&old) { &old } else { &new };
         let next = node.restart(Some(given)).unwrap();
         next.lock_with(again(&new), node_id()).unwrap();
@@ -237,6 +249,7 @@ fn a_rotation_that_was_cut_short_opens_with_one_key_and_is_finished() {
         node.assert_sealed(&secrets);
         // Again, when the old key is forgotten.
         let next = node.restart(Some(&new)).unwrap();
+        assert!(storage(&next).1.is_some(), "after {done} the log stays under the old key");
         next.lock_with(again(&new), node_id()).unwrap();
         assert!(opens(&new));
     }
@@ -250,7 +263,6 @@ fn without_the_old_key_nothing_is_changed() {
     let error = store.lock_with(unlock_key(), node_id()).unwrap_err();
     assert!(matches!(error, StoreError::WrongKey(_)), "{error:?}");
     assert!(matches!(store.unlock_for_good(), Err(StoreError::Locked(_))));
-    assert!(matches!(store.begin_rekey(), Err(StoreError::Locked(_))));
     assert!(matches!(store.finish_rekey(), Err(StoreError::Locked(_))));
     assert!(store.is_locked().unwrap());
     assert_eq!(node.files(), before);
@@ -281,6 +293,7 @@ fn locking_leaves_no_clear_copy_of_an_unlocking_that_was_cut_short() {
         let mut secrets = node.secrets();
         secrets.extend(storage_secrets(&store));
         store.lock_with(again(&key), node_id()).unwrap();
+        store.finish_rekey().unwrap();
         let steps = store.unlock_steps(&[lock(&key)]).unwrap();
         crash(&store, &steps, done);
         store.lock_with(again(&key), node_id()).unwrap();
@@ -292,40 +305,42 @@ fn locking_leaves_no_clear_copy_of_an_unlocking_that_was_cut_short() {
 #[test]
 fn storage_keys_are_both_known_until_the_change_is_finished() {
     let key = unlock_key();
-    for is_locked in [false, true] {
-        let (node, store) = if is_locked { locked_node(&key) } else { node() };
-        let (first, none) = storage(&store);
-        assert_eq!(none, None);
-        let error = store.finish_rekey().unwrap_err();
-        assert!(matches!(error, StoreError::NoNextKey(_)), "{error:?}");
-        assert!(store.begin_rekey().unwrap().next.is_some());
-        let (current, next) = storage(&store);
-        assert_eq!(current, first);
-        let next = next.unwrap();
-        assert_ne!(next, first);
-        // After a crash it goes on where it was.
-        let store = node.restart(is_locked.then_some(&key)).unwrap();
-        assert!(store.begin_rekey().unwrap().next.is_some());
-        assert_eq!(storage(&store), (first, Some(next.clone())));
-        assert_eq!(node.is_locked(), is_locked);
-        if is_locked {
-            node.assert_sealed(&storage_secrets(&store));
-        }
-        assert!(store.finish_rekey().unwrap().next.is_none());
-        assert_eq!(storage(&store), (next, None));
-        assert_eq!(node.is_locked(), is_locked);
-    }
+    let (node, store) = node();
+    let (first, none) = storage(&store);
+    assert_eq!(none, None);
+    let error = store.finish_rekey().unwrap_err();
+    assert!(matches!(error, StoreError::NoNextKey(_)), "{error:?}");
+    assert!(store.lock_with(again(&key), node_id()).unwrap());
+    let (current, next) = storage(&store);
+    assert_eq!(current, first);
+    let next = next.unwrap();
+    assert_ne!(next, first);
+    // After a crash it goes on where it was.
+    let store = node.restart(Some(&key)).unwrap();
+    assert!(!store.lock_with(again(&key), node_id()).unwrap());
+    assert_eq!(storage(&store), (first, Some(next.clone())));
+    node.assert_sealed(&storage_secrets(&store));
+    assert!(store.finish_rekey().unwrap().next.is_none());
+    assert_eq!(storage(&store), (next.clone(), None));
+    assert!(!store.lock_with(again(&key), node_id()).unwrap());
+    assert_eq!(storage(&store), (next, None), "a lock that is not new makes no key");
 }
 
-/// The unlock key is rotated while storage keys change: both storage keys come along.
+/// The unlock key is rotated while storage keys change: the next one stood under the old unlock
+/// key, so it has to be done with before there is another.
 #[test]
-fn a_rotation_keeps_both_storage_keys() {
+fn a_rotation_waits_for_a_change_of_storage_keys() {
     let (old, new) = (unlock_key(), unlock_key());
-    let (node, store) = locked_node(&old);
-    store.begin_rekey().unwrap();
-    let before = storage(&store);
+    let (node, store) = node();
+    store.lock_with(again(&old), node_id()).unwrap();
+    let (files, second) = (node.files(), storage(&store).1.unwrap());
+    let error = store.lock_with(again(&new), node_id()).unwrap_err();
+    assert!(matches!(error, StoreError::OpenRekey(_)), "{error:?}");
+    assert_eq!(node.files(), files);
+    store.finish_rekey().unwrap();
     store.lock_with(again(&new), node_id()).unwrap();
-    assert_eq!(storage(&node.restart(Some(&new)).unwrap()), before);
+    let (current, next) = storage(&node.restart(Some(&new)).unwrap());
+    assert!(current == second && next.is_some());
 }
 
 #[test]

@@ -3,29 +3,23 @@
 use alloc::collections::BTreeSet;
 use alloc::string::String;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 
 use super::ring::check_sealed;
 use super::{Applied, Change, Writer, check_labels};
-use crate::command::{ClusterInit, Rejection};
+use crate::command::{ClusterInit, Rejection, TokenRotation};
 use crate::model::Meta;
-use crate::model::cluster::{Cluster, ClusterSpec};
+use crate::model::cluster::{Cluster, ClusterSpec, Trust};
 use crate::model::node::{Node, NodeSpec, NodeState, NodeStatus, Role};
 use crate::sealed::Sealed;
 use crate::state::FORMAT;
-
-/// What an update of the swarm replaces of what the ring seals.
-pub(super) struct NewSecrets<'a> {
-    pub(super) worker: Option<&'a Sealed>,
-    pub(super) manager: Option<&'a Sealed>,
-    pub(super) unlock: Option<&'a Sealed>,
-}
 
 impl Writer<'_> {
     pub(super) fn cluster_init(&mut self, init: &ClusterInit) -> Applied {
         if self.state.cluster.is_some() {
             return Err(Rejection::Precondition(String::from("there is a swarm already")));
         }
-        check_labels(&init.spec.labels)?;
+        check_spec(&init.spec)?;
         check_labels(&init.node_spec.labels)?;
         let key = init.ring.keys.iter().find(|key| key.version == init.ring.current);
         if !key.is_some_and(|key| key.slots.contains_key(&init.node)) {
@@ -42,6 +36,7 @@ impl Writer<'_> {
             incarnation: 1,
             incarnation_id: init.incarnation_id,
             raft_ids: BTreeSet::from([init.manager.raft_id]),
+            cut_off: Vec::new(),
         };
         let node = Node {
             id: init.node,
@@ -71,20 +66,22 @@ impl Writer<'_> {
         &mut self,
         version: u64,
         spec: &ClusterSpec,
-        new: &NewSecrets<'_>,
+        tokens: &TokenRotation,
+        unlock_key: Option<&Sealed>,
     ) -> Applied {
         let old = self.cluster()?;
-        check_labels(&spec.labels)?;
+        check_spec(spec)?;
         if spec.name != old.spec.name {
             return Err(Rejection::Unsupported(String::from(
                 "renaming the swarm is not supported",
             )));
         }
-        for sealed in [new.worker, new.manager, new.unlock].into_iter().flatten() {
+        self.check_tokens(tokens)?;
+        if let Some(sealed) = unlock_key {
             check_sealed(sealed)?;
             self.check_key(sealed)?;
         }
-        if spec.autolock && new.unlock.is_none() && old.trust.unlock_key.is_none() {
+        if spec.autolock && unlock_key.is_none() && old.trust.unlock_key.is_none() {
             return Err(Rejection::Invalid(String::from(
                 "autolock needs an unlock key, and the swarm has none: send one with the update",
             )));
@@ -95,13 +92,30 @@ impl Writer<'_> {
         let mut cluster = Cluster::clone(old);
         cluster.spec = spec.clone();
         let trust = &mut cluster.trust;
-        trust.worker_secret = new.worker.cloned().or(trust.worker_secret.take());
-        trust.manager_secret = new.manager.cloned().or(trust.manager_secret.take());
-        trust.unlock_key = new.unlock.cloned().or(trust.unlock_key.take());
+        rotate_tokens(trust, tokens);
+        trust.unlock_key = unlock_key.cloned().or(trust.unlock_key.take());
         if !spec.autolock {
             trust.unlock_key = None;
         }
         Ok(self.write_cluster(cluster))
+    }
+
+    /// Refuses new join secrets without what is to be kept of those they replace.
+    pub(super) fn check_tokens(&self, tokens: &TokenRotation) -> Result<(), Rejection> {
+        for sealed in [&tokens.worker, &tokens.manager].into_iter().flatten() {
+            check_sealed(sealed)?;
+            self.check_key(sealed)?;
+        }
+        let kept = |role| tokens.former.iter().filter(|former| former.role == role).count();
+        let new = |sealed: &Option<Sealed>| usize::from(sealed.is_some());
+        if kept(Role::Worker) == new(&tokens.worker) && kept(Role::Manager) == new(&tokens.manager)
+        {
+            return Ok(());
+        }
+        Err(Rejection::Invalid(String::from(
+            "every new join secret comes with what is kept of the one it replaces, and nothing \
+             else is kept",
+        )))
     }
 
     /// The swarm to change.
@@ -123,4 +137,16 @@ impl Writer<'_> {
         let current = self.state.cluster.as_ref().map_or(0, |cluster| cluster.ring.current);
         if sealed.key == current { Ok(()) } else { Err(Rejection::StaleKey { current }) }
     }
+}
+
+fn check_spec(spec: &ClusterSpec) -> Result<(), Rejection> {
+    check_labels(&spec.labels)?;
+    spec.broken_rule().map_or(Ok(()), |rule| Err(Rejection::Invalid(rule)))
+}
+
+/// Puts new join secrets in the place of the present ones.
+pub(super) fn rotate_tokens(trust: &mut Trust, tokens: &TokenRotation) {
+    trust.worker_secret = tokens.worker.clone().or(trust.worker_secret.take());
+    trust.manager_secret = tokens.manager.clone().or(trust.manager_secret.take());
+    trust.retire(&tokens.former);
 }

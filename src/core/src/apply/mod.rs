@@ -22,8 +22,6 @@ use alloc::vec::Vec;
 
 pub(crate) use task::ASSIGNED;
 
-use cluster::NewSecrets;
-
 use crate::command::{Command, Outcome, Proposal, Rejection};
 use crate::id::{MaterialId, NodeId, ServiceId, TaskId};
 use crate::limits;
@@ -90,10 +88,8 @@ impl Writer<'_> {
         }
         match command {
             Command::ClusterInit(_) | Command::Noop => Ok(0),
-            Command::ClusterUpdate { version, spec, worker_secret, manager_secret, unlock_key } => {
-                let (worker, manager) = (worker_secret.as_ref(), manager_secret.as_ref());
-                let new = NewSecrets { worker, manager, unlock: unlock_key.as_ref() };
-                self.cluster_update(*version, spec, &new)
+            Command::ClusterUpdate { version, spec, tokens, unlock_key } => {
+                self.cluster_update(*version, spec, tokens, unlock_key.as_ref())
             }
             Command::NodeJoin(join) => self.node_join(join),
             Command::NodePromote { id, version, spec, raft_id, slots } => {

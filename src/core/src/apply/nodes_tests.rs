@@ -265,13 +265,8 @@ fn a_demotion_that_is_late_is_done_anew() {
     let spec = world.state.cluster().unwrap().spec.clone();
     let version = world.state.cluster().unwrap().meta.version;
     // Someone rotates a join secret: what the demotion carries is the old one.
-    world.done(Command::ClusterUpdate {
-        version,
-        spec,
-        worker_secret: Some(testing::sealed(1, 6)),
-        manager_secret: None,
-        unlock_key: None,
-    });
+    let tokens = world.new_tokens();
+    world.done(Command::ClusterUpdate { version, spec, tokens, unlock_key: None });
     assert_eq!(world.run(early), Outcome::Rejected(Rejection::StaleKey { current: 1 }));
     let mut stale = world.demotion(testing::id(3));
     if let Command::NodeDemote { version, .. } = &mut stale {

@@ -97,6 +97,11 @@ fn replace_secrets(
 ) -> Result<(), Rejection> {
     let TrustSecrets { root_key, worker_secret, manager_secret, unlock_key, next_root_key, .. } =
         secrets;
+    if secrets.former.len() > 2 {
+        return Err(Rejection::Invalid(String::from(
+            "of the join secrets before, one of each role is kept and no more",
+        )));
+    }
     let all = [root_key, worker_secret, manager_secret];
     for sealed in all.into_iter().chain(unlock_key).chain(next_root_key) {
         check_sealed(sealed)?;
@@ -119,6 +124,7 @@ fn replace_secrets(
     trust.root_key = Some(root_key.clone());
     trust.worker_secret = Some(worker_secret.clone());
     trust.manager_secret = Some(manager_secret.clone());
+    trust.retire(&secrets.former);
     trust.unlock_key.clone_from(unlock_key);
     if let (Some(next), Some(key)) = (&mut trust.next, next_root_key) {
         next.key = key.clone();

@@ -137,14 +137,8 @@ fn autolock_has_an_unlock_key() {
     let mut update = |autolock, unlock_key| {
         let cluster = world.state.cluster().unwrap().clone();
         let spec = crate::model::cluster::ClusterSpec { autolock, ..cluster.spec.clone() };
-        let (version, worker_secret, manager_secret) = (cluster.meta.version, None, None);
-        let outcome = world.run(Command::ClusterUpdate {
-            version,
-            spec,
-            worker_secret,
-            manager_secret,
-            unlock_key,
-        });
+        let (version, tokens) = (cluster.meta.version, Default::default());
+        let outcome = world.run(Command::ClusterUpdate { version, spec, tokens, unlock_key });
         (outcome, world.state.cluster().unwrap().trust.unlock_key.clone())
     };
     let missing = "autolock needs an unlock key, and the swarm has none: send one with the update";

@@ -6,10 +6,11 @@ use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
 
+use super::cluster::rotate_tokens;
 use super::nodes::is_address;
 use super::ring::check_sealed;
 use super::{Applied, Writer};
-use crate::command::{CaChange, Rejection, TrustSecrets};
+use crate::command::{CaChange, Rejection, TokenRotation, TrustSecrets};
 use crate::id::NodeId;
 use crate::limits;
 use crate::model::cluster::{Cluster, NextRoot, RingKey};
@@ -44,6 +45,9 @@ impl Writer<'_> {
         let others = self.state.managers().map(|(node, _)| node.id).filter(|id| id != survivor);
         let others: Vec<NodeId> = others.collect();
         let mut cluster = self.with_turned_ring(key, secrets, &BTreeSet::from([*survivor]))?;
+        cluster.cut_off.extend_from_slice(&others);
+        let surplus = cluster.cut_off.len().saturating_sub(limits::CUT_OFF);
+        cluster.cut_off.drain(..surplus);
         cluster.incarnation += 1;
         cluster.incarnation_id = *incarnation_id;
         if let Some(next) = &mut cluster.trust.next {
@@ -60,7 +64,9 @@ impl Writer<'_> {
         match change {
             CaChange::Begin { version, root } => self.begin_root(*version, root),
             CaChange::Moved(nodes) => self.note_moved(nodes),
-            CaChange::Finish { force } => self.finish_root(*force),
+            CaChange::Finish { version, force, tokens } => {
+                self.finish_root(*version, *force, tokens)
+            }
         }
     }
 
@@ -99,7 +105,7 @@ impl Writer<'_> {
         if next.moved.len() == count { Ok(before) } else { Ok(self.write_cluster(cluster)) }
     }
 
-    fn finish_root(&mut self, force: bool) -> Applied {
+    fn finish_root(&mut self, version: u64, force: bool, tokens: &TokenRotation) -> Applied {
         let mut cluster = Cluster::clone(self.cluster()?);
         let trust = &mut cluster.trust;
         let Some(next) = trust.next.take() else {
@@ -117,6 +123,18 @@ impl Writer<'_> {
                 names(&waiting)
             )));
         }
+        if tokens.worker.is_none() || tokens.manager.is_none() {
+            return Err(Rejection::Invalid(String::from(
+                "tokens name the root that goes: ending its change needs new join secrets of both \
+                 roles",
+            )));
+        }
+        self.check_tokens(tokens)?;
+        if version != cluster.meta.version {
+            return Err(Rejection::OutOfSequence);
+        }
+        let trust = &mut cluster.trust;
+        rotate_tokens(trust, tokens);
         trust.roots = vec![next.pem];
         trust.subject = next.subject;
         trust.public_key = next.public_key;

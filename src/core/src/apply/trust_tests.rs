@@ -4,11 +4,12 @@ use alloc::string::{String, ToString};
 use alloc::vec;
 
 use super::*;
-use crate::command::{CaChange, Decision};
-use crate::model::cluster::{NextRoot, Trust};
-use crate::model::node::NodeState;
+use crate::command::{CaChange, Decision, TokenRotation};
+use crate::model::cluster::{ClusterSpec, FormerSecret, NextRoot, Trust};
+use crate::model::node::{NodeState, Role};
 use crate::model::task::{Task, TaskState};
 use crate::testing::{self, World, joiner, sealed, service_spec};
+use crate::time::Span;
 
 fn rejected(outcome: Outcome) -> String {
     match outcome {
@@ -32,6 +33,11 @@ fn change(change: CaChange) -> Command {
     Command::CaChange(Box::new(change))
 }
 
+fn finish(world: &World, force: bool) -> Command {
+    let version = world.state.cluster().unwrap().meta.version;
+    change(CaChange::Finish { version, force, tokens: world.new_tokens() })
+}
+
 fn trust(world: &World) -> Trust {
     world.state.cluster().unwrap().trust.clone()
 }
@@ -53,7 +59,13 @@ fn rooted() -> World {
 fn a_root_takes_over_when_every_node_has_moved() {
     let mut world = rooted();
     let none = "the swarm's root certificate is not being changed";
-    assert_eq!(rejected(world.run(change(CaChange::Finish { force: true }))), none);
+    assert_eq!(
+        {
+            let command = finish(&world, true);
+            rejected(world.run(command))
+        },
+        none
+    );
     let begin = |version, root| change(CaChange::Begin { version, root });
     assert_eq!(rejected(world.run(begin(2, root(1)))), "update out of sequence");
     assert_eq!(world.run(begin(1, root(2))), Outcome::Rejected(Rejection::StaleKey { current: 1 }));
@@ -75,7 +87,10 @@ fn a_root_takes_over_when_every_node_has_moved() {
     let (two, three) =
         (testing::id::<crate::id::kind::Node>(2), testing::id::<crate::id::kind::Node>(3));
     assert_eq!(
-        rejected(world.run(change(CaChange::Finish { force: false }))),
+        {
+            let command = finish(&world, false);
+            rejected(world.run(command))
+        },
         format!(
             "nodes without a certificate of the new root: 2: host-2 ({two}), host-3 ({three}); \
              bring them up and wait, or finish with force and let them join again"
@@ -88,8 +103,19 @@ fn a_root_takes_over_when_every_node_has_moved() {
     let (key, secrets) = world.next_key(&[world.node]);
     world.done(Command::RingTurn { key, secrets });
     assert_eq!(trust(&world).next.unwrap().key.key, 2);
-    world.done(change(CaChange::Finish { force: false }));
+    let Command::CaChange(ready) = finish(&world, false) else { unreachable!() };
+    let CaChange::Finish { version, force, tokens } = *ready else { unreachable!() };
+    let with = |version, tokens| change(CaChange::Finish { version, force, tokens });
+    let bare = with(version, TokenRotation::default());
+    assert!(rejected(world.run(bare)).starts_with("tokens name the root that goes"));
+    let unkept = TokenRotation { former: vec![], ..tokens.clone() };
+    assert!(rejected(world.run(with(version, unkept))).starts_with("every new join secret"));
+    let early = with(version - 1, tokens.clone());
+    assert_eq!(rejected(world.run(early)), "update out of sequence");
+    world.done(with(version, tokens.clone()));
     let trust = trust(&world);
+    assert_eq!((trust.worker_secret, trust.manager_secret), (tokens.worker, tokens.manager));
+    assert_eq!(trust.former, tokens.former);
     assert_eq!((trust.roots, trust.next), (vec!["NEW".to_string()], None));
     assert_eq!((trust.subject, trust.public_key), (vec![7], vec![8]));
     assert_eq!(trust.root_key, Some(sealed(2, 9)));
@@ -104,9 +130,13 @@ fn nodes_may_be_left_behind_and_few_are_named() {
         world.done(Command::NodeJoin(Box::new(joiner(n, "host"))));
     }
     world.done(change(CaChange::Begin { version: 1, root: root(1) }));
-    let text = rejected(world.run(change(CaChange::Finish { force: false })));
+    let text = {
+        let command = finish(&world, false);
+        rejected(world.run(command))
+    };
     assert!(text.contains("new root: 20: ") && text.contains(", 10 more; bring"), "{text}");
-    world.done(change(CaChange::Finish { force: true }));
+    let command = finish(&world, true);
+    world.done(command);
     assert_eq!(trust(&world).roots, ["NEW"]);
 }
 
@@ -165,6 +195,7 @@ fn one_survivor_makes_the_swarm_its_own() {
 
     let cluster = world.state.cluster().unwrap();
     assert_eq!((cluster.incarnation, cluster.incarnation_id), (2, [2; 16]));
+    assert_eq!(cluster.cut_off, [world.node, five]);
     assert_eq!(cluster.ring.current, 2);
     assert!(cluster.ring.keys.iter().all(|key| key.slots.keys().eq([&four])));
     assert_eq!(cluster.ring.keys.len(), 2, "the secret needs its key still");
@@ -180,4 +211,47 @@ fn one_survivor_makes_the_swarm_its_own() {
     let Command::NodeJoin(mut back) = world.manager_join(8) else { unreachable!() };
     back.manager = Some((5, world.slots()));
     assert!(rejected(world.run(Command::NodeJoin(back))).contains("was used before"));
+}
+
+#[test]
+fn join_secrets_of_the_past_are_remembered_up_to_a_limit() {
+    let mut world = World::new();
+    for n in 0..=limits::FORMER_SECRETS as u8 {
+        let cluster = world.state.cluster().unwrap().clone();
+        let (version, spec) = (cluster.meta.version, cluster.spec.clone());
+        let former = vec![FormerSecret { role: Role::Worker, verifier: [n; 32] }];
+        let worker = Some(sealed(1, 6));
+        let tokens = TokenRotation { worker, manager: None, former };
+        world.done(Command::ClusterUpdate { version, spec, tokens, unlock_key: None });
+    }
+    let former = trust(&world).former;
+    assert_eq!(former.len(), limits::FORMER_SECRETS);
+    assert_eq!(former.first().unwrap().verifier, [1; 32], "the oldest went");
+    // What is kept is said of a secret that is replaced, and of no other.
+    let cluster = world.state.cluster().unwrap().clone();
+    let tokens = TokenRotation { former: former[..1].to_vec(), ..TokenRotation::default() };
+    let (version, spec) = (cluster.meta.version, cluster.spec.clone());
+    let odd = Command::ClusterUpdate { version, spec, tokens, unlock_key: None };
+    assert!(rejected(world.run(odd)).starts_with("every new join secret"));
+}
+
+#[test]
+fn certificates_live_an_hour_at_least() {
+    let mut world = World::new();
+    let mut update = |expiry: Span| {
+        let cluster = world.state.cluster().unwrap().clone();
+        let spec = ClusterSpec { node_cert_expiry: expiry, ..cluster.spec.clone() };
+        let (version, tokens) = (cluster.meta.version, TokenRotation::default());
+        world.run(Command::ClusterUpdate { version, spec, tokens, unlock_key: None })
+    };
+    assert_eq!(
+        rejected(update(Span::from_secs(1_830))),
+        "minimum certificate expiry time is: 1h0m0s, and the one given is 30m30s; give a longer one"
+    );
+    assert!(rejected(update(Span(5))).contains("given is 5ns;"));
+    assert_eq!(update(Span::from_secs(3_600)), Outcome::Done(2));
+    let Command::ClusterInit(mut init) = testing::init() else { unreachable!() };
+    init.spec.node_cert_expiry = Span::from_secs(59);
+    let text = rejected(World::empty().run(Command::ClusterInit(init)));
+    assert!(text.contains("given is 59s;"), "{text}");
 }

@@ -1,12 +1,14 @@
 //! The swarm itself: its settings, its trust and its ring of secret keys.
 
 use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 
 use minicbor::{Decode, Encode};
 
+use super::node::Role;
 use super::{Labels, Meta};
 use crate::id::{ClusterId, NodeId};
 use crate::limits;
@@ -66,6 +68,32 @@ impl Default for ClusterSpec {
             keep_old_snapshots: 0,
             slow_follower_entries: 500,
         }
+    }
+}
+
+impl ClusterSpec {
+    /// The rule that these settings break, if they break one: value, rule and remedy.
+    #[must_use]
+    pub fn broken_rule(&self) -> Option<String> {
+        let (given, least) = (self.node_cert_expiry, limits::CERT_EXPIRY_MIN);
+        (given < least).then(|| {
+            format!(
+                "minimum certificate expiry time is: {}, and the one given is {}; give a longer one",
+                go_words(least),
+                go_words(given)
+            )
+        })
+    }
+}
+
+/// A span as Go writes it, to the second.
+fn go_words(span: Span) -> String {
+    let secs = span.0 / 1_000_000_000;
+    match (secs / 3600, secs / 60 % 60, secs % 60) {
+        (0, 0, 0) => format!("{}ns", span.0),
+        (0, 0, secs) => format!("{secs}s"),
+        (0, minutes, secs) => format!("{minutes}m{secs}s"),
+        (hours, minutes, secs) => format!("{hours}h{minutes}m{secs}s"),
     }
 }
 
@@ -139,13 +167,42 @@ pub struct Trust {
     /// The root that takes over, while one does.
     #[n(7)]
     pub next: Option<NextRoot>,
+    /// Join secrets of the past, the latest last; at most [`limits::FORMER_SECRETS`].
+    #[n(8)]
+    pub former: Vec<FormerSecret>,
 }
 
 impl Trust {
+    /// Keeps in mind what has just ceased to admit, and forgets the oldest beyond the limit.
+    pub fn retire(&mut self, former: &[FormerSecret]) {
+        self.former.extend_from_slice(former);
+        let surplus = self.former.len().saturating_sub(limits::FORMER_SECRETS);
+        self.former.drain(..surplus);
+    }
+
     /// Everything of it that the ring seals.
     pub fn sealed(&self) -> impl Iterator<Item = &crate::sealed::Sealed> {
         let own = [&self.root_key, &self.worker_secret, &self.manager_secret, &self.unlock_key];
         own.into_iter().flatten().chain(self.next.as_ref().map(|next| &next.key))
+    }
+}
+
+/// What is kept of a join secret once it admits nobody: enough to recognise a proof made with it,
+/// so that whoever brings an old token is told that it is old. The secret does not follow from it.
+#[derive(Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct FormerSecret {
+    /// What it made of those who joined with it.
+    #[n(0)]
+    pub role: Role,
+    /// Checks proofs made with the secret.
+    #[cbor(n(1), with = "minicbor::bytes")]
+    pub verifier: [u8; 32],
+}
+
+impl fmt::Debug for FormerSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "FormerSecret({:?})", self.role)
     }
 }
 
@@ -202,4 +259,8 @@ pub struct Cluster {
     /// Every Raft id there ever was: none is used again.
     #[n(7)]
     pub raft_ids: BTreeSet<u64>,
+    /// Managers of earlier incarnations that this one went on without, the latest last; at most
+    /// [`limits::CUT_OFF`].
+    #[n(8)]
+    pub cut_off: Vec<NodeId>,
 }

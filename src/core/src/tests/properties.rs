@@ -452,8 +452,11 @@ fn debug_never_shows_a_payload() {
         Command::ClusterUpdate {
             version: 1,
             spec: Default::default(),
-            worker_secret: Some(payload.clone()),
-            manager_secret: Some(payload.clone()),
+            tokens: crate::command::TokenRotation {
+                worker: Some(payload.clone()),
+                manager: Some(payload.clone()),
+                former: Default::default(),
+            },
             unlock_key: None,
         },
         Command::MaterialCreate {

@@ -10,9 +10,11 @@ use alloc::vec::Vec;
 
 use crate::command::{
     CaChange, ClusterInit, Command, Decision, NodeJoin, NodeReport, Outcome, Rejection, TaskReport,
-    TrustSecrets,
+    TokenRotation, TrustSecrets,
 };
-use crate::model::cluster::{Cluster, ClusterSpec, NextRoot, Ring, RingKey, Slot, Trust};
+use crate::model::cluster::{
+    Cluster, ClusterSpec, FormerSecret, NextRoot, Ring, RingKey, Slot, Trust,
+};
 use crate::model::container::{ContainerSpec, Dns, Health, Mount, MountKind, Ulimit};
 use crate::model::material::{
     Driver, Grant, Material, MaterialKind, MaterialSpec, MaterialVersion,
@@ -285,6 +287,7 @@ fn cluster_init() -> ClusterInit {
             manager_secret: Some(sealed()),
             unlock_key: Some(sealed()),
             next: Some(next_root()),
+            former: vec![former_secret()],
         },
         incarnation_id: [4; 16],
         node: id(1),
@@ -295,6 +298,14 @@ fn cluster_init() -> ClusterInit {
         public_key: vec![6],
         addr: text("10.0.0.1"),
     }
+}
+
+fn former_secret() -> FormerSecret {
+    FormerSecret { role: Role::Manager, verifier: [3; 32] }
+}
+
+fn tokens() -> TokenRotation {
+    TokenRotation { worker: Some(sealed()), manager: Some(sealed()), former: vec![former_secret()] }
 }
 
 fn next_root() -> NextRoot {
@@ -325,6 +336,7 @@ fn trust_secrets() -> TrustSecrets {
         unlock_key: Some(sealed()),
         next_root_key: Some(sealed()),
         cluster_version: 3,
+        former: vec![former_secret()],
     }
 }
 
@@ -360,7 +372,7 @@ fn commands_of_many() -> Vec<Command> {
         },
         Command::CaChange(Box::new(begin)),
         Command::CaChange(Box::new(CaChange::Moved(vec![id(1)]))),
-        Command::CaChange(Box::new(CaChange::Finish { force: true })),
+        Command::CaChange(Box::new(CaChange::Finish { version: 2, force: true, tokens: tokens() })),
     ]
 }
 
@@ -401,6 +413,7 @@ pub(crate) fn state() -> State {
         incarnation: 1,
         incarnation_id,
         raft_ids: BTreeSet::from([1]),
+        cut_off: vec![id(2)],
     };
     state.cluster = Some(Arc::new(cluster));
     state.put_node(Node {
@@ -467,8 +480,7 @@ pub(crate) fn commands() -> Vec<Command> {
         Command::ClusterUpdate {
             version: 1,
             spec: cluster_spec(),
-            worker_secret: Some(sealed()),
-            manager_secret: Some(sealed()),
+            tokens: tokens(),
             unlock_key: Some(sealed()),
         },
         Command::NodeUpdate { id: id(1), version: 2, spec: node_spec() },

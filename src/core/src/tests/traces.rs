@@ -188,14 +188,8 @@ impl Stage {
         let cluster = self.sim.world.state.cluster().unwrap().clone();
         let spec = ClusterSpec { history_limit, ..cluster.spec.clone() };
         let version = cluster.meta.version;
-        let (worker_secret, manager_secret, unlock_key) = (None, None, None);
-        self.sim.run(Command::ClusterUpdate {
-            version,
-            spec,
-            worker_secret,
-            manager_secret,
-            unlock_key,
-        });
+        let (tokens, unlock_key) = (Default::default(), None);
+        self.sim.run(Command::ClusterUpdate { version, spec, tokens, unlock_key });
     }
 
     fn set_availability(&mut self, name: &str, availability: Availability) {
