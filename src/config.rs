@@ -248,6 +248,7 @@ pub fn describe(node_name: &str) -> NodeDescription {
             .map(|(kind, name)| (kind.to_owned(), name.to_owned()))
             .into(),
         generic: Default::default(),
+        format: skep_core::format::FORMAT,
     }
 }
 

@@ -53,7 +53,7 @@ pub(crate) fn state(sizes: &[usize]) -> State {
     let mut state = State::default();
     let secrets = sizes.iter().zip(2..).map(|(size, number)| create(number, &vec![9; *size]));
     for (command, number) in [init()].into_iter().chain(secrets).zip(1..) {
-        let proposal = Proposal { request: id(number), stamp: Stamp(number), command };
+        let proposal = Proposal::new(id(number), Stamp(number), command);
         let outcome = apply(&mut state, &proposal, &mut Vec::new());
         assert!(matches!(outcome, Outcome::Done(_)), "{outcome:?}");
     }

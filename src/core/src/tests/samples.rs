@@ -31,7 +31,7 @@ use crate::model::task::{
 use crate::model::{Kind, Labels, Meta};
 use crate::sealed::Sealed;
 use crate::shared::Shared;
-use crate::state::{FORMAT, State};
+use crate::state::State;
 use crate::testing::id;
 use crate::time::{Span, Stamp};
 
@@ -267,6 +267,7 @@ fn description() -> NodeDescription {
         engine_labels: labels(),
         plugins: vec![(text("Log"), text("json-file"))],
         generic: BTreeMap::from([(text("gpu"), 1)]),
+        format: 1,
     }
 }
 
@@ -361,6 +362,7 @@ fn commands_of_many() -> Vec<Command> {
         Command::CaChange(Box::new(begin)),
         Command::CaChange(Box::new(CaChange::Moved(vec![id(1)]))),
         Command::CaChange(Box::new(CaChange::Finish { force: true })),
+        Command::FormatRaise { to: 1 },
     ]
 }
 
@@ -387,7 +389,7 @@ pub(crate) fn state() -> State {
     let ClusterInit { spec, ring, trust, incarnation_id, manager, public_key, .. } = cluster_init();
     let mut state = State {
         last_stamp: Stamp(1),
-        format: FORMAT,
+        format: 1,
         purge_due: Some(Stamp(2)),
         ..State::default()
     };
