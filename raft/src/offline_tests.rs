@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use skep_core::codec;
 use skep_core::command::{Outcome, Proposal};
+use skep_core::format::FORMAT;
 use skep_core::time::Stamp;
 
 use crate::disk::Disk;

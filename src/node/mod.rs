@@ -299,6 +299,7 @@ impl Node {
             raft_id: file.raft_id,
             addr: file.advertise_addr.clone(),
             on_fatal: FatalHook::exit(),
+            format: skep_core::format::FORMAT,
         })
     }
 

@@ -387,12 +387,8 @@ fn meta() -> Meta {
 /// A state with one object of every kind.
 pub(crate) fn state() -> State {
     let ClusterInit { spec, ring, trust, incarnation_id, manager, public_key, .. } = cluster_init();
-    let mut state = State {
-        last_stamp: Stamp(1),
-        format: 1,
-        purge_due: Some(Stamp(2)),
-        ..State::default()
-    };
+    let mut state =
+        State { last_stamp: Stamp(1), format: 1, purge_due: Some(Stamp(2)), ..State::default() };
     let meta = meta();
     let cluster = Cluster {
         id: id(1),
