@@ -81,8 +81,14 @@ impl Net {
         Self::speaking(addr, Protocol::names)
     }
 
-    /// The same with other versions of the protocols.
-    fn speaking(addr: SocketAddr, names: fn(Protocol) -> Names) -> Result<Arc<Self>, ListenError> {
+    /// The same for a node that speaks these versions of the protocols.
+    ///
+    /// # Errors
+    /// [`ListenError`] names the address.
+    pub fn speaking(
+        addr: SocketAddr,
+        names: fn(Protocol) -> Names,
+    ) -> Result<Arc<Self>, ListenError> {
         let failed = |source| ListenError { addr, source };
         let socket = UdpSocket::bind(addr).map_err(failed)?;
         let runtime = Arc::new(TokioRuntime);
