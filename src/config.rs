@@ -6,6 +6,7 @@ use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
 
+use skep_core::format::FORMAT;
 use skep_core::model::node::{Availability, NodeDescription};
 
 use zeroize::Zeroizing;
@@ -14,6 +15,7 @@ use crate::address::{self, AddressError, InterfaceAddress};
 use crate::cli::{self, NodeArgs, Start, TokenSource};
 use crate::hidden::Hidden;
 use crate::limits;
+use crate::net::{Names, Protocol};
 
 /// How long the runtime may take to tell its version.
 const RUNTIME_ANSWER: std::time::Duration = std::time::Duration::from_secs(2);
@@ -48,6 +50,23 @@ pub struct NodeConfig {
     pub init: bool,
     /// The swarm that a fresh data root joins.
     pub join: Option<JoinArgs>,
+    /// What this build reads and speaks.
+    pub build: Build,
+}
+
+/// What a build reads and speaks: this one, except for tests with a version to come.
+#[derive(Debug, Clone, Copy)]
+pub struct Build {
+    /// Newest format of the swarm's state.
+    pub format: u32,
+    /// Names of the protocols between nodes.
+    pub names: fn(Protocol) -> Names,
+}
+
+impl Default for Build {
+    fn default() -> Self {
+        Self { format: FORMAT, names: Protocol::names }
+    }
 }
 
 /// The swarm to join.
@@ -85,7 +104,14 @@ impl NodeConfig {
             },
             init: args.start == Start::Up && join.is_none(),
             join,
+            build: Build::default(),
         })
+    }
+
+    /// What the node says of itself.
+    #[must_use]
+    pub fn describe(&self) -> NodeDescription {
+        describe(&self.node_name, self.build.format)
     }
 }
 
@@ -232,8 +258,7 @@ fn host_addresses() -> Vec<InterfaceAddress> {
 }
 
 /// What this host says of itself.
-#[must_use]
-pub fn describe(node_name: &str) -> NodeDescription {
+fn describe(node_name: &str, format: u32) -> NodeDescription {
     let uname = rustix::system::uname();
     let cpus = std::thread::available_parallelism().map_or(1, usize::from) as u64;
     NodeDescription {
@@ -248,6 +273,7 @@ pub fn describe(node_name: &str) -> NodeDescription {
             .map(|(kind, name)| (kind.to_owned(), name.to_owned()))
             .into(),
         generic: Default::default(),
+        format,
     }
 }
 
@@ -313,6 +339,7 @@ mod tests {
             availability: Availability::Active,
             init: false,
             join: None,
+            build: Build::default(),
         }
     }
 

@@ -6,7 +6,7 @@ use std::time::Instant;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::Fatal;
 use skep_core::codec;
-use skep_core::snapshot::Reader;
+use skep_core::snapshot::{ReadError, Reader};
 
 use crate::check::Check;
 use crate::limits::{PART_BYTES, REQUEST_BYTES, SNAPSHOT_BYTES, SNAPSHOT_PART_WAIT};
@@ -36,6 +36,9 @@ pub enum AnswerError {
         /// The most that is allowed.
         limit: usize,
     },
+    /// The leader's state needs a newer version: this node must not go on.
+    #[error("skep {version} cannot take the leader's state: {0}", version = env!("CARGO_PKG_VERSION"))]
+    Newer(ReadError),
     /// A snapshot cannot be written here.
     #[error("the snapshot cannot be kept")]
     Disk(#[source] std::io::Error),
@@ -56,9 +59,22 @@ impl<E: std::error::Error> From<openraft::errors::RaftError<TypeConfig, E>> for 
     }
 }
 
+impl From<ReadError> for AnswerError {
+    fn from(e: ReadError) -> Self {
+        match e {
+            ReadError::Newer { .. } => Self::Newer(e),
+            ReadError::Malformed(_) => Self::Malformed(e.to_string()),
+        }
+    }
+}
+
 /// A snapshot on its way in. There is one at a time: there is one leader at a time.
-#[derive(Debug, Default)]
-pub(crate) struct Incoming(Mutex<Option<Partial>>);
+#[derive(Debug)]
+pub(crate) struct Incoming {
+    partial: Mutex<Option<Partial>>,
+    /// Newest format that is read.
+    reads: u32,
+}
 
 #[derive(Debug)]
 struct Partial {
@@ -96,8 +112,13 @@ pub(crate) async fn answer(
         Request::Append(append) if !append.entries.is_empty() && is_short() => Reply::NoSpace,
         Request::Append(append) => {
             incoming.forget_stale();
+            let digest = append.digest;
             let append = append.request().map_err(|e| malformed(&e))?;
-            raft.append_entries(append).await?.into()
+            let reply = raft.append_entries(append).await?.into();
+            if let (Some(digest), false) = (digest, matches!(reply, Reply::HigherVote(_))) {
+                shared.digests().hear(digest);
+            }
+            reply
         }
         Request::Vote(campaign) => raft.vote(campaign.request()).await?.into(),
         Request::PreVote(campaign) => raft.pre_vote(campaign.request()).await?.into(),
@@ -134,7 +155,7 @@ async fn take(
         Step::Whole(reader) => reader,
         Step::Answer(reply) => return Ok(reply),
     };
-    let state = reader.finish().map_err(|e| AnswerError::Malformed(e.to_string()))?;
+    let state = reader.finish()?;
     let file = machine::keep(shared, state, meta).await.map_err(AnswerError::Disk)?;
     let snapshot = Snapshot { meta: file.meta.clone(), snapshot: file };
     let installed = raft.install_full_snapshot(vote.into(), snapshot).await?;
@@ -148,9 +169,13 @@ pub(crate) enum Step {
 }
 
 impl Incoming {
+    pub(crate) fn up_to(reads: u32) -> Self {
+        Self { partial: Mutex::default(), reads }
+    }
+
     /// Lets go of a snapshot of which no part came for long: its leader is gone.
     fn forget_stale(&self) {
-        let mut slot = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slot = self.partial.lock().unwrap_or_else(PoisonError::into_inner);
         if slot.as_ref().is_some_and(|partial| partial.at.elapsed() > SNAPSHOT_PART_WAIT) {
             *slot = None;
         }
@@ -158,7 +183,7 @@ impl Incoming {
 
     /// Takes a part in its turn.
     pub(crate) fn push(&self, part: SnapshotPart) -> Result<Step, AnswerError> {
-        let mut slot = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slot = self.partial.lock().unwrap_or_else(PoisonError::into_inner);
         let mut partial = match slot.take() {
             _ if part.number == 0 => Partial {
                 vote: part.vote,
@@ -166,7 +191,7 @@ impl Incoming {
                 next: 0,
                 bytes: 0,
                 at: Instant::now(),
-                reader: Reader::default(),
+                reader: Reader::up_to(self.reads),
             },
             Some(partial)
                 if partial.vote == part.vote
@@ -187,7 +212,7 @@ impl Incoming {
             return Err(AnswerError::Malformed(text));
         }
         for record in &part.records {
-            partial.reader.push(&record.0).map_err(|e| AnswerError::Malformed(e.to_string()))?;
+            partial.reader.push(&record.0)?;
         }
         if part.last {
             return Ok(Step::Whole(Box::new(partial.reader)));

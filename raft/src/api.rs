@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use skep_core::format::TooNew;
 use skep_core::time::Stamp;
 
 use crate::StorageKey;
@@ -60,6 +61,9 @@ pub struct Config {
     pub addr: String,
     /// Ends the process.
     pub on_fatal: FatalHook,
+    /// Newest format of log entries and snapshots that this node reads:
+    /// `skep_core::format::FORMAT`, but for tests with a version to come.
+    pub format: u32,
 }
 
 /// Why a node does not start.
@@ -114,6 +118,9 @@ pub enum ProposeError {
         /// Its size when encoded.
         bytes: usize,
     },
+    /// Not proposed: some manager could not read it.
+    #[error(transparent)]
+    TooNew(#[from] TooNew),
     /// Not proposed: this node is stopping.
     #[error("this node is stopping")]
     Shutdown,

@@ -84,6 +84,7 @@ impl Check for Append {
         self.vote.check()?;
         self.previous.check()?;
         self.committed.check()?;
+        ensure(self.digest.is_none_or(|digest| digest.index < UNCOUNTED), Absurd::Number)?;
         ensure(self.vote.committed, Absurd::Vote)?;
         ensure(self.previous.is_none_or(|at| at.term <= self.vote.term), Absurd::Order)?;
         let mut index = self.previous.map_or(0, |at| at.index + 1);

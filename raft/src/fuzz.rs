@@ -175,7 +175,7 @@ pub fn request(bytes: &[u8]) {
         }
         Request::Snapshot(part) => {
             let _mapped = SnapshotMeta::try_from(part.covered.clone());
-            let incoming = Incoming::default();
+            let incoming = Incoming::up_to(skep_core::format::FORMAT);
             if let Ok(Step::Whole(reader)) = incoming.push(part) {
                 let _state = reader.finish();
             }

@@ -11,7 +11,12 @@ mod check;
 mod cluster_tests;
 #[cfg(test)]
 mod crash_tests;
+mod digest;
+#[cfg(test)]
+mod digest_tests;
 pub mod disk;
+#[cfg(test)]
+mod format_tests;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
 mod index;

@@ -41,6 +41,10 @@ pub const SNAPSHOT_SEGMENTS: usize = 32;
 /// Bytes of log left behind a purge that are worth writing what survives anew: they are read at
 /// every start.
 pub const SCRUB_LOG_BYTES: u64 = 4 << 20;
+/// Entries from one digest of the state to the next. Unit tests write few.
+pub const DIGEST_ENTRIES: u64 = if cfg!(test) { 16 } else { 4_096 };
+/// Digests remembered, made here and heard from leaders: one of the two may be late.
+pub const DIGESTS: usize = 16;
 /// Entries kept behind a snapshot for slow followers.
 pub const KEPT_ENTRIES: u64 = 1_000;
 /// Bytes left on the disk below which proposals are refused, besides those of the snapshot: the

@@ -7,18 +7,19 @@ use futures_util::{Stream, StreamExt};
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{OptionalSend, RaftSnapshotBuilder};
 use skep_core::apply::{Change, apply};
-use skep_core::codec;
 use skep_core::command::{Outcome, Proposal};
+use skep_core::format::read_entry;
 use skep_core::state::State;
 use skep_core::time::Stamp;
 use tokio::sync::{broadcast, watch};
 
-use crate::StorageKey;
+use crate::digest::{Digests, is_due};
 use crate::limits::{APPLY_BATCH, CHANGE_QUEUE};
 use crate::snapshot::{Image, SnapshotError, SnapshotFile, Snapshots};
 use crate::types::{
     EntryPayload, LogId, Position, Snapshot, SnapshotMeta, StoredMembership, TypeConfig,
 };
+use crate::{FatalHook, StorageKey};
 
 /// Changes that were applied together.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,6 +75,7 @@ pub(crate) struct Shared {
     snapshots: Snapshots,
     /// Held while a snapshot is written: from here or from a peer, one at a time.
     writing: Mutex<()>,
+    digests: Arc<Digests>,
 }
 
 /// The current snapshot, and which deletions are not purged yet.
@@ -89,7 +91,7 @@ struct Current {
 }
 
 impl Shared {
-    pub(crate) fn new(snapshots: Snapshots) -> Result<Self, SnapshotError> {
+    pub(crate) fn new(snapshots: Snapshots, on_fatal: FatalHook) -> Result<Self, SnapshotError> {
         let file = snapshots.open()?;
         Ok(Self {
             held: RwLock::default(),
@@ -98,12 +100,29 @@ impl Shared {
             applied: watch::Sender::new(None),
             snapshots,
             writing: Mutex::new(()),
+            digests: Arc::new(Digests::new(on_fatal)),
         })
     }
 
     /// Looks at the state. Applying waits meanwhile.
     pub(crate) fn view<R>(&self, look: impl FnOnce(&State) -> R) -> R {
         look(&self.read().state)
+    }
+
+    /// What this node's state was, and the leader's.
+    pub(crate) fn digests(&self) -> &Arc<Digests> {
+        &self.digests
+    }
+
+    /// Newest format of entries and snapshots that this node reads.
+    pub(crate) fn reads(&self) -> u32 {
+        self.snapshots.reads()
+    }
+
+    /// Changes the state behind the log's back.
+    #[cfg(test)]
+    pub(crate) fn spoil(&self, proposal: &Proposal) -> Outcome {
+        apply(&mut self.write().state, proposal, &mut Vec::new())
     }
 
     pub(crate) fn subscribe(&self) -> Subscription {
@@ -196,8 +215,10 @@ impl Shared {
         self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Applies entries under one hold of the lock; returns their outcomes.
-    fn apply(&self, entries: &[(LogId, Work)]) -> Vec<Option<Outcome>> {
+    /// Applies entries under one hold of the lock; returns their outcomes. Fails at an entry that
+    /// makes the state one that this version cannot read.
+    fn apply(&self, entries: &[(LogId, Work)]) -> io::Result<Vec<Option<Outcome>>> {
+        let mut views = Vec::new();
         let mut changes = Vec::new();
         let mut outcomes = Vec::with_capacity(entries.len());
         let mut held = self.write();
@@ -212,6 +233,10 @@ impl Shared {
                 }
             });
             held.last = Some(*id);
+            check_format(held.state.format(), self.reads(), id.index)?;
+            if is_due(id.index) {
+                views.push((id.index, held.state.clone()));
+            }
         }
         let index = held.last.as_ref().map(|id| id.index);
         let after = held.state.purge_due();
@@ -225,7 +250,10 @@ impl Shared {
             let _ = self.events.send(Event::Applied(Arc::new(Applied { index, changes })));
         }
         self.applied.send_replace(index);
-        outcomes
+        for (index, view) in views {
+            self.digests.make(index, view);
+        }
+        Ok(outcomes)
     }
 
     fn replace(&self, state: State, meta: &SnapshotMeta, file: Arc<SnapshotFile>) {
@@ -273,11 +301,11 @@ impl RaftStateMachine<TypeConfig> for Machine {
             let next = entries.next().await.transpose()?;
             let ended = next.is_none();
             if let Some((entry, responder)) = next {
-                work.push(decode(entry)?);
+                work.push(decode(entry, self.0.reads())?);
                 responders.push(responder);
             }
             if ended || work.len() >= APPLY_BATCH {
-                let outcomes = self.0.apply(&work);
+                let outcomes = self.0.apply(&work)?;
                 for (responder, outcome) in responders.drain(..).zip(outcomes) {
                     if let Some(responder) = responder {
                         responder.send(outcome);
@@ -314,17 +342,31 @@ impl RaftStateMachine<TypeConfig> for Machine {
     }
 }
 
-pub(crate) fn decode(entry: crate::types::Entry) -> io::Result<(LogId, Work)> {
+/// Refuses a state that a newer version is needed for.
+pub(crate) fn check_format(format: u32, reads: u32, index: u64) -> io::Result<()> {
+    if format <= reads {
+        return Ok(());
+    }
+    let version = env!("CARGO_PKG_VERSION");
+    let text = format!(
+        "log entry {index} raises the swarm's state to format {format}; skep {version} reads up to \
+         {reads}: run a newer version on this node"
+    );
+    Err(io::Error::new(io::ErrorKind::InvalidData, text))
+}
+
+/// What an entry asks, if its format is one up to `reads`.
+pub(crate) fn decode(entry: crate::types::Entry, reads: u32) -> io::Result<(LogId, Work)> {
     let work = match entry.payload {
         EntryPayload::Blank => Work::Nothing,
         EntryPayload::Membership(membership) => {
             Work::Members(StoredMembership::new(Some(entry.log_id), membership))
         }
         EntryPayload::Normal(payload) => {
-            let proposal = codec::decode_strict(&payload.0).map_err(|e| {
+            let proposal = read_entry(&payload.0, reads).map_err(|e| {
                 let version = env!("CARGO_PKG_VERSION");
                 let text = format!(
-                    "log entry {} {e}; skep {version} cannot apply it, a newer version can",
+                    "skep {version} cannot apply log entry {}: {e}; run a newer version on this node",
                     entry.log_id.index
                 );
                 io::Error::new(io::ErrorKind::InvalidData, text)

@@ -12,6 +12,7 @@ use openraft::raft::{
 };
 
 use crate::check::{ENTRIES, bounded};
+use crate::digest::StateDigest;
 use crate::limits::PART_RECORDS;
 use crate::types::{
     Covered, Entry, EntryPayload, LogId, Members, MembersError, Membership, Opaque, Payload,
@@ -58,6 +59,9 @@ pub(crate) struct Append {
     pub(crate) entries: Vec<Line>,
     #[n(3)]
     pub(crate) committed: Option<Position>,
+    /// In heartbeats, the last digest of the leader's state.
+    #[n(4)]
+    pub(crate) digest: Option<StateDigest>,
 }
 
 /// An entry.
@@ -205,6 +209,7 @@ impl From<&AppendEntriesRequest<TypeConfig>> for Append {
             previous: position(request.prev_log_id.as_ref()),
             entries: request.entries.iter().map(Line::from).collect(),
             committed: position(request.leader_commit.as_ref()),
+            digest: None,
         }
     }
 }
@@ -358,6 +363,7 @@ mod tests {
             previous: Some(Position { term: 1, index: 4 }),
             entries: entries.collect(),
             committed: None,
+            digest: None,
         }
     }
 

@@ -19,6 +19,7 @@ use skep_core::codec;
 use tokio::time::timeout;
 
 use crate::check::Check;
+use crate::digest::Digests;
 use crate::limits::{APPEND_WAIT, SNAPSHOT_PART_BYTES, SNAPSHOT_PART_WAIT};
 use crate::message::{Append, Campaign, Reply, Request, SnapshotPart, Transfer};
 use crate::snapshot::{Image, Records, SnapshotError, SnapshotFile};
@@ -84,6 +85,7 @@ pub(crate) type Addrs = Arc<Mutex<BTreeMap<u64, String>>>;
 pub(crate) struct Network {
     pub(crate) transport: Arc<dyn Transport>,
     pub(crate) addrs: Addrs,
+    pub(crate) digests: Arc<Digests>,
 }
 
 /// One peer.
@@ -91,6 +93,7 @@ pub(crate) struct Network {
 pub(crate) struct Client {
     transport: Arc<dyn Transport>,
     addrs: Addrs,
+    digests: Arc<Digests>,
     first: Peer,
 }
 
@@ -100,7 +103,7 @@ impl RaftNetworkFactory<TypeConfig> for Network {
     async fn new_client(&mut self, target: u64, node: &BasicNode) -> Client {
         let first = Peer { raft_id: target, addr: node.addr.clone() };
         let (transport, addrs) = (Arc::clone(&self.transport), Arc::clone(&self.addrs));
-        Client { transport, addrs, first }
+        Client { transport, addrs, digests: Arc::clone(&self.digests), first }
     }
 }
 
@@ -184,7 +187,9 @@ impl RaftNetworkV2<TypeConfig> for Client {
         rpc: AppendEntriesRequest<TypeConfig>,
         _option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
-        let request = codec::encode(&Request::Append(Append::from(&rpc)));
+        let mut append = Append::from(&rpc);
+        append.digest = if append.entries.is_empty() { self.digests.latest() } else { None };
+        let request = codec::encode(&Request::Append(append));
         // Longer than openraft's own bound, a heartbeat: a peer may have to write much. To
         // heartbeats openraft holds by itself.
         let mib = u32::try_from(request.len() >> 20).unwrap_or(u32::MAX);

@@ -12,6 +12,7 @@ use openraft::errors::{ClientWriteError, InitializeError, LinearizableReadError,
 use openraft::{BasicNode, Instant as _, ReadPolicy, ServerState, SnapshotPolicy};
 use skep_core::codec;
 use skep_core::command::{Command, Outcome, Proposal};
+use skep_core::format::admit;
 use skep_core::id::RequestId;
 use skep_core::state::State;
 use skep_core::time::Stamp;
@@ -48,6 +49,7 @@ pub(crate) struct Inner {
     pub(crate) size: Arc<LogSize>,
     pub(crate) clock: Clock,
     incoming: Incoming,
+    on_fatal: FatalHook,
     pub(crate) raft_id: u64,
     addr: String,
     leadership: watch::Receiver<Leadership>,
@@ -108,7 +110,8 @@ impl Raft {
         let key = Arc::new(config.storage_key);
         let log_disk = Arc::clone(&disks.log);
         let log = Log::open(disks.log, Arc::clone(&key))?;
-        let shared = Arc::new(Shared::new(Snapshots::new(disks.snapshots, key))?);
+        let snapshots = Snapshots::new(disks.snapshots, key).reading(config.format);
+        let shared = Arc::new(Shared::new(snapshots, config.on_fatal.clone())?);
         let (index, size) = (log.index(), log.size());
         let hook = config.on_fatal.clone();
         let store = store::start(log, move |e| hook.call(&e.to_io().to_string()))
@@ -118,7 +121,8 @@ impl Raft {
         let machine = Machine(Arc::clone(&shared));
         let settings = settings().map_err(|e| StartError::Raft(e.to_string()))?;
         let addrs = Addrs::default();
-        let network = Network { transport, addrs: Arc::clone(&addrs) };
+        let network =
+            Network { transport, addrs: Arc::clone(&addrs), digests: Arc::clone(shared.digests()) };
         let settings = Arc::new(settings);
         let raft = OpenRaft::new(config.raft_id, settings, network, store.clone(), machine)
             .await
@@ -133,14 +137,16 @@ impl Raft {
             .map_err(|e| StartError::Raft(e.to_string()))?;
 
         let stopping = Arc::new(AtomicBool::new(false));
-        let leadership = watch_leadership(&raft, addrs, Arc::clone(&stopping), config.on_fatal);
+        let leadership =
+            watch_leadership(&raft, addrs, Arc::clone(&stopping), config.on_fatal.clone());
         let node = Self(Arc::new(Inner {
             raft,
             shared,
             store,
             size,
             clock,
-            incoming: Incoming::default(),
+            incoming: Incoming::up_to(config.format),
+            on_fatal: config.on_fatal,
             raft_id: config.raft_id,
             addr: config.addr,
             leadership,
@@ -207,10 +213,11 @@ impl Raft {
         if !leadership.here {
             return Err(ProposeError::NotLeader { leader: leadership.leader });
         }
+        inner.shared.view(|state| admit(state, &command))?;
         if inner.space.is_short() {
             return Err(ProposeError::NoSpace);
         }
-        let proposal = Proposal { request, stamp: inner.stamp(), command };
+        let proposal = Proposal::new(request, inner.stamp(), command);
         let bytes = codec::encode(&proposal);
         drop(proposal);
         let size = bytes.len();
@@ -302,7 +309,12 @@ impl Raft {
     /// See [`AnswerError`]; the transport then breaks the stream.
     pub async fn answer(&self, from: u64, request: &[u8]) -> Result<Vec<u8>, AnswerError> {
         let Inner { raft, shared, incoming, space, .. } = &*self.0;
-        answer::answer(raft, shared, incoming, || space.is_short(), from, request).await
+        let answer = answer::answer(raft, shared, incoming, || space.is_short(), from, request);
+        let answer = answer.await;
+        if let Err(e @ AnswerError::Newer(_)) = &answer {
+            self.0.on_fatal.call(&e.to_string());
+        }
+        answer
     }
 
     /// Figures of the log.

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use skep_core::command::{Command, Outcome};
+use skep_core::format::FORMAT;
 use skep_core::time::Stamp;
 use tokio::time::timeout;
 
@@ -28,6 +29,7 @@ fn config(dir: &Path, on_fatal: FatalHook) -> Config {
         raft_id: 7,
         addr: "127.0.0.1:2377".into(),
         on_fatal,
+        format: FORMAT,
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use skep_core::apply::Change;
 use skep_core::command::{Command, Outcome};
+use skep_core::format::FORMAT;
 use skep_core::time::Stamp;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -25,6 +26,7 @@ fn config(dir: &Path, on_fatal: FatalHook) -> Config {
         raft_id: 7,
         addr: "127.0.0.1:2377".into(),
         on_fatal,
+        format: FORMAT,
     }
 }
 

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use openraft::BasicNode;
 use skep_core::apply::apply;
+use skep_core::format::FORMAT;
 use skep_core::state::State;
 
 use crate::disk::{Disk, RealDisk};
@@ -192,9 +193,10 @@ fn apply_rest(
                 return Err(OfflineError::Missing { index: next });
             }
             if let (_, Work::Propose(proposal)) =
-                machine::decode(entry).map_err(OfflineError::Entry)?
+                machine::decode(entry, FORMAT).map_err(OfflineError::Entry)?
             {
                 apply(state, &proposal, &mut Vec::new());
+                machine::check_format(state.format(), FORMAT, next).map_err(OfflineError::Entry)?;
             }
             next += 1;
             last = Some(at);

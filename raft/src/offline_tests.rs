@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use skep_core::codec;
 use skep_core::command::{Outcome, Proposal};
+use skep_core::format::FORMAT;
 use skep_core::time::Stamp;
 
 use crate::disk::Disk;
@@ -54,7 +55,7 @@ fn entry(term: u64, index: u64, payload: EntryPayload) -> Entry {
 
 fn secret(term: u64, index: u64, number: u64) -> Write {
     let command = create(number, &[number as u8; 500]);
-    let proposal = Proposal { request: id(number + 50), stamp: Stamp(number), command };
+    let proposal = Proposal::new(id(number + 50), Stamp(number), command);
     let payload = Payload(codec::encode(&proposal).into());
     Write::Entry(entry(term, index, EntryPayload::Normal(payload)))
 }
@@ -97,7 +98,7 @@ fn whole() -> Vec<Vec<u8>> {
     let mut all = state(&[300, 40_000]);
     for number in 4..=8 {
         let command = create(number, &[number as u8; 500]);
-        let proposal = Proposal { request: id(number + 50), stamp: Stamp(number), command };
+        let proposal = Proposal::new(id(number + 50), Stamp(number), command);
         let outcome = skep_core::apply::apply(&mut all, &proposal, &mut Vec::new());
         assert!(matches!(outcome, Outcome::Done(_)), "{outcome:?}");
     }
@@ -111,6 +112,7 @@ async fn start(disk: &CrashDisk, bytes: [u8; 32]) -> Raft {
         raft_id: 1,
         addr: ADDR.into(),
         on_fatal: FatalHook::new(|_| {}),
+        format: FORMAT,
     };
     let clock = AtomicU64::new(1_000_000_000);
     let clock = Arc::new(move || Stamp(clock.fetch_add(1, Ordering::Relaxed)));

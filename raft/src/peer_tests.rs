@@ -29,7 +29,7 @@ fn line(term: u64, index: u64) -> Line {
 }
 
 fn append(vote: VoteRecord, previous: Option<Position>, entries: Vec<Line>) -> Request {
-    Request::Append(Append { vote, previous, entries, committed: None })
+    Request::Append(Append { vote, previous, entries, committed: None, digest: None })
 }
 
 fn members() -> Members {
@@ -118,7 +118,7 @@ async fn what_no_peer_may_say_does_not_reach_openraft() {
 
 #[test]
 fn a_snapshot_comes_in_order_and_has_an_end() {
-    let incoming = Incoming::default();
+    let incoming = Incoming::up_to(skep_core::format::FORMAT);
     let head = Opaque(records(&state(&[])).remove(0));
     let push = |number| incoming.push(part(number, vec![head.clone()], false));
     let begins = |step| matches!(step, Ok(Step::Answer(Reply::Begin)));

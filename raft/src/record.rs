@@ -7,6 +7,7 @@
 //! the segment's own. No offset of a segment is written twice with different bytes.
 
 use minicbor::{Decode, Encode};
+use skep_core::codec::is_whole;
 
 use crate::key::{Cipher, TAG_BYTES, Unreadable};
 use crate::segment::Carry;
@@ -182,11 +183,14 @@ impl Frame {
     pub(crate) fn record(&self) -> Result<Record<'_>, minicbor::decode::Error> {
         let mut decoder = minicbor::Decoder::new(&self.bytes);
         let record = decoder.decode()?;
-        if decoder.position() == self.bytes.len() {
-            Ok(record)
-        } else {
-            Err(minicbor::decode::Error::message("bytes behind the record"))
+        if decoder.position() != self.bytes.len() {
+            return Err(minicbor::decode::Error::message("bytes behind the record"));
         }
+        // Nothing that a later version wrote is lost in silence.
+        if !is_whole(&record, &self.bytes) {
+            return Err(minicbor::decode::Error::message("fields that are not known"));
+        }
+        Ok(record)
     }
 }
 

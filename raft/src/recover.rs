@@ -46,7 +46,8 @@ pub enum OpenError {
         file: String,
     },
     /// A record is none that this version knows.
-    #[error("raft log: {file} has a record at offset {offset} that this version cannot read")]
+    #[error("raft log: {file} has a record at offset {offset} that skep {version} cannot \
+         read; a newer version may", version = env!("CARGO_PKG_VERSION"))]
     Unknown {
         /// Name of the file.
         file: String,

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use skep_core::apply::apply;
-use skep_core::command::{ClusterInit, Command, Outcome, Proposal};
+use skep_core::command::{ClusterInit, Command, NodeJoin, Outcome, Proposal};
 use skep_core::id::{ENTROPY_LEN, Id};
 use skep_core::model::cluster::{ClusterSpec, Ring, RingKey, Slot, Trust};
 use skep_core::model::material::{MaterialKind, MaterialSpec};
-use skep_core::model::node::{ManagerInfo, NodeDescription, NodeSpec};
+use skep_core::model::node::{ManagerInfo, NodeDescription, NodeSpec, Role};
 use skep_core::sealed::Sealed;
 use skep_core::state::State;
 use skep_core::time::Stamp;
@@ -38,6 +38,26 @@ pub(crate) fn init() -> Command {
     }))
 }
 
+/// A manager that joins and reads up to this format.
+pub(crate) fn join(number: u64, format: u32) -> Command {
+    let slots = BTreeMap::from([(1, Slot { sealed: vec![1] })]);
+    Command::NodeJoin(Box::new(NodeJoin {
+        id: id(number),
+        public_key: number.to_be_bytes().to_vec(),
+        seal_key: [7; 32],
+        spec: NodeSpec { role: Role::Manager, ..NodeSpec::default() },
+        description: reading(format),
+        advertise: format!("127.0.0.1:{number}"),
+        addr: String::from("127.0.0.1"),
+        manager: Some((number, slots)),
+    }))
+}
+
+/// What a node of some version says of itself.
+pub(crate) fn reading(format: u32) -> NodeDescription {
+    NodeDescription { format, engine_version: format!("0.{format}"), ..NodeDescription::default() }
+}
+
 pub(crate) fn create(number: u64, payload: &[u8]) -> Command {
     Command::MaterialCreate {
         id: id(number),
@@ -53,7 +73,7 @@ pub(crate) fn state(sizes: &[usize]) -> State {
     let mut state = State::default();
     let secrets = sizes.iter().zip(2..).map(|(size, number)| create(number, &vec![9; *size]));
     for (command, number) in [init()].into_iter().chain(secrets).zip(1..) {
-        let proposal = Proposal { request: id(number), stamp: Stamp(number), command };
+        let proposal = Proposal::new(id(number), Stamp(number), command);
         let outcome = apply(&mut state, &proposal, &mut Vec::new());
         assert!(matches!(outcome, Outcome::Done(_)), "{outcome:?}");
     }

@@ -13,6 +13,7 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use skep_core::codec;
+use skep_core::format::FORMAT;
 use skep_core::state::State;
 
 use crate::StorageKey;
@@ -85,6 +86,8 @@ pub(crate) struct SnapshotFile {
     pub(crate) meta: SnapshotMeta,
     /// Size of the file.
     pub(crate) bytes: u64,
+    /// Newest format that is read.
+    reads: u32,
 }
 
 impl fmt::Debug for SnapshotFile {
@@ -98,6 +101,7 @@ impl fmt::Debug for SnapshotFile {
 pub(crate) struct Snapshots {
     disk: Arc<dyn Disk>,
     keys: Mutex<Keys>,
+    reads: u32,
 }
 
 impl Snapshots {
@@ -107,7 +111,17 @@ impl Snapshots {
 
     /// The same where the snapshot may be sealed with either of two keys.
     pub(crate) fn with(disk: Arc<dyn Disk>, keys: Keys) -> Self {
-        Self { disk, keys: Mutex::new(keys) }
+        Self { disk, keys: Mutex::new(keys), reads: FORMAT }
+    }
+
+    /// The same where a later version's format is read.
+    pub(crate) fn reading(self, reads: u32) -> Self {
+        Self { reads, ..self }
+    }
+
+    /// Newest format that is read.
+    pub(crate) fn reads(&self) -> u32 {
+        self.reads
     }
 
     /// Seals from now on with another key.
@@ -139,7 +153,7 @@ impl Snapshots {
         let bytes = file.size().during("measure a snapshot")?;
         let (keys, meta) = (self.keys(), SnapshotMeta::default());
         let cipher = keys.new.cipher(PURPOSE, &id);
-        let mut found = SnapshotFile { name, id, file, cipher, meta, bytes };
+        let mut found = SnapshotFile { name, id, file, cipher, meta, bytes, reads: self.reads };
         let mut covered = Records::all(&found).next();
         if let (Err(SnapshotError::Damaged { .. }), Some(old)) = (&covered, keys.old) {
             found.cipher = old.cipher(PURPOSE, &id);
@@ -175,7 +189,15 @@ impl Snapshots {
         self.disk.sync().during("sync the directory")?;
         self.remove_all_but(Some(&name), &names)?;
         let bytes = file.size().during("measure a snapshot")?;
-        Ok(Arc::new(SnapshotFile { name, id, file, cipher, meta: meta.clone(), bytes }))
+        Ok(Arc::new(SnapshotFile {
+            name,
+            id,
+            file,
+            cipher,
+            meta: meta.clone(),
+            bytes,
+            reads: self.reads,
+        }))
     }
 
     /// Writes the file under the name it has until it is complete.
@@ -291,7 +313,7 @@ impl SnapshotFile {
     /// Reads the state.
     pub(crate) fn state(&self) -> Result<State, SnapshotError> {
         let mut records = Records::of(self)?;
-        let mut reader = skep_core::snapshot::Reader::default();
+        let mut reader = skep_core::snapshot::Reader::up_to(self.reads);
         while let Some(record) = records.next()? {
             reader.push(&record).map_err(|e| self.unknown(&e))?;
         }
@@ -303,7 +325,9 @@ impl SnapshotFile {
     }
 
     fn unknown(&self, e: &dyn std::error::Error) -> SnapshotError {
-        SnapshotError::Unknown { file: self.name.clone(), reason: e.to_string() }
+        let version = env!("CARGO_PKG_VERSION");
+        let reason = format!("skep {version} cannot read it: {e}");
+        SnapshotError::Unknown { file: self.name.clone(), reason }
     }
 }
 

@@ -32,7 +32,9 @@ impl StoreBuilder<TypeConfig, LogStore, Machine, tempfile::TempDir> for Builder 
         let log = Arc::new(RealDisk::open(&dir.path().join("log")).unwrap());
         let snapshots = Arc::new(RealDisk::open(&dir.path().join("snapshots")).unwrap());
         let snapshots = Snapshots::new(snapshots, Arc::new(StorageKey::new([5; 32])));
-        let machine = Machine(Arc::new(Shared::new(snapshots).unwrap()));
+        let machine = Machine(Arc::new(
+            Shared::new(snapshots, crate::FatalHook::new(|reason| panic!("{reason}"))).unwrap(),
+        ));
         Ok((dir, store(log), machine))
     }
 }

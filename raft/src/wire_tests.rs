@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use openraft::BasicNode;
 use skep_core::command::Outcome;
+use skep_core::format::FORMAT;
 use skep_core::time::Stamp;
 use tokio::time::timeout;
 
@@ -15,7 +16,7 @@ use crate::network::{Answer, Peer, Transport, TransportError};
 use crate::node::Disks;
 use crate::samples::{create, id, init, records};
 use crate::testing::CrashDisk;
-use crate::{Config, FatalHook, Raft, StorageKey};
+use crate::{Config, FatalHook, Raft, StartError, StorageKey};
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -83,18 +84,31 @@ pub(crate) async fn add(wire: &Arc<Wire>, raft_id: u64) -> Raft {
 }
 
 pub(crate) async fn add_on(wire: &Arc<Wire>, raft_id: u64, log: Arc<dyn Disk>) -> Raft {
+    let disks = Disks { log, snapshots: Arc::new(CrashDisk::default()) };
+    let hook = FatalHook::new(|reason| panic!("{reason}"));
+    add_as(wire, raft_id, disks, FORMAT, hook).await.unwrap()
+}
+
+/// Adds a node of a version that reads up to this format.
+pub(crate) async fn add_as(
+    wire: &Arc<Wire>,
+    raft_id: u64,
+    disks: Disks,
+    format: u32,
+    on_fatal: FatalHook,
+) -> Result<Raft, StartError> {
     let config = Config {
         dir: "unused".into(),
         storage_key: StorageKey::new([raft_id as u8; 32]),
         raft_id,
         addr: format!("127.0.0.1:{raft_id}"),
-        on_fatal: FatalHook::new(|reason| panic!("{reason}")),
+        on_fatal,
+        format,
     };
-    let disks = Disks { log, snapshots: Arc::new(CrashDisk::default()) };
     let end = Arc::new(End { from: raft_id, wire: Arc::clone(wire) });
-    let node = Raft::start_on(disks, config, Arc::new(|| Stamp(1)), end).await.unwrap();
+    let node = Raft::start_on(disks, config, Arc::new(|| Stamp(1)), end).await?;
     wire.nodes.lock().unwrap().insert(raft_id, node.clone());
-    node
+    Ok(node)
 }
 
 pub(crate) async fn done(node: &Raft, number: u64, payload: &[u8]) {

@@ -22,6 +22,7 @@ async fn start(dir: &Path) -> Raft {
         raft_id: 1,
         addr: "127.0.0.1:2377".into(),
         on_fatal: FatalHook::new(|reason| panic!("fatal: {reason}")),
+        format: skep_core::format::FORMAT,
     };
     let clock = || {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
@@ -137,6 +138,7 @@ async fn rates_of_three() {
             raft_id,
             addr: format!("127.0.0.1:{raft_id}"),
             on_fatal: FatalHook::new(|reason| panic!("fatal: {reason}")),
+            format: skep_core::format::FORMAT,
         };
         let end = Arc::new(End(raft_id, wire.clone()));
         let node = Raft::start_among(config, Arc::new(|| Stamp(1)), end).await.unwrap();

@@ -17,7 +17,7 @@ use crate::limits::{
     RELAY_ANSWER, RELAY_LINES, RELAY_MESSAGE_BYTES, RELAY_PIECE_BYTES, RELAY_PULSE, RELAY_STREAMS,
 };
 use crate::wire::relay::{Answer, Ask, Piece};
-use crate::wire::{WireError, frame, receive, send};
+use crate::wire::{WireError, frame, receive_known, send};
 
 type Source = Option<Box<dyn AsyncRead + Send + Unpin>>;
 type Sink = Option<Box<dyn AsyncWrite + Send + Unpin>>;
@@ -49,8 +49,11 @@ impl Remote {
             let text = format!("this node serves {RELAY_STREAMS} streams of others already");
             return end(stream, &refused(Refusal::Conflict(text))).await;
         };
-        let asked = timeout(RELAY_ANSWER, receive(&mut stream, RELAY_MESSAGE_BYTES)).await;
-        let ask: Ask = asked.map_err(|_| WireError::Silent(RELAY_ANSWER))??;
+        let asked = timeout(RELAY_ANSWER, receive_known(&mut stream, RELAY_MESSAGE_BYTES)).await;
+        let Some(ask) = asked.map_err(|_| WireError::Silent(RELAY_ANSWER))?? else {
+            let text = "the skep on the container's node is too old for this: upgrade it";
+            return end(stream, &refused(Refusal::Unsupported(text.into()))).await;
+        };
         let answer = match ask {
             Ask::ExecStart { id, detach, size } => {
                 match self.agent.exec_start(&id, detach, size).await {

@@ -292,6 +292,7 @@ mod tests {
             raft_id: 7,
             addr: String::new(),
             on_fatal: skep_raft::FatalHook::new(|why| panic!("{why}")),
+            format: skep_core::format::FORMAT,
         };
         let raft = skep_raft::Raft::start(config, std::sync::Arc::new(crate::clock::now)).await;
         let raft = raft.unwrap();

@@ -4,7 +4,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use skep_core::command::{Command, Outcome};
+use skep_core::command::{Command, Outcome, Rejection};
+use skep_core::format::{TooNew, admit};
 use skep_core::id::RequestId;
 use skep_raft::{Leadership, ProposeError, ReadError};
 use tokio::sync::watch;
@@ -35,6 +36,11 @@ enum Tried {
     NoLeader,
     /// It may have been proposed.
     Unknown,
+}
+
+/// What some manager could not read is refused as what the swarm's state does not allow yet.
+fn too_new(e: TooNew) -> Refusal {
+    Refusal::Rejected(Rejection::Precondition(e.to_string()))
 }
 
 /// A change of leader is worth a try at once, the same one after a moment.
@@ -71,12 +77,15 @@ impl Manager {
             Err(ProposeError::NotLeader { .. }) => Err(Refusal::NoLeader),
             Err(ProposeError::NoSpace) => Err(Refusal::NoSpace(self.log_dir.clone())),
             Err(ProposeError::Unknown) => Err(Refusal::Unknown(request.to_string())),
+            Err(ProposeError::TooNew(e)) => Err(too_new(e)),
             Err(e) => Err(failed("the swarm's log does not take the write", e)),
         }
     }
 
     /// The first outcome of a request, on whichever manager leads.
     async fn outcome(&self, request: RequestId, command: Command) -> Result<Outcome, Refusal> {
+        // An older leader would not see what it does not know of a command.
+        self.raft.view(|state| admit(state, &command)).map_err(too_new)?;
         let until = Instant::now() + WRITE_WAIT;
         let mut leadership = self.raft.leadership();
         let mut may_be_done = false;
@@ -112,13 +121,14 @@ impl Manager {
                     Tried::Refused(Refusal::NoSpace(self.log_dir.clone()))
                 }
                 Err(ProposeError::Unknown) => Tried::Unknown,
+                Err(ProposeError::TooNew(e)) => Tried::Refused(too_new(e)),
                 Err(e) => Tried::Refused(failed("the swarm's log does not take the write", e)),
             };
         }
         let ask = ControlRequest::Propose { request, command: Box::new(command.clone()) };
         match self.ask_leader(&ask).await {
             Ok(ControlAnswer::Outcome(outcome)) => Tried::Outcome(outcome),
-            Ok(ControlAnswer::NotLeader(_)) => Tried::NoLeader,
+            Ok(ControlAnswer::NotLeader(_) | ControlAnswer::NotUnderstood) => Tried::NoLeader,
             Ok(ControlAnswer::Refused(Refused::NoSpace(dir))) => {
                 Tried::Refused(Refusal::NoSpace(dir))
             }

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+use skep_core::command::Command;
 use skep_core::control::members::{MemberStep, next_step};
+use skep_core::format::next;
 use skep_raft::MemberError;
 use tokio::sync::watch;
 use tokio::time::sleep;
@@ -21,7 +23,9 @@ pub async fn tend(manager: &Manager, mut stop: watch::Receiver<bool>) {
     let mut leadership = manager.raft.leadership();
     loop {
         let is_busy = leadership.borrow_and_update().here
-            && (manager.tend_once().await || manager.finish_root().await);
+            && (manager.tend_once().await
+                || manager.raise_format().await
+                || manager.finish_root().await);
         let pause = if is_busy { SOON } else { LATER };
         tokio::select! {
             () = stopped(&mut stop) => return,
@@ -52,6 +56,22 @@ impl Manager {
             tracing::warn!(%error, "the managers cannot be changed now; trying again");
         }
         true
+    }
+
+    /// Raises the format of the state if every manager reads a newer one. Whether it did.
+    async fn raise_format(&self) -> bool {
+        let members = self.raft.members();
+        let Some(to) = self.raft.view(|state| next(state, &members)) else { return false };
+        match self.decide(Command::FormatRaise { to }).await {
+            Ok(_) => {
+                tracing::info!(to, "every manager reads a newer format of the state: raised");
+                true
+            }
+            Err(error) => {
+                tracing::warn!(%error, to, "the format of the state is not raised now");
+                false
+            }
+        }
     }
 
     /// Lets another manager lead, if this one does and there is another.

@@ -24,7 +24,9 @@ use crate::net::{BiStream, Closed, Guest, Protocol, Service, Visit};
 use crate::wire::control::{ControlAnswer, ControlRequest, Greeting, SessionNews};
 use crate::wire::join::{JoinAnswer, JoinRequest};
 use crate::wire::session::{FromAgent, Hello, ToAgent};
-use crate::wire::{WireError, receive, receive_bytes, send, send_bytes};
+use crate::wire::{
+    WireError, receive, receive_bytes, receive_known, receive_next, send, send_bytes,
+};
 
 /// Both halves of a stream.
 type Halves = (SendStream, RecvStream);
@@ -204,7 +206,9 @@ impl Reception {
 
     async fn control(self: Arc<Self>, stream: Halves) -> Result<(), WireError> {
         let (mut tx, mut rx) = stream;
-        let request = receive(&mut rx, NET_MESSAGE_BYTES).await?;
+        let Some(request) = receive_known(&mut rx, NET_MESSAGE_BYTES).await? else {
+            return send(&mut tx, &ControlAnswer::NotUnderstood).await;
+        };
         let manager = &self.manager;
         let answer = match request {
             ControlRequest::Propose { request, command } => {
@@ -262,14 +266,18 @@ impl Reception {
         let Ok(_turn) = self.joins.acquire().await else { return Err(Closed::Stopping) };
         let asked = async {
             let (tx, mut rx) = connection.accept_bi().await.map_err(io::Error::from)?;
-            Ok::<_, WireError>((tx, receive::<JoinRequest>(&mut rx, NET_ANONYMOUS_BYTES).await?))
+            Ok::<_, WireError>((tx, receive_known(&mut rx, NET_ANONYMOUS_BYTES).await?))
         };
         let Ok(Ok((mut tx, request))) = timeout(NET_ANSWER, asked).await else {
             return Err(Closed::Malformed);
         };
         let answer = match request {
-            JoinRequest::Join(joiner) => self.manager.admit(connection, *joiner).await,
-            JoinRequest::Renew { csr } => self.manager.renew(&csr).await,
+            Some(JoinRequest::Join(joiner)) => self.manager.admit(connection, *joiner).await,
+            Some(JoinRequest::Renew { csr }) => self.manager.renew(&csr).await,
+            None => Ok(JoinAnswer::Refused(format!(
+                "this manager's skep {} does not know the request: upgrade it, or ask another one",
+                env!("CARGO_PKG_VERSION")
+            ))),
         };
         let answer = answer.unwrap_or_else(|refusal| JoinAnswer::Refused(chain(&refusal)));
         let told = async {
@@ -353,7 +361,7 @@ async fn write(mut tx: SendStream, mut orders: mpsc::Receiver<ToAgent>) -> Resul
 /// Hears what an agent says. One that says nothing for long is gone.
 async fn read(mut rx: RecvStream, news: mpsc::Sender<FromAgent>) -> Result<(), WireError> {
     loop {
-        let next = receive(&mut rx, NET_MESSAGE_BYTES);
+        let next = receive_next(&mut rx, NET_MESSAGE_BYTES);
         let Ok(message) = timeout(SESSION_SILENCE, next).await else { return Ok(()) };
         if news.send(message?).await.is_err() {
             return Ok(());

@@ -3,13 +3,14 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use quinn::{Connection, ConnectionError};
+use quinn::{Connection, ConnectionError, TransportErrorCode};
+use rustls::AlertDescription;
 use skep_core::id::NodeId;
 use skep_core::model::node::Role;
 use tokio::time::timeout;
 
 use super::tls::{self, Dialling};
-use super::{Closed, DialError, Net, Protocol, resolve, server_name};
+use super::{Closed, DialError, Names, Net, Protocol, resolve, server_name};
 use crate::identity::token::Token;
 use crate::identity::trust::{LeafFacts, Standing, TrustError};
 use crate::limits::NET_DIAL;
@@ -45,9 +46,11 @@ impl Net {
         protocol: Protocol,
     ) -> Result<Connection, DialError> {
         let identity = self.identity().ok_or(DialError::NoIdentity)?;
+        let names = (self.names)(protocol);
         let addr = resolve(&expected.addr).await?;
-        let dialling = tls::member_config(&identity, protocol).map_err(DialError::Own)?;
-        let Meeting { connection, facts } = self.meet(addr, dialling, Some(&expected.node)).await?;
+        let dialling = tls::member_config(&identity, names).map_err(DialError::Own)?;
+        let meeting = self.meet(addr, names, dialling, Some(&expected.node)).await?;
+        let Meeting { connection, facts } = meeting;
         let verdict = judge(addr, expected, &facts);
         if let Err(error) = verdict {
             connection.close(Closed::Unknown.code().into(), b"not the node that was meant");
@@ -65,9 +68,10 @@ impl Net {
     /// # Errors
     /// [`DialError`].
     pub async fn dial_to_join(&self, addr: &str, token: &Arc<Token>) -> Result<Meeting, DialError> {
+        let names = (self.names)(Protocol::Join);
         let addr = resolve(addr).await?;
-        let dialling = tls::joiner_config(Arc::clone(token)).map_err(DialError::Own)?;
-        self.meet(addr, dialling, None).await
+        let dialling = tls::joiner_config(Arc::clone(token), names).map_err(DialError::Own)?;
+        self.meet(addr, names, dialling, None).await
     }
 
     /// Connects to a manager without showing a certificate, to get a new one.
@@ -77,8 +81,10 @@ impl Net {
     pub async fn dial_to_renew(&self, expected: &Expected) -> Result<Connection, DialError> {
         let identity = self.identity().ok_or(DialError::NoIdentity)?;
         let addr = resolve(&expected.addr).await?;
-        let dialling = tls::renewer_config(&identity).map_err(DialError::Own)?;
-        let Meeting { connection, facts } = self.meet(addr, dialling, Some(&expected.node)).await?;
+        let names = (self.names)(Protocol::Join);
+        let dialling = tls::renewer_config(&identity, names).map_err(DialError::Own)?;
+        let meeting = self.meet(addr, names, dialling, Some(&expected.node)).await?;
+        let Meeting { connection, facts } = meeting;
         judge(addr, expected, &facts)?;
         Ok(connection)
     }
@@ -86,6 +92,7 @@ impl Net {
     async fn meet(
         &self,
         addr: SocketAddr,
+        names: Names,
         dialling: Dialling,
         node: Option<&NodeId>,
     ) -> Result<Meeting, DialError> {
@@ -108,7 +115,7 @@ impl Net {
             (Ok(Ok(_)), None) => {
                 Err(DialError::Untrusted { addr, source: TrustError::NoCertificate })
             }
-            (Ok(Err(error)), _) => Err(dial_error(addr, error)),
+            (Ok(Err(error)), _) => Err(dial_error(addr, names, error)),
             (Err(_), _) => Err(DialError::Silent { addr }),
         }
     }
@@ -130,14 +137,23 @@ fn judge(addr: SocketAddr, expected: &Expected, facts: &LeafFacts) -> Result<(),
 }
 
 /// What the end of a connection means to the one who dialled it.
-fn dial_error(addr: SocketAddr, error: ConnectionError) -> DialError {
+fn dial_error(addr: SocketAddr, names: Names, error: ConnectionError) -> DialError {
     match error {
+        ConnectionError::ConnectionClosed(close) if close.error_code == no_protocol() => {
+            let names = names.iter().map(|name| String::from_utf8_lossy(name));
+            DialError::NoVersion { addr, names: names.collect::<Vec<_>>().join(", ") }
+        }
         ConnectionError::TimedOut => DialError::Silent { addr },
         error => match closed(&error) {
             Some(why) => DialError::Refused { addr, why },
             None => DialError::Failed { addr, source: error.into() },
         },
     }
+}
+
+/// The alert of a server that speaks none of the protocols that were offered.
+fn no_protocol() -> TransportErrorCode {
+    TransportErrorCode::crypto(AlertDescription::NoApplicationProtocol.into())
 }
 
 /// Why the peer closed a connection, if it did and said so.

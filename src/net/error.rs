@@ -157,6 +157,14 @@ pub enum DialError {
         /// Why.
         why: Closed,
     },
+    /// The peer is of another version, and no protocol version is spoken by both.
+    #[error("{addr} speaks no version of {names}: upgrade skep on the older of the two nodes")]
+    NoVersion {
+        /// Address.
+        addr: SocketAddr,
+        /// What was offered.
+        names: String,
+    },
     /// The connection failed.
     #[error("the connection to {addr} failed")]
     Failed {

@@ -42,26 +42,31 @@ impl Protocol {
 
     const ALL: [Self; Self::COUNT] = [Self::Join, Self::Raft, Self::Agent, Self::Control];
 
-    /// Its name in the TLS handshake.
+    /// Its names in the TLS handshake, one for each major version that this node speaks, the
+    /// newest first. A dialler offers all of them and the other end picks the newest that both
+    /// know, so a version that adds a name keeps the one before: nodes of two versions in
+    /// succession always have one in common. What fits into a message without its reader's
+    /// knowledge (see [`crate::wire`]) needs no new name.
     #[must_use]
-    pub fn alpn(self) -> &'static [u8] {
+    pub fn names(self) -> Names {
         match self {
-            Self::Join => b"skep-join/1",
-            Self::Raft => b"skep-raft/1",
-            Self::Agent => b"skep-agent/1",
-            Self::Control => b"skep-control/1",
+            Self::Join => &[b"skep-join/1"],
+            Self::Raft => &[b"skep-raft/1"],
+            Self::Agent => &[b"skep-agent/1"],
+            Self::Control => &[b"skep-control/1"],
         }
     }
-
-    fn of_alpn(name: &[u8]) -> Option<Self> {
-        Self::ALL.into_iter().find(|protocol| protocol.alpn() == name)
-    }
 }
+
+/// Names of one protocol in the TLS handshake, the newest version's first.
+pub type Names = &'static [&'static [u8]];
 
 /// This node's end of the network.
 #[derive(Debug)]
 pub struct Net {
     endpoint: Endpoint,
+    /// What it speaks.
+    names: fn(Protocol) -> Names,
     identity: RwLock<Option<Arc<Identity>>>,
     /// There while this node answers.
     live: Mutex<Option<serve::Live>>,
@@ -73,12 +78,24 @@ impl Net {
     /// # Errors
     /// [`ListenError`] names the address.
     pub fn bind(addr: SocketAddr) -> Result<Arc<Self>, ListenError> {
+        Self::speaking(addr, Protocol::names)
+    }
+
+    /// The same for a node that speaks these versions of the protocols.
+    ///
+    /// # Errors
+    /// [`ListenError`] names the address.
+    pub fn speaking(
+        addr: SocketAddr,
+        names: fn(Protocol) -> Names,
+    ) -> Result<Arc<Self>, ListenError> {
         let failed = |source| ListenError { addr, source };
         let socket = UdpSocket::bind(addr).map_err(failed)?;
         let runtime = Arc::new(TokioRuntime);
         let endpoint = Endpoint::new(EndpointConfig::default(), None, socket, runtime);
         Ok(Arc::new(Self {
             endpoint: endpoint.map_err(failed)?,
+            names,
             identity: RwLock::new(None),
             live: Mutex::new(None),
         }))
@@ -104,7 +121,7 @@ impl Net {
     /// If certificate and key cannot be used.
     pub fn set_identity(&self, identity: Arc<Identity>) -> Result<(), rustls::Error> {
         if self.serves() {
-            self.endpoint.set_server_config(Some(tls::server_config(&identity)?));
+            self.endpoint.set_server_config(Some(tls::server_config(&identity, self.names)?));
         }
         *self.identity.write().unwrap_or_else(PoisonError::into_inner) = Some(identity);
         Ok(())

@@ -87,7 +87,7 @@ impl Net {
             .identity()
             .ok_or_else(|| rustls::Error::General("this node has no certificate".into()))?;
         *self.live() = Some(Live::default());
-        self.endpoint.set_server_config(Some(tls::server_config(&identity)?));
+        self.endpoint.set_server_config(Some(tls::server_config(&identity, self.names)?));
         let handshakes = Arc::new(Semaphore::new(NET_HANDSHAKES));
         loop {
             let incoming = tokio::select! {
@@ -173,7 +173,8 @@ impl Net {
         let data =
             connection.handshake_data().and_then(|data| data.downcast::<HandshakeData>().ok());
         let alpn = data.and_then(|data| data.protocol).unwrap_or_default();
-        let protocol = Protocol::of_alpn(&alpn).ok_or(Closed::Malformed)?;
+        let is_meant = |of: &Protocol| (self.names)(*of).contains(&alpn.as_slice());
+        let protocol = Protocol::ALL.into_iter().find(is_meant).ok_or(Closed::Malformed)?;
         if protocol == Protocol::Join {
             return Ok((Guest::Anonymous, protocol));
         }

@@ -32,7 +32,11 @@ fn identity(root: &Root, node: NodeId, key: &NodeKey, role: Role, trusted: &Root
 }
 
 fn party(root: &Root, n: u8, role: Role) -> Party {
-    let net = Net::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    party_speaking(root, n, role, Protocol::names)
+}
+
+fn party_speaking(root: &Root, n: u8, role: Role, names: fn(Protocol) -> Names) -> Party {
+    let net = Net::speaking("127.0.0.1:0".parse().unwrap(), names).unwrap();
     let (node, key) = (id(n), NodeKey::generate().unwrap());
     net.set_identity(identity(root, node, &key, role, root)).unwrap();
     Party { node, key, net }
@@ -234,13 +238,59 @@ async fn the_key_exchange_is_post_quantum_or_there_is_none() {
             .unwrap()
             .with_root_certificates(certs.clone())
             .with_no_client_auth();
-        config.alpn_protocols = vec![Protocol::Join.alpn().to_vec()];
+        config.alpn_protocols = vec![Protocol::Join.names()[0].to_vec()];
         let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(config).unwrap();
         let endpoint = quinn::Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
         let config = quinn::ClientConfig::new(Arc::new(crypto));
         let addr = host.net.local_addr().unwrap();
         let connecting = endpoint.connect_with(config, addr, host.node.as_str()).unwrap();
         assert_eq!(connecting.await.is_ok(), works, "{group:?}");
+    }
+}
+
+/// What the version after this one speaks, and one that has dropped this one.
+fn next_names(of: Protocol) -> Names {
+    match of {
+        Protocol::Join => &[b"skep-join/2", b"skep-join/1"],
+        Protocol::Raft => &[b"skep-raft/2", b"skep-raft/1"],
+        Protocol::Agent => &[b"skep-agent/2", b"skep-agent/1"],
+        Protocol::Control => &[b"skep-control/2", b"skep-control/1"],
+    }
+}
+
+fn later_names(of: Protocol) -> Names {
+    &next_names(of)[..1]
+}
+
+#[tokio::test]
+async fn nodes_of_two_versions_speak_the_newest_that_both_know() {
+    let root = Root::generate().unwrap();
+    let now = party(&root, 1, Role::Manager);
+    let next = party_speaking(&root, 2, Role::Manager, next_names);
+    let later = party_speaking(&root, 3, Role::Manager, later_names);
+    let record = Arc::new(Record::default());
+    *record.0.lock().unwrap() =
+        vec![now.recorded(Some(1)), next.recorded(Some(2)), later.recorded(Some(3))];
+    let _stops =
+        [serve(&now, &record).await, serve(&next, &record).await, serve(&later, &record).await];
+    for protocol in [Protocol::Raft, Protocol::Agent, Protocol::Control] {
+        let [first, second] = next_names(protocol) else { panic!() };
+        for (guest, host, picked) in
+            [(&next, &now, second), (&now, &next, second), (&next, &later, first)]
+        {
+            let connection = guest.net.dial(&host.expected(), protocol).await.unwrap();
+            let data = connection.handshake_data().unwrap();
+            let data = data.downcast::<quinn::crypto::rustls::HandshakeData>().unwrap();
+            assert_eq!(data.protocol.as_deref(), Some(*picked));
+            // The host takes it for the protocol that it is, whichever version's name it has.
+            assert!(ask(&connection).await.unwrap().starts_with(&format!("{protocol:?}")));
+        }
+        for (guest, host) in [(&now, &later), (&later, &now)] {
+            let error = guest.net.dial(&host.expected(), protocol).await.unwrap_err();
+            let text = error.to_string();
+            assert!(matches!(error, DialError::NoVersion { .. }), "{error:?}");
+            assert!(text.contains("upgrade") && text.contains("skep-"), "{text}");
+        }
     }
 }
 

@@ -20,7 +20,7 @@ use rustls::{
 };
 use skep_core::id::{ClusterId, NodeId};
 
-use super::Protocol;
+use super::{Names, Protocol};
 use crate::identity::ca::NodeKey;
 use crate::identity::token::Token;
 use crate::identity::trust::{LeafFacts, Trust, TrustError};
@@ -89,13 +89,16 @@ fn transport() -> Arc<TransportConfig> {
 }
 
 /// What a server needs to speak all protocols as this node.
-pub(super) fn server_config(identity: &Identity) -> Result<ServerConfig, Error> {
+pub(super) fn server_config(
+    identity: &Identity,
+    names: fn(Protocol) -> Names,
+) -> Result<ServerConfig, Error> {
     let verifier = Arc::new(Guests { trust: identity.trust.clone(), provider: provider() });
     let mut config = rustls::ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&version::TLS13])?
         .with_client_cert_verifier(verifier)
         .with_single_cert(identity.chain.clone(), identity.key.clone_key())?;
-    config.alpn_protocols = Protocol::ALL.map(|protocol| protocol.alpn().to_vec()).into();
+    config.alpn_protocols = Protocol::ALL.into_iter().flat_map(|of| owned(names(of))).collect();
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     let crypto = QuicServerConfig::try_from(config).map_err(|e| Error::General(e.to_string()))?;
@@ -154,22 +157,26 @@ impl Verdict {
 }
 
 /// A client that shows this node's certificate.
-pub(super) fn member_config(identity: &Identity, protocol: Protocol) -> Result<Dialling, Error> {
+pub(super) fn member_config(identity: &Identity, names: Names) -> Result<Dialling, Error> {
     let (builder, verdict) = client(Trusted::Roots(identity.trust.clone()))?;
     let config = builder.with_client_auth_cert(identity.chain.clone(), identity.key.clone_key())?;
-    dialling(config, verdict, protocol)
+    dialling(config, verdict, names)
 }
 
 /// A client without a certificate that trusts the swarm which a token names.
-pub(super) fn joiner_config(token: Arc<Token>) -> Result<Dialling, Error> {
+pub(super) fn joiner_config(token: Arc<Token>, names: Names) -> Result<Dialling, Error> {
     let (builder, verdict) = client(Trusted::Token(token))?;
-    dialling(builder.with_no_client_auth(), verdict, Protocol::Join)
+    dialling(builder.with_no_client_auth(), verdict, names)
 }
 
 /// A client without a certificate that trusts the roots it knows: it renews a lapsed one.
-pub(super) fn renewer_config(identity: &Identity) -> Result<Dialling, Error> {
+pub(super) fn renewer_config(identity: &Identity, names: Names) -> Result<Dialling, Error> {
     let (builder, verdict) = client(Trusted::Roots(identity.trust.clone()))?;
-    dialling(builder.with_no_client_auth(), verdict, Protocol::Join)
+    dialling(builder.with_no_client_auth(), verdict, names)
+}
+
+fn owned(names: Names) -> impl Iterator<Item = Vec<u8>> {
+    names.iter().map(|name| name.to_vec())
 }
 
 type WantsAuth = rustls::ConfigBuilder<rustls::ClientConfig, rustls::client::WantsClientCert>;
@@ -187,9 +194,9 @@ fn client(trusted: Trusted) -> Result<(WantsAuth, Arc<Verdict>), Error> {
 fn dialling(
     mut config: rustls::ClientConfig,
     verdict: Arc<Verdict>,
-    protocol: Protocol,
+    names: Names,
 ) -> Result<Dialling, Error> {
-    config.alpn_protocols = vec![protocol.alpn().to_vec()];
+    config.alpn_protocols = owned(names).collect();
     config.resumption = Resumption::disabled();
     let crypto = QuicClientConfig::try_from(config).map_err(|e| Error::General(e.to_string()))?;
     let mut config = ClientConfig::new(Arc::new(crypto));

@@ -36,7 +36,8 @@ impl Node {
         }
         let invalid = |e: config::ConfigError| Refusal::Invalid(e.to_string());
         let listen = self.listen_addr(&init.listen_addr)?;
-        let net = Net::bind(listen).map_err(|e| Refusal::Invalid(e.to_string()))?;
+        let net = Net::speaking(listen, self.config.build.names)
+            .map_err(|e| Refusal::Invalid(e.to_string()))?;
         let bound = net.local_addr().map_err(|e| failed("cannot use the UDP port", e))?;
         let addr = config::advertise(&self.config, &init.advertise_addr, bound).map_err(invalid)?;
         let minted = |e| failed("cannot make an id", e);
@@ -50,7 +51,7 @@ impl Node {
             node,
             spec: init.spec,
             node_spec: NodeSpec { availability: init.availability, ..Default::default() },
-            description: config::describe(&self.config.node_name),
+            description: self.config.describe(),
             raft_id,
             addr,
         })?;

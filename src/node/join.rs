@@ -78,7 +78,8 @@ impl Node {
         let token = Token::parse(join.token.reveal())
             .map_err(|error| Refusal::InvalidToken(error.to_string()))?;
         let listen = self.listen_addr(&join.listen_addr)?;
-        let net = Net::bind(listen).map_err(|e| Refusal::Invalid(e.to_string()))?;
+        let net = Net::speaking(listen, self.config.build.names)
+            .map_err(|e| Refusal::Invalid(e.to_string()))?;
         let joined = self.join_through(&net, Arc::new(token), &join).await;
         if joined.is_err() {
             net.close().await;
@@ -160,7 +161,7 @@ impl Node {
             csr: candidate.csr.clone(),
             seal_key: candidate.seal.public(),
             proof: candidate.token.secret.proof(&exported, &candidate.csr),
-            description: config::describe(&self.config.node_name),
+            description: self.config.describe(),
             advertise: candidate.advertise.clone(),
             availability: candidate.availability,
             now_ns: now().0,

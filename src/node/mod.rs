@@ -10,6 +10,8 @@ pub mod part;
 mod reach;
 mod roles;
 mod session;
+#[cfg(test)]
+mod version_tests;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
@@ -252,7 +254,7 @@ impl Node {
         // Whatever can be wrong with a file is found before anything runs.
         self.store.check_leaf()?;
         let listen = file.listen_addr.parse::<SocketAddr>().unwrap_or(self.config.listen_addr);
-        let net = Net::bind(listen)?;
+        let net = Net::speaking(listen, self.config.build.names)?;
         file.advertise_addr = self.advertised(&net, &file);
         if file.raft_id != 0 {
             net.hold();
@@ -304,6 +306,7 @@ impl Node {
             raft_id: file.raft_id,
             addr: file.advertise_addr.clone(),
             on_fatal: FatalHook::exit(),
+            format: self.config.build.format,
         })
     }
 
@@ -424,7 +427,7 @@ impl Node {
                 cluster: swarm.cluster,
                 incarnation: 0,
                 incarnation_id: [0; 16],
-                description: config::describe(&self.config.node_name),
+                description: self.config.describe(),
                 advertise: swarm.advertise.clone(),
             },
             role,

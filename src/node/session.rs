@@ -19,7 +19,7 @@ use crate::manager::session::{Ends, serve};
 use crate::manager::stopped;
 use crate::net::{BiStream, Closed, Expected, Protocol, closed};
 use crate::wire::session::{FromAgent, Hello, ToAgent};
-use crate::wire::{receive, send};
+use crate::wire::{receive_next, send};
 
 /// Pauses between two rounds of trying all managers: the first, and the longest.
 const PAUSES: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(1)];
@@ -251,7 +251,7 @@ impl Uplink {
                 let _ = tx.stopped().await;
             };
             let read = async {
-                while let Ok(order) = receive::<ToAgent>(&mut rx, NET_MESSAGE_BYTES).await {
+                while let Ok(order) = receive_next::<ToAgent>(&mut rx, NET_MESSAGE_BYTES).await {
                     if orders.send(order).await.is_err() {
                         return;
                     }

@@ -82,6 +82,9 @@ pub enum ControlAnswer {
     /// What is asked for is not here.
     #[n(7)]
     Absent,
+    /// Nothing was done: this manager's version does not know the question.
+    #[n(8)]
+    NotUnderstood,
 }
 
 /// Why a write was not proposed.

@@ -1,5 +1,13 @@
 //! Messages between processes: CBOR maps with numbered fields. Numbers are never reused, and a
 //! field added later has a default.
+//!
+//! Nodes of two versions in succession understand one another. A reader skips fields that it does
+//! not know, and whole messages of a kind that it does not know ([`parse_known`]): a session goes
+//! on without them, a question is answered with a refusal. What is unknown deeper inside of a
+//! message is an error, since leaving it out could turn the message into another one: a new value
+//! there waits until the format of the swarm's state, or a new name of the protocol in
+//! `crate::net`, says that the reader knows it. Commands are never forwarded beyond that format,
+//! so none loses a field on its way to the log.
 
 pub mod control;
 pub mod image;
@@ -17,6 +25,9 @@ use minicbor::{Decode, Encode};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::limits::SHIM_MESSAGE_BYTES;
+
+#[cfg(test)]
+mod newer_tests;
 
 /// Bytes set aside for a message before any of it is there.
 const FIRST_BYTES: usize = 64 << 10;
@@ -70,6 +81,32 @@ pub fn parse<T: for<'b> Decode<'b, ()>>(bytes: &[u8]) -> Result<T, WireError> {
     Ok(message)
 }
 
+/// Where a message says of which kind it is: behind the head of its pair.
+const KIND_AT: usize = 1;
+
+/// Decodes one message; none if it is of a kind that a later version has added.
+///
+/// # Errors
+/// [`WireError::Decode`], also if only a part of the message is unknown.
+pub fn parse_known<T: for<'b> Decode<'b, ()>>(bytes: &[u8]) -> Result<Option<T>, WireError> {
+    match parse(bytes) {
+        Err(WireError::Decode(e)) if e.position() == Some(KIND_AT) && has_kind(bytes) => Ok(None),
+        parsed => parsed.map(Some),
+    }
+}
+
+/// Whether this is a number with content: any kind of message looks like that.
+fn has_kind(bytes: &[u8]) -> bool {
+    let mut decoder = minicbor::Decoder::new(bytes);
+    let mut read = || {
+        let is_pair = decoder.array()? == Some(2);
+        decoder.u32()?;
+        decoder.skip()?;
+        Ok::<_, minicbor::decode::Error>(is_pair && decoder.position() == bytes.len())
+    };
+    read().is_ok_and(|has_kind| has_kind)
+}
+
 /// The length in a frame's header, checked.
 ///
 /// # Errors
@@ -112,6 +149,34 @@ pub async fn receive<T: for<'b> Decode<'b, ()>>(
     limit: usize,
 ) -> Result<T, WireError> {
     parse(&receive_bytes(stream, limit).await?)
+}
+
+/// Reads one framed message of at most `limit` bytes; none if it is of a kind that a later version
+/// has added.
+///
+/// # Errors
+/// Any [`WireError`].
+pub async fn receive_known<T: for<'b> Decode<'b, ()>>(
+    stream: &mut (impl AsyncRead + Unpin),
+    limit: usize,
+) -> Result<Option<T>, WireError> {
+    parse_known(&receive_bytes(stream, limit).await?)
+}
+
+/// Reads the next framed message of a kind that is known, and skips those before.
+///
+/// # Errors
+/// Any [`WireError`].
+pub async fn receive_next<T: for<'b> Decode<'b, ()>>(
+    stream: &mut (impl AsyncRead + Unpin),
+    limit: usize,
+) -> Result<T, WireError> {
+    loop {
+        match receive_known(stream, limit).await? {
+            Some(message) => return Ok(message),
+            None => tracing::debug!("a message of a kind that this version does not know"),
+        }
+    }
 }
 
 /// Writes one framed message.

@@ -159,7 +159,7 @@ impl FakeGate {
     /// Proposes a command and has it applied.
     pub(super) fn run(&self, command: Command) -> Result<u64, Refusal> {
         let stamp = Stamp(self.clock.fetch_add(1_000_000_000, Ordering::Relaxed));
-        let proposal = Proposal { request: mint(), stamp, command };
+        let proposal = Proposal::new(mint(), stamp, command);
         match apply(&mut self.state.lock().unwrap(), &proposal, &mut Vec::new()) {
             Outcome::Done(version) => Ok(version),
             Outcome::Rejected(rejection) => Err(rejection.into()),

@@ -81,13 +81,21 @@ pub fn decode_strict<T: Encode<()> + for<'b> Decode<'b, ()>>(
     bytes: &[u8],
 ) -> Result<T, CodecError> {
     let value: T = decode(bytes)?;
-    let mut check = Matcher { rest: bytes };
-    let same = minicbor::encode(&value, &mut check).is_ok() && check.rest.is_empty();
-    if same || covers(&mut Decoder::new(&encode(&value)), &mut Decoder::new(bytes), DEPTH)? {
+    if is_whole(&value, bytes) {
         Ok(value)
     } else {
         Err(CodecError(String::from("fields this version does not know")))
     }
+}
+
+/// Whether everything in the bytes that `value` was read from is in what `encode` writes of it.
+#[must_use]
+pub fn is_whole<T: Encode<()>>(value: &T, bytes: &[u8]) -> bool {
+    let mut check = Matcher { rest: bytes };
+    let is_same = minicbor::encode(value, &mut check).is_ok() && check.rest.is_empty();
+    is_same
+        || covers(&mut Decoder::new(&encode(value)), &mut Decoder::new(bytes), DEPTH)
+            .is_ok_and(|covers| covers)
 }
 
 /// Levels of nesting that are looked through for what an older version did not have.

@@ -5,9 +5,11 @@ use alloc::string::{String, ToString};
 use core::fmt;
 
 use minicbor::{Decode, Encode};
+use sha2::{Digest, Sha256};
 
-use crate::codec;
+use crate::codec::{self, CodecError};
 use crate::command::Outcome;
+use crate::format::FORMAT;
 use crate::id::{MaterialId, RequestId};
 use crate::model::cluster::Cluster;
 use crate::model::material::Material;
@@ -16,20 +18,39 @@ use crate::model::service::Service;
 use crate::model::task::Task;
 use crate::sealed::Sealed;
 use crate::shared::Shared;
-use crate::state::{FORMAT, State};
+use crate::state::State;
 use crate::time::Stamp;
 
-/// A record that cannot be read back.
+/// Why a snapshot cannot be read back.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ReadError(pub String);
+pub enum ReadError {
+    /// It needs a newer version.
+    Newer {
+        /// Its format.
+        format: u32,
+        /// The newest format that is read here.
+        reads: u32,
+    },
+    /// A record is not what the format says; the text says which.
+    Malformed(String),
+}
 
 impl fmt::Display for ReadError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "snapshot record: {}", self.0)
+        match self {
+            Self::Newer { format, reads } => {
+                write!(f, "the snapshot has format {format}, this version reads up to {reads}")
+            }
+            Self::Malformed(text) => write!(f, "snapshot record: {text}"),
+        }
     }
 }
 
 impl core::error::Error for ReadError {}
+
+fn malformed(text: String) -> ReadError {
+    ReadError::Malformed(text)
+}
 
 /// One record. The order of the variants is the order in a snapshot.
 #[derive(Debug, Encode, Decode)]
@@ -111,32 +132,52 @@ pub fn write(state: &State, sink: &mut dyn FnMut(&[u8])) {
     sink(&codec::encode(&Record::End(count)));
 }
 
+/// SHA-256 of all records of `state`. The same entries make the same digest on every manager,
+/// whichever version it runs.
+#[must_use]
+pub fn digest(state: &State) -> [u8; 32] {
+    let mut sha = Sha256::new();
+    write(state, &mut |record| sha.update(record));
+    sha.finalize().into()
+}
+
 /// Builds a state of records.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Reader {
+    /// The newest format that is read.
+    reads: u32,
     state: State,
     count: u64,
     ended: bool,
 }
 
+impl Default for Reader {
+    fn default() -> Self {
+        Self::up_to(FORMAT)
+    }
+}
+
 impl Reader {
+    /// A reader of snapshots up to this format.
+    #[must_use]
+    pub fn up_to(reads: u32) -> Self {
+        Self { reads, state: State::default(), count: 0, ended: false }
+    }
+
     /// Takes the next record.
     ///
     /// # Errors
     /// If the record is not one of this format, or comes where none may. The reader is of no
     /// use afterwards.
     pub fn push(&mut self, record: &[u8]) -> Result<(), ReadError> {
-        let record = codec::decode_strict(record)
-            .map_err(|e| ReadError(format!("number {}: {e}", self.count)))?;
+        let record = codec::decode_strict(record).map_err(|e| self.unread(record, &e))?;
         let is_header = matches!(record, Record::Header { .. });
         if self.ended || is_header != (self.count == 0) {
-            return Err(ReadError(format!("number {} is out of place", self.count)));
+            return Err(malformed(format!("number {} is out of place", self.count)));
         }
         match record {
-            Record::Header { format, .. } if format > FORMAT => {
-                return Err(ReadError(format!(
-                    "the snapshot has format {format}, this version reads up to {FORMAT}"
-                )));
+            Record::Header { format, .. } if format > self.reads => {
+                return Err(ReadError::Newer { format, reads: self.reads });
             }
             Record::Header { format, last_stamp, purge_due } => {
                 self.state = State { format, last_stamp, purge_due, ..State::default() };
@@ -155,12 +196,22 @@ impl Reader {
             }
             Record::Outcome { request, at, outcome } => self.state.remember(request, at, outcome),
             Record::End(count) if count != self.count => {
-                return Err(ReadError(format!("{} records of {count}", self.count)));
+                return Err(malformed(format!("{} records of {count}", self.count)));
             }
             Record::End(_) => self.ended = true,
         }
         self.count += 1;
         Ok(())
+    }
+
+    /// Why a record was not read. A header says what format it has under every version.
+    fn unread(&self, record: &[u8], e: &CodecError) -> ReadError {
+        match codec::decode(record) {
+            Ok(Record::Header { format, .. }) if self.count == 0 && format > self.reads => {
+                ReadError::Newer { format, reads: self.reads }
+            }
+            _ => malformed(format!("number {}: {e}", self.count)),
+        }
     }
 
     /// The state, with its indexes.
@@ -169,12 +220,12 @@ impl Reader {
     /// If records are missing.
     pub fn finish(self) -> Result<State, ReadError> {
         if !self.ended {
-            return Err(ReadError("the end is missing".to_string()));
+            return Err(malformed("the end is missing".to_string()));
         }
         for (id, material) in &self.state.materials {
             for version in &material.versions {
                 if !self.state.payloads.contains_key(&(*id, version.number)) {
-                    return Err(ReadError(format!("no payload {} of {id}", version.number)));
+                    return Err(malformed(format!("no payload {} of {id}", version.number)));
                 }
             }
         }

@@ -17,9 +17,6 @@ use crate::sealed::Sealed;
 use crate::shared::Shared;
 use crate::time::Stamp;
 
-/// The newest format of records and commands this version writes and reads.
-pub const FORMAT: u32 = 1;
-
 /// Key of the payload table: which object, which version.
 pub type PayloadKey = (MaterialId, u64);
 
@@ -195,7 +192,7 @@ impl State {
         self.last_stamp
     }
 
-    /// The format its records and commands have.
+    /// The format of its records and commands: every manager reads it. 0 before there is a swarm.
     #[must_use]
     pub fn format(&self) -> u32 {
         self.format

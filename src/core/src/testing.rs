@@ -172,7 +172,7 @@ impl World {
 
     pub(crate) fn run_as(&mut self, request: RequestId, command: Command) -> Outcome {
         self.now = self.now + Span::from_millis(1);
-        let proposal = Proposal { request, stamp: self.now, command };
+        let proposal = Proposal::new(request, self.now, command);
         let outcome = apply(&mut self.state, &proposal, &mut self.changes);
         self.log.push(proposal);
         outcome

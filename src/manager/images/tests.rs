@@ -55,7 +55,7 @@ impl World {
 
     fn run(&mut self, command: Command) {
         self.1 += 1;
-        let proposal = Proposal { request: id(self.1), stamp: Stamp(5), command };
+        let proposal = Proposal::new(id(self.1), Stamp(5), command);
         let done = apply(&mut self.0, &proposal, &mut Vec::new());
         assert!(matches!(done, Outcome::Done(_)), "{done:?}");
     }

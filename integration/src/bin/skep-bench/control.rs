@@ -117,7 +117,7 @@ impl Swarm {
 
     /// Commits a command: through bytes, as the log does, then into the state.
     fn commit(&mut self, command: Command) -> Result<()> {
-        let proposal = Proposal { request: self.id(), stamp: self.now, command };
+        let proposal = Proposal::new(self.id(), self.now, command);
         let started = Instant::now();
         let bytes = codec::encode(&proposal);
         let proposal: Proposal = codec::decode_strict(&bytes)?;

@@ -1,6 +1,7 @@
 //! The swarm: its beginning and its settings.
 
 use alloc::collections::BTreeSet;
+use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -8,11 +9,11 @@ use alloc::vec::Vec;
 use super::ring::check_sealed;
 use super::{Applied, Change, Writer, check_labels};
 use crate::command::{ClusterInit, Rejection, TokenRotation};
+use crate::id::NodeId;
 use crate::model::Meta;
 use crate::model::cluster::{Cluster, ClusterSpec, Trust};
-use crate::model::node::{Node, NodeSpec, NodeState, NodeStatus, Role};
+use crate::model::node::{Node, NodeDescription, NodeSpec, NodeState, NodeStatus, Role};
 use crate::sealed::Sealed;
-use crate::state::FORMAT;
 
 impl Writer<'_> {
     pub(super) fn cluster_init(&mut self, init: &ClusterInit) -> Applied {
@@ -54,7 +55,7 @@ impl Writer<'_> {
             seal_key: init.seal_key,
             advertise: init.manager.addr.clone(),
         };
-        self.state.format = FORMAT;
+        self.state.format = init.description.reads_format();
         self.state.cluster = Some(cluster.into());
         self.changes.push(Change::Cluster);
         self.changes.push(Change::Node(node.id));
@@ -118,6 +119,24 @@ impl Writer<'_> {
         )))
     }
 
+    /// Raises the format of the state once every manager reads the new one.
+    pub(super) fn format_raise(&mut self, to: u32) -> Applied {
+        let now = self.state.format;
+        if to < now {
+            return Err(Rejection::Precondition(format!(
+                "the swarm's state has format {now}, which does not go back to {to}"
+            )));
+        }
+        for (node, _) in self.state.managers() {
+            check_reads(&node.id, &node.description, to)?;
+        }
+        if to > now {
+            self.state.format = to;
+            self.changes.push(Change::Cluster);
+        }
+        Ok(0)
+    }
+
     /// The swarm to change.
     pub(super) fn cluster(&self) -> Result<&Arc<Cluster>, Rejection> {
         self.state.cluster.as_ref().ok_or(Rejection::NoCluster)
@@ -149,4 +168,24 @@ pub(super) fn rotate_tokens(trust: &mut Trust, tokens: &TokenRotation) {
     trust.worker_secret = tokens.worker.clone().or(trust.worker_secret.take());
     trust.manager_secret = tokens.manager.clone().or(trust.manager_secret.take());
     trust.retire(&tokens.former);
+}
+
+/// Refuses a manager that could not read the state.
+pub(super) fn check_reads(
+    id: &NodeId,
+    description: &NodeDescription,
+    format: u32,
+) -> Result<(), Rejection> {
+    let reads = description.reads_format();
+    if reads >= format {
+        return Ok(());
+    }
+    let version = match description.engine_version.as_str() {
+        "" => String::from("an older version of skep"),
+        version => format!("skep {version}"),
+    };
+    Err(Rejection::Precondition(format!(
+        "a manager must read format {format} of the swarm's state, and node {id} with {version} \
+         reads no newer one than {reads}: upgrade skep on it first"
+    )))
 }

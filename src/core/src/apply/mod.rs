@@ -32,7 +32,7 @@ use crate::time::Stamp;
 /// Which object a command wrote or removed. What became of it is in the state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {
-    /// The swarm.
+    /// The swarm, or the format of its state.
     Cluster,
     /// A node.
     Node(NodeId),
@@ -104,6 +104,7 @@ impl Writer<'_> {
                 self.cluster_force(node, addr, incarnation_id, key, secrets)
             }
             Command::CaChange(change) => self.ca_change(change),
+            Command::FormatRaise { to } => self.format_raise(*to),
             Command::NodeUpdate { id, version, spec } => self.node_update(id, *version, spec),
             Command::NodeReport(reports) => Ok(self.node_reports(reports)),
             Command::MaterialCreate { id, kind, spec, size, payload } => {

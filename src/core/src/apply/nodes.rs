@@ -5,6 +5,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use super::cluster::check_reads;
 use super::{Applied, Change, Writer, check_labels};
 use crate::codec;
 use crate::command::{NodeJoin, NodeReport, Rejection, TrustSecrets};
@@ -41,7 +42,7 @@ impl Writer<'_> {
         let manager = match &join.manager {
             None => None,
             Some((raft_id, slots)) => {
-                let cluster = self.with_manager(&join.id, *raft_id, slots)?;
+                let cluster = self.with_manager(&join.id, &join.description, *raft_id, slots)?;
                 self.write_cluster(cluster);
                 Some(ManagerInfo { raft_id: *raft_id, addr: join.advertise.clone() })
             }
@@ -70,9 +71,11 @@ impl Writer<'_> {
     fn with_manager(
         &self,
         id: &NodeId,
+        description: &NodeDescription,
         raft_id: u64,
         slots: &BTreeMap<u64, Slot>,
     ) -> Result<Cluster, Rejection> {
+        check_reads(id, description, self.state.format)?;
         let mut cluster = Cluster::clone(self.cluster()?);
         if self.state.managers().count() >= limits::MANAGERS {
             return Err(Rejection::Full(format!(
@@ -155,7 +158,7 @@ impl Writer<'_> {
                  address"
             )));
         }
-        let cluster = self.with_manager(id, raft_id, slots)?;
+        let cluster = self.with_manager(id, &node.description, raft_id, slots)?;
         self.write_cluster(cluster);
         node.spec = spec.clone();
         node.manager = Some(ManagerInfo { raft_id, addr: node.advertise.clone() });

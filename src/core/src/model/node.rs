@@ -86,6 +86,17 @@ pub struct NodeDescription {
     /// Countable resources by kind.
     #[n(8)]
     pub generic: BTreeMap<String, u64>,
+    /// Newest format of log entries and snapshots that it reads; 0 if it does not say.
+    #[cbor(n(9), default)]
+    pub format: u32,
+}
+
+impl NodeDescription {
+    /// Newest format of log entries and snapshots that it reads. Every version reads the first.
+    #[must_use]
+    pub fn reads_format(&self) -> u32 {
+        self.format.max(1)
+    }
 }
 
 /// What managers have observed of a node.

@@ -18,8 +18,7 @@ use crate::time::Stamp;
 
 #[test]
 fn format_1_is_written_and_read_as_ever() {
-    let proposal =
-        |command: Command| codec::encode(&Proposal { request: id(1), stamp: Stamp(2), command });
+    let proposal = |command: Command| codec::encode(&Proposal::new(id(1), Stamp(2), command));
     let mut now = String::new();
     for command in samples::commands() {
         now += &format!("proposal {}\n", hex(&proposal(command)));

@@ -3,7 +3,8 @@
 mod bounds;
 mod fixtures;
 mod late;
+mod newer;
 mod properties;
-mod samples;
+pub(crate) mod samples;
 mod sim;
 mod traces;

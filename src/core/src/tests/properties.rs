@@ -471,7 +471,7 @@ fn debug_never_shows_a_payload() {
     let mut world = crate::testing::World::empty();
     let mut shown = Vec::new();
     for command in commands {
-        let proposal = Proposal { request: id(9), stamp: Stamp(1), command };
+        let proposal = Proposal::new(id(9), Stamp(1), command);
         shown.push(format!("{proposal:?} {proposal:#?}"));
         world.run(proposal.command);
     }

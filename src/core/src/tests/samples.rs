@@ -33,7 +33,7 @@ use crate::model::task::{
 use crate::model::{Kind, Labels, Meta};
 use crate::sealed::Sealed;
 use crate::shared::Shared;
-use crate::state::{FORMAT, State};
+use crate::state::State;
 use crate::testing::id;
 use crate::time::{Span, Stamp};
 
@@ -269,6 +269,7 @@ fn description() -> NodeDescription {
         engine_labels: labels(),
         plugins: vec![(text("Log"), text("json-file"))],
         generic: BTreeMap::from([(text("gpu"), 1)]),
+        format: 1,
     }
 }
 
@@ -373,6 +374,7 @@ fn commands_of_many() -> Vec<Command> {
         Command::CaChange(Box::new(begin)),
         Command::CaChange(Box::new(CaChange::Moved(vec![id(1)]))),
         Command::CaChange(Box::new(CaChange::Finish { version: 2, force: true, tokens: tokens() })),
+        Command::FormatRaise { to: 1 },
     ]
 }
 
@@ -397,12 +399,8 @@ fn meta() -> Meta {
 /// A state with one object of every kind.
 pub(crate) fn state() -> State {
     let ClusterInit { spec, ring, trust, incarnation_id, manager, public_key, .. } = cluster_init();
-    let mut state = State {
-        last_stamp: Stamp(1),
-        format: FORMAT,
-        purge_due: Some(Stamp(2)),
-        ..State::default()
-    };
+    let mut state =
+        State { last_stamp: Stamp(1), format: 1, purge_due: Some(Stamp(2)), ..State::default() };
     let meta = meta();
     let cluster = Cluster {
         id: id(1),
