@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use minicbor::Encode;
 use skep_core::format::FORMAT;
 use skep_core::model::node::{Availability, NodeSpec, NodeState, Role};
 use skep_core::state::State;
@@ -17,8 +18,15 @@ use crate::chain::chain;
 use crate::config::{Build, JoinArgs, NodeConfig};
 use crate::gate::Request;
 use crate::hidden::Hidden;
+use crate::identity::token::Token;
+use crate::limits::NET_MESSAGE_BYTES;
 use crate::manager::Manager;
 use crate::net::{Names, Protocol};
+use crate::wire::control::{ControlAnswer, ControlRequest};
+use crate::wire::join::JoinAnswer;
+use crate::wire::refused::Refused;
+use crate::wire::relay::Answer;
+use crate::wire::{frame, receive, send};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const NEXT: Build = Build { format: FORMAT + 1, names: next_names };
@@ -197,6 +205,54 @@ async fn the_format_rises_when_the_last_old_manager_is_one_no_more() {
         manager.sessions.of(&old).is_some() && are_ready(state, 2)
     })
     .await;
+    stop(one).await;
+    stop(two).await;
+}
+
+/// A question that only a later version knows.
+#[derive(Encode)]
+enum Later {
+    #[n(99)]
+    New(#[n(0)] u64),
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_question_of_a_later_version_is_refused_and_ends_no_connection() {
+    let [first, second] = ["first", "second"].map(Machine::new);
+    let one = first.start(Build::default(), None).await.unwrap();
+    let tokens = manager(&one).join_tokens().unwrap();
+    let two = second.start(NEXT, Some((&one, &tokens.manager))).await.unwrap();
+    let (from, to) = (manager(&two), manager(&one).raft.members().me);
+    let question = frame(&Later::New(7));
+
+    let (mut open_tx, mut open_rx) = from.peers.open(to, Protocol::Control).await.unwrap();
+    let (mut tx, mut rx) = from.peers.open(to, Protocol::Control).await.unwrap();
+    tx.write_all(&question).await.unwrap();
+    let answer: ControlAnswer = receive(&mut rx, NET_MESSAGE_BYTES).await.unwrap();
+    assert_eq!(answer, ControlAnswer::NotUnderstood);
+    // A stream that was open before goes on: the connection is the same.
+    send(&mut open_tx, &ControlRequest::Directory).await.unwrap();
+    let answer: ControlAnswer = receive(&mut open_rx, NET_MESSAGE_BYTES).await.unwrap();
+    assert!(matches!(answer, ControlAnswer::Directory(_)), "{answer:?}");
+
+    let reach = ControlRequest::Reach { node: one.swarm().unwrap().node };
+    let (answer, mut tx, mut rx) = from.peers.ask_stream(to, &reach).await.unwrap();
+    assert_eq!(answer, ControlAnswer::Done);
+    tx.write_all(&question).await.unwrap();
+    let answer: Answer = receive(&mut rx, NET_MESSAGE_BYTES).await.unwrap();
+    assert!(
+        matches!(&answer, Answer::Refused(Refused::Unsupported(why)) if why.contains("upgrade"))
+    );
+
+    let token = Arc::new(Token::parse(&tokens.worker).unwrap());
+    let swarm = two.swarm().unwrap();
+    let addr = one.swarm().unwrap().advertise().to_owned();
+    let meeting = swarm.net.dial_to_join(&addr, &token).await.unwrap();
+    let (mut tx, mut rx) = meeting.connection.open_bi().await.unwrap();
+    tx.write_all(&question).await.unwrap();
+    let answer: JoinAnswer = receive(&mut rx, NET_MESSAGE_BYTES).await.unwrap();
+    assert!(matches!(&answer, JoinAnswer::Refused(why) if why.contains("upgrade")), "{answer:?}");
+    drop(swarm);
     stop(one).await;
     stop(two).await;
 }
