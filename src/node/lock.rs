@@ -166,7 +166,8 @@ mod tests {
 
     fn config(store: &IdentityStore, storage_key: StorageKey) -> Config {
         let on_fatal = FatalHook::new(|why| panic!("{why}"));
-        Config { dir: store.raft_dir(), storage_key, raft_id: 7, addr: String::new(), on_fatal }
+        let (dir, format) = (store.raft_dir(), skep_core::format::FORMAT);
+        Config { dir, storage_key, raft_id: 7, addr: String::new(), format, on_fatal }
     }
 
     /// The daemon dies when its keys are locked and nothing else is done yet: the storage key that

@@ -142,6 +142,7 @@ fn sealed_bytes(cluster: &Cluster, secret: &str) -> Result<Vec<u8>> {
             storage_key: store.load_storage_key()?,
             raft_id: 1,
             addr: String::new(),
+            format: skep_core::format::FORMAT,
             on_fatal: FatalHook::exit(),
         })
     };
