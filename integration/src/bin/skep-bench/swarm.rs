@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
-use skep_integration::{Cluster, ClusterOptions, settle, wait_until};
+use skep_integration::{Cluster, ClusterOptions, cgroups_of, settle, wait_until};
 
 use crate::client::Client;
 use crate::clock::{ms_since, now_ns};
@@ -250,5 +250,9 @@ impl Drop for Swarm {
             Ok(ended.then_some(()))
         })
         .ok();
+        // The nodes' own groups are empty now; one that is not is left for whoever looks into it.
+        for group in self.ids.iter().filter_map(|id| cgroups_of(id).ok()).flatten() {
+            std::fs::remove_dir(group).ok();
+        }
     }
 }

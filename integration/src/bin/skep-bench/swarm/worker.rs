@@ -17,6 +17,8 @@ const TASK_COUNT: usize = 10;
 const SECRETS: usize = 5;
 /// Pause between two looks at what the managers tell.
 const LOOK: Duration = Duration::from_millis(5);
+/// How long the tasks run before their node is lost.
+const CALM: Duration = Duration::from_secs(3);
 
 /// Milliseconds from the loss of a worker.
 #[derive(Debug, Default)]
@@ -51,6 +53,7 @@ pub(super) fn run(swarm: &mut Swarm, report: &mut Report) -> Result<()> {
             availability(swarm, leader, other, "active")?;
             service.id
         };
+        std::thread::sleep(CALM);
         let began_ns = swarm.engine_mut(lost)?.kill_all()?;
         watch(swarm, [leader, lost, other], (&name, &id), began_ns, &mut times)?;
         swarm.engine_mut(lost)?.launch()?;
