@@ -79,8 +79,8 @@ pub const NET_STREAM_BYTES: u32 = 4 << 20;
 /// Time between two signs of life on a connection that is silent otherwise.
 pub const NET_KEEPALIVE: Duration = Duration::from_secs(1);
 /// A round trip before the first is measured: a packet that is lost then is sent again after three
-/// of them.
-pub const NET_RTT: Duration = Duration::from_millis(50);
+/// of them. So is the first packet to a manager that joins and does not listen yet.
+pub const NET_RTT: Duration = Duration::from_millis(20);
 /// How long a connection may be silent before it is given up.
 pub const NET_IDLE: Duration = Duration::from_secs(5);
 /// How long a handshake may take, on either side.

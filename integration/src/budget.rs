@@ -45,7 +45,7 @@ const fn row(row: &'static str, what: &'static str, unit: &'static str, bound: B
 
 use Bound::{Most, MostAt99, Ratio, RatioAtLeast};
 
-/// All of them, in the order of the table. A row with two bounds stands here twice.
+/// Those of one node, in the order of the table. A row with two bounds stands here twice.
 pub const BUDGETS: &[Budget] = &[
     row("start-host", "`service create` → process runs, 1 secret, host network", "ms", Ratio(0.25)),
     row(
@@ -79,4 +79,35 @@ pub const BUDGETS: &[Budget] = &[
     row("copies-removed", "plaintext of one secret in daemon memory, removed", "copies", Most(0.0)),
     row("read-64", "open+read+close of 64 B in the container", "µs", Ratio(8.0)),
     row("read-500k", "open+read+close of 500 KB in the container", "µs", Ratio(9.0)),
+];
+
+/// Those of three managers and two workers.
+pub const SWARM_BUDGETS: &[Budget] = &[
+    row("join-manager", "`swarm join` of a manager, the call", "ms", Ratio(1.0 / 3.0)),
+    row("join-manager-ready", "`swarm join` → manager reachable", "ms", Ratio(1.0 / 3.0)),
+    row("join-worker", "`swarm join` of a worker, the call", "ms", Ratio(0.5)),
+    row("join-worker-ready", "`swarm join` → worker ready", "ms", Ratio(0.5)),
+    row("secret-64-leader", "secret create 64 B by the leader, one at a time", "ms", Ratio(0.5)),
+    row("secret-64-follower", "secret create 64 B by a follower, one at a time", "ms", Ratio(0.5)),
+    row(
+        "secret-64-16-leader",
+        "secret create 64 B by the leader, 16 at once",
+        "per s",
+        RatioAtLeast(10.0),
+    ),
+    row(
+        "secret-64-16-follower",
+        "secret create 64 B by a follower, 16 at once",
+        "per s",
+        RatioAtLeast(10.0),
+    ),
+    row(
+        "start-remote",
+        "`service create` → process runs on a worker, 1 secret, default network",
+        "ms",
+        Ratio(0.25),
+    ),
+    row("leader-kill", "leader `kill -9` → next acknowledged write", "ms", Most(1000.0)),
+    row("leader-stop", "leader stopped → next acknowledged write", "ms", Most(200.0)),
+    row("worker-lost", "worker lost → its 10 tasks run elsewhere", "ms", Most(4000.0)),
 ];

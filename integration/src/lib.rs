@@ -22,7 +22,7 @@ mod specification;
 mod wait;
 
 pub use bench::{Bench, run_by, shared, tag_of};
-pub use budget::{BUDGETS, Bound, Budget};
+pub use budget::{BUDGETS, Bound, Budget, SWARM_BUDGETS};
 pub use cli::{Cli, Output, Program};
 pub use cluster::{Capture, Cluster, ClusterOptions, PORT, Placed, Role, name_of};
 pub use dockerd::Dockerd;

@@ -12,8 +12,10 @@ use tokio::time::sleep;
 use super::{Manager, stopped};
 use crate::wire::control::{ControlAnswer, ControlRequest};
 
-/// Time between two looks, while something is to be done.
+/// Time between two looks, while something is to be done that could not be done.
 const SOON: Duration = Duration::from_millis(50);
+/// Time between two looks while a new manager catches up: nothing tells when it has.
+const CATCHING_UP: Duration = Duration::from_millis(20);
 /// Time between two looks otherwise: changes of the state wake it at once.
 const LATER: Duration = Duration::from_secs(1);
 
@@ -22,11 +24,8 @@ pub async fn tend(manager: &Manager, mut stop: watch::Receiver<bool>) {
     let mut directory = manager.peers.book().directory();
     let mut leadership = manager.raft.leadership();
     loop {
-        let is_busy = leadership.borrow_and_update().here
-            && (manager.tend_once().await
-                || manager.raise_format().await
-                || manager.finish_root().await);
-        let pause = if is_busy { SOON } else { LATER };
+        let leads = leadership.borrow_and_update().here;
+        let pause = if leads { manager.look().await } else { LATER };
         tokio::select! {
             () = stopped(&mut stop) => return,
             _ = directory.changed() => {}
@@ -37,13 +36,21 @@ pub async fn tend(manager: &Manager, mut stop: watch::Receiver<bool>) {
 }
 
 impl Manager {
-    /// Takes the next step. Whether another may soon be due.
-    async fn tend_once(&self) -> bool {
-        let members = self.raft.members();
-        let Some(step) = self.raft.view(|state| next_step(state, &members)) else {
-            // No change of the state tells that a newcomer has caught up.
-            return members.is_joint || !members.learners.is_empty();
+    /// Takes the next step if there is one. Answers after which time to look again.
+    async fn look(&self) -> Duration {
+        let is_done = match self.tend_once().await {
+            Some(is_done) => is_done,
+            None if self.raise_format().await || self.finish_root().await => false,
+            None if self.raft.members().learners.is_empty() => return LATER,
+            None => true,
         };
+        if is_done { CATCHING_UP } else { SOON }
+    }
+
+    /// Takes the next step. Whether it was done; none if there was none.
+    async fn tend_once(&self) -> Option<bool> {
+        let members = self.raft.members();
+        let step = self.raft.view(|state| next_step(state, &members))?;
         tracing::info!(?step, "changing the managers");
         let done = match step {
             MemberStep::AddLearner { raft_id, addr } => self.raft.add_learner(raft_id, addr).await,
@@ -52,10 +59,10 @@ impl Manager {
             MemberStep::Remove { raft_id } => self.raft.remove(raft_id).await,
             MemberStep::HandOver => self.raft.hand_over().await.map(|_| ()),
         };
-        if let Err(error) = done {
+        if let Err(error) = &done {
             tracing::warn!(%error, "the managers cannot be changed now; trying again");
         }
-        true
+        Some(done.is_ok())
     }
 
     /// Raises the format of the state if every manager reads a newer one. Whether it did.

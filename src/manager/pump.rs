@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use skep_core::control::SessionEvent;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::{Manager, stopped};
 use crate::limits::{OUT_OF_TOUCH, REPORT_BATCH};
@@ -35,15 +35,25 @@ pub async fn pump(
     leading: mpsc::Sender<SessionEvent>,
     mut stop: watch::Receiver<bool>,
 ) {
-    let mut tick = interval(REPORT_BATCH);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut batch = Vec::new();
     let mut probed = Instant::now();
+    let mut passed = Instant::now();
     loop {
+        // The first news after a while go at once, those that follow closely together.
+        let first = async {
+            let is_kept = !batch.is_empty();
+            let next = async { if is_kept { None } else { news.recv().await } };
+            timeout_at(probed + PROBE, next).await.ok().flatten()
+        };
         tokio::select! {
             biased;
             () = stopped(&mut stop) => return,
-            _ = tick.tick() => {}
+            first = first => batch.extend(first),
+        }
+        tokio::select! {
+            biased;
+            () = stopped(&mut stop) => return,
+            () = sleep_until(passed + REPORT_BATCH) => passed = Instant::now(),
         }
         while batch.len() < NEWS
             && let Ok(more) = news.try_recv()

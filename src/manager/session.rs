@@ -8,7 +8,7 @@ use skep_core::command::{Command, TaskReport};
 use skep_core::id::{MaterialId, NodeId, TaskId};
 use skep_raft::Event;
 use tokio::sync::{mpsc, watch};
-use tokio::time::interval;
+use tokio::time::{Instant, interval};
 
 use super::{Manager, failed, stopped};
 use crate::gate::Refusal;
@@ -52,8 +52,9 @@ struct Session<'a> {
     reports: BTreeMap<TaskId, TaskReport>,
     /// The Raft id that the agent was last told; none before the first time.
     role: Option<u64>,
-    /// Whether the agent was heard of since the last beat.
-    is_heard: bool,
+    /// When it was passed on last that the agent was heard of.
+    told: Instant,
+    events: mpsc::Sender<SessionNews>,
 }
 
 /// Holds the session of the agent on `node` until either side ends it.
@@ -78,12 +79,13 @@ pub async fn serve(
         unsealed: BTreeSet::new(),
         reports: BTreeMap::new(),
         role: None,
-        is_heard: false,
+        told: Instant::now(),
+        events,
     };
     let (description, advertise) = (Box::new(hello.description), hello.advertise);
     let up = SessionNews::Up { node, addr, description, advertise };
     // First of all: a manager whose address has changed gets no log before the leader knows it.
-    if events.send(up).await.is_err() {
+    if session.events.send(up).await.is_err() {
         return;
     }
     // What a manager that was cut off for a while knows may be over: a node that is told of it
@@ -107,16 +109,12 @@ pub async fn serve(
             }
             taken = news.recv_many(&mut batch, REPORTS) => {
                 if batch.contains(&FromAgent::Leave) {
-                    let _ = events.send(SessionNews::Closed(node)).await;
+                    let _ = session.events.send(SessionNews::Closed(node)).await;
                     return;
                 }
                 taken > 0 && session.hear(std::mem::take(&mut batch)).await
             }
-            // A full queue means that the loop is busy, not that the node is gone.
             _ = heartbeat.tick() => {
-                if std::mem::take(&mut session.is_heard) {
-                    let _ = events.try_send(SessionNews::Heard(node));
-                }
                 session.flush().await;
                 session.beat().await && session.seal_again().await
             }
@@ -130,6 +128,16 @@ pub async fn serve(
 impl Session<'_> {
     async fn introduce(&self, managers: Directory) -> bool {
         self.orders.send(ToAgent::Directory(managers)).await.is_ok()
+    }
+
+    /// Passes on that the agent was heard of, unless that was done a moment ago. At once or not at
+    /// all: later it would count as heard of when it was silent already.
+    fn tell_heard(&mut self) {
+        if self.told.elapsed() >= SESSION_BEAT / 2 {
+            self.told = Instant::now();
+            // A full queue means that the loop is busy, not that the node is gone.
+            let _ = self.events.try_send(SessionNews::Heard(self.node));
+        }
     }
 
     async fn beat(&self) -> bool {
@@ -194,7 +202,7 @@ impl Session<'_> {
 
     async fn hear(&mut self, batch: Vec<FromAgent>) -> bool {
         let mut shims = Vec::new();
-        self.is_heard = true;
+        self.tell_heard();
         for news in batch {
             match news {
                 FromAgent::Reports(more) => {

@@ -1,6 +1,7 @@
 //! A keep-alive client of one engine's socket.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
@@ -8,24 +9,32 @@ use skep_integration::{Http, Reply, encode_query};
 
 /// The version both engines speak.
 const VERSION: &str = "/v1.41";
+/// Longest wait for bytes of an answer.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Connects when it must: a reply that says `Connection: close` ends the connection.
 #[derive(Debug)]
 pub(crate) struct Client {
     socket: PathBuf,
+    patience: Duration,
     open: Option<Http>,
 }
 
 impl Client {
     pub(crate) fn new(socket: &Path) -> Self {
-        Self { socket: socket.to_owned(), open: None }
+        Self::within(socket, PATIENCE)
+    }
+
+    /// One with another bound on each wait for bytes.
+    pub(crate) fn within(socket: &Path, patience: Duration) -> Self {
+        Self { socket: socket.to_owned(), patience, open: None }
     }
 
     /// Sends a request made by [`request`].
     pub(crate) fn send(&mut self, bytes: &[u8]) -> Result<Reply> {
         let mut http = match self.open.take() {
             Some(http) => http,
-            None => Http::connect(&self.socket)?,
+            None => Http::connect_within(&self.socket, self.patience)?,
         };
         http.raw(bytes)?;
         let reply = http.reply()?;

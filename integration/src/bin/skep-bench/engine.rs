@@ -2,16 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, Permissions};
+use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
-use skep_integration::wait_until;
+use skep_integration::{Cluster, PORT, name_of, wait_until};
 
 use crate::client::{Client, request};
 use crate::clock::{ms_since, now_ns};
@@ -43,6 +45,14 @@ impl Kind {
     }
 }
 
+/// Where in a network an engine is.
+#[derive(Debug)]
+pub(crate) struct Site {
+    pub(crate) network: Arc<Cluster>,
+    /// Its number there.
+    pub(crate) at: usize,
+}
+
 /// A running engine. Dropping it takes away what it started and its directory.
 #[derive(Debug)]
 pub(crate) struct Engine {
@@ -51,7 +61,11 @@ pub(crate) struct Engine {
     root: PathBuf,
     /// Where the engine keeps what does not last: in memory, as in real life.
     run: PathBuf,
+    /// Where probes leave their stamps.
+    stamps: PathBuf,
     program: PathBuf,
+    /// Alone without one.
+    site: Option<Site>,
     daemon: Option<Child>,
     began_ns: u64,
 }
@@ -70,20 +84,47 @@ impl Engine {
     /// A directory without a daemon.
     pub(crate) fn prepare(kind: Kind, program: &Path) -> Result<Self> {
         let root = tempfile::Builder::new().prefix("skep-bench.").tempdir()?.keep();
+        Self::lay_out(kind, program, &root, root.join("stamp"), None)
+    }
+
+    /// As [`Engine::prepare`] in a network, whose engines share the directory of their stamps.
+    pub(crate) fn prepare_at(kind: Kind, program: &Path, site: Site) -> Result<Self> {
+        // Below the network's directory: what it leaves goes with that.
+        let top = site.network.root().to_owned();
+        let root = top.join(format!("bench-{}", site.at));
+        fs::create_dir(&root)?;
+        Self::lay_out(kind, program, &root, top.join("stamp"), Some(site))
+    }
+
+    fn lay_out(
+        kind: Kind,
+        program: &Path,
+        root: &Path,
+        stamps: PathBuf,
+        site: Option<Site>,
+    ) -> Result<Self> {
         let run = tempfile::Builder::new().prefix("skep-bench.").tempdir_in("/run")?.keep();
-        fs::create_dir(root.join("stamp"))?;
-        fs::set_permissions(root.join("stamp"), Permissions::from_mode(0o777))?;
-        let program = program.to_owned();
-        let image = String::new();
-        Ok(Self { kind, image, root, run, program, daemon: None, began_ns: 0 })
+        fs::create_dir_all(&stamps)?;
+        fs::set_permissions(&stamps, Permissions::from_mode(0o777))?;
+        let (root, program, image) = (root.to_owned(), program.to_owned(), String::new());
+        Ok(Self { kind, image, root, run, stamps, program, site, daemon: None, began_ns: 0 })
     }
 
     /// Starts the daemon; it may not answer yet.
     pub(crate) fn launch(&mut self) -> Result<()> {
         let log = File::options().create(true).append(true).open(self.root.join("log"))?;
         self.began_ns = now_ns();
-        let child = Command::new("unshare")
-            .args(["--net", "--mount", "/bin/sh", "-c", APART, "sh"])
+        let mut command = Command::new("unshare");
+        match &self.site {
+            None => {
+                command.args(["--net", "--mount", "/bin/sh", "-c", APART, "sh"]);
+            }
+            Some(site) => {
+                command.arg("--mount");
+                site.network.enter(site.at, &mut command)?;
+            }
+        }
+        let child = command
             .arg(&self.program)
             .args(self.arguments())
             .stdin(Stdio::null())
@@ -99,16 +140,22 @@ impl Engine {
         let below = |name: &str| self.root.join(name).display().to_string();
         let socket = format!("unix://{}", self.socket().display());
         let words: Vec<String> = match self.kind {
-            Kind::Skep => vec![
-                "daemon".into(),
-                format!("--data-root={}", below("data")),
-                format!("--run-root={}", self.run.display()),
-                format!("--host={socket}"),
-                "--node-name=bench".into(),
-                "--listen-addr=127.0.0.1:0".into(),
-                "--advertise-addr=127.0.0.1".into(),
-                "--log-level=warn".into(),
-            ],
+            Kind::Skep => {
+                let (name, listen) = match &self.site {
+                    None => ("bench".to_owned(), "127.0.0.1:0"),
+                    Some(site) => (name_of(site.at), "0.0.0.0:2377"),
+                };
+                vec![
+                    "daemon".into(),
+                    format!("--data-root={}", below("data")),
+                    format!("--run-root={}", self.run.display()),
+                    format!("--host={socket}"),
+                    format!("--node-name={name}"),
+                    format!("--listen-addr={listen}"),
+                    format!("--advertise-addr={}", self.address()),
+                    "--log-level=warn".into(),
+                ]
+            }
             Kind::Docker => vec![
                 format!("--data-root={}", below("data")),
                 format!("--exec-root={}", self.run.display()),
@@ -138,15 +185,50 @@ impl Engine {
     /// Makes a swarm of one; returns the milliseconds until secrets may be asked for.
     pub(crate) fn init_swarm(&mut self) -> Result<f64> {
         let began = now_ns();
-        let body = json!({"ListenAddr": "127.0.0.1:2377", "AdvertiseAddr": "127.0.0.1"});
+        let address = self.address();
+        let body = json!({"ListenAddr": format!("{address}:{PORT}"), "AdvertiseAddr": address});
         let mut client = self.client();
         client.post("/swarm/init", &body)?;
         wait_until("the secrets of a new swarm", DAEMON, || Ok(client.get("/secrets").ok()))?;
         Ok(ms_since(began))
     }
 
+    /// Makes it a member of the swarm of another; returns when the request was sent and the
+    /// milliseconds until its answer.
+    pub(crate) fn join(&self, other: &Self, token: &str) -> Result<(u64, f64)> {
+        let address = self.address();
+        let body = json!({
+            "ListenAddr": format!("{address}:{PORT}"), "AdvertiseAddr": address,
+            "RemoteAddrs": [format!("{}:{PORT}", other.address())], "JoinToken": token,
+        });
+        let mut client = self.client();
+        client.get("/_ping").ok();
+        let sent_ns = now_ns();
+        client.post("/swarm/join", &body)?;
+        Ok((sent_ns, ms_since(sent_ns)))
+    }
+
+    /// What it advertises.
+    fn address(&self) -> Ipv4Addr {
+        let site = self.site.as_ref();
+        site.map_or(Ipv4Addr::LOCALHOST, |site| site.network.address(site.at))
+    }
+
+    /// Copies the image of another: it has the same id here.
+    pub(crate) fn copy_image(&mut self, other: &Self) -> Result<()> {
+        let saved = request("GET", &format!("/images/{}/get", other.image), "", None);
+        let tar = other.client().send(&saved)?;
+        ensure!(tar.status == 200, "image save: {}", String::from_utf8_lossy(&tar.body));
+        let load = request("POST", "/images/load", "application/x-tar", Some(&tar.body));
+        let reply = self.client().send(&load)?;
+        ensure!(reply.status == 200, "image load: {}", String::from_utf8_lossy(&reply.body));
+        self.image.clone_from(&other.image);
+        let path = format!("/images/{}/json", self.image);
+        self.client().get(&path).map(drop)
+    }
+
     /// Imports the probe's image; returns its id: an id is looked up in no registry.
-    fn import(&self) -> Result<String> {
+    pub(crate) fn import(&self) -> Result<String> {
         let path = "/images/create?fromSrc=-&repo=bench&tag=latest";
         let mut client = self.client();
         let tar = image::probe()?;
@@ -166,7 +248,11 @@ impl Engine {
 
     /// Where probes leave their stamps.
     pub(crate) fn stamps(&self) -> PathBuf {
-        self.root.join("stamp")
+        self.stamps.clone()
+    }
+
+    pub(crate) fn is_up(&self) -> bool {
+        self.daemon.is_some()
     }
 
     pub(crate) fn pid(&self) -> Result<i32> {
@@ -193,9 +279,39 @@ impl Engine {
     /// Sends the daemon a signal and waits for its end.
     pub(crate) fn end(&mut self, signal: Signal) -> Result<()> {
         kill(Pid::from_raw(self.pid()?), signal)?;
-        let mut child = self.daemon.take().context("no daemon")?;
-        wait_until("the end of a daemon", DAEMON, || Ok(child.try_wait()?))?;
-        Ok(())
+        self.await_end()
+    }
+
+    /// Waits for the end of a daemon that was sent a signal.
+    pub(crate) fn await_end(&mut self) -> Result<()> {
+        wait_until("the end of a daemon", DAEMON, || Ok(self.has_ended().then_some(())))
+    }
+
+    /// Whether its daemon has ended, or there is none.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        let Some(child) = self.daemon.as_mut() else { return true };
+        let has_ended = !matches!(child.try_wait(), Ok(None));
+        if has_ended {
+            self.daemon = None;
+        }
+        has_ended
+    }
+
+    /// Kills all processes of the engine at once, its tasks too; returns when.
+    pub(crate) fn kill_all(&mut self) -> Result<u64> {
+        let pids = self.processes()?.all();
+        let began_ns = now_ns();
+        for pid in pids {
+            kill(Pid::from_raw(pid), Signal::SIGKILL).ok();
+        }
+        // What was being started meanwhile.
+        for pid in self.processes()?.all() {
+            kill(Pid::from_raw(pid), Signal::SIGKILL).ok();
+        }
+        if let Some(mut child) = self.daemon.take() {
+            child.wait()?;
+        }
+        Ok(began_ns)
     }
 
     /// Processes of the engine by what they are for.
@@ -252,6 +368,18 @@ pub(crate) struct Processes {
 
 impl Drop for Engine {
     fn drop(&mut self) {
+        if self.site.is_none() {
+            self.clear();
+        }
+        self.kill_all().ok();
+        fs::remove_dir_all(&self.root).ok();
+        fs::remove_dir_all(&self.run).ok();
+    }
+}
+
+impl Engine {
+    /// Removes its services and stops the daemon.
+    fn clear(&mut self) {
         let services = self.client().get("/services").unwrap_or(Value::Null);
         for service in services.as_array().into_iter().flatten() {
             let id = service["ID"].as_str().unwrap_or_default();
@@ -261,16 +389,9 @@ impl Drop for Engine {
             self.await_no_probe().ok();
             self.end(Signal::SIGTERM).ok();
         }
-        for pid in self.processes().map(Processes::all).unwrap_or_default() {
-            kill(Pid::from_raw(pid), Signal::SIGKILL).ok();
-        }
-        fs::remove_dir_all(&self.root).ok();
-        fs::remove_dir_all(&self.run).ok();
     }
-}
 
-impl Engine {
-    fn await_no_probe(&self) -> Result<()> {
+    pub(crate) fn await_no_probe(&self) -> Result<()> {
         wait_until("the end of all tasks", DAEMON, || {
             Ok(self.processes()?.supervisors.is_empty().then_some(()))
         })

@@ -10,6 +10,7 @@ mod probe;
 mod readme;
 mod report;
 mod rows;
+mod swarm;
 mod tasks;
 
 use std::path::PathBuf;
@@ -17,6 +18,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
+use skep_integration::{BUDGETS, Budget, SWARM_BUDGETS};
 
 use engine::Kind;
 use report::Report;
@@ -32,20 +34,9 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum What {
     /// Rows of one node
-    Node {
-        /// skep's binary
-        #[arg(long, env = "SKEP_BIN")]
-        skep: PathBuf,
-        /// Measures this dockerd too, in turn
-        #[arg(long)]
-        peer: Option<PathBuf>,
-        /// Only these groups of rows
-        #[arg(long, value_delimiter = ',')]
-        only: Vec<String>,
-        /// Writes the table of promises and budgets into this file
-        #[arg(long)]
-        readme: Option<PathBuf>,
-    },
+    Node(Measure),
+    /// Rows of three managers and two workers
+    Swarm(Measure),
     /// The control loop alone, in memory
     Control {
         /// Nodes of the swarm
@@ -68,6 +59,23 @@ enum What {
     Wait,
 }
 
+/// What to measure, and where the figures go besides standard output.
+#[derive(Debug, clap::Args)]
+struct Measure {
+    /// skep's binary
+    #[arg(long, env = "SKEP_BIN")]
+    skep: PathBuf,
+    /// Measures this dockerd too, in turn
+    #[arg(long)]
+    peer: Option<PathBuf>,
+    /// Only these groups of rows
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    /// Writes the table of figures into this file
+    #[arg(long)]
+    readme: Option<PathBuf>,
+}
+
 fn main() -> ExitCode {
     let began_ns = clock::now_ns();
     match run(Arguments::parse().what, began_ns) {
@@ -82,9 +90,15 @@ fn main() -> ExitCode {
 
 fn run(what: What, began_ns: u64) -> Result<()> {
     match what {
-        What::Node { skep, peer, only, readme } => {
-            let report = node(skep, peer, &only)?;
-            readme.map_or(Ok(()), |path| readme::update(&path, &report, &machine()))
+        What::Node(measure) => {
+            let report = measure.run(&rows::names(), BUDGETS, rows::run)?;
+            let path = measure.readme.as_ref();
+            path.map_or(Ok(()), |path| readme::update(path, &report, &machine()))
+        }
+        What::Swarm(measure) => {
+            let report = measure.run(&swarm::names(), SWARM_BUDGETS, swarm::run)?;
+            let path = measure.readme.as_ref();
+            path.map_or(Ok(()), |path| readme::update_swarm(path, &report, &machine()))
         }
         What::Control { nodes, tasks } => control::run(nodes, tasks),
         What::Leak(options) => leak::run(options),
@@ -97,18 +111,24 @@ fn run(what: What, began_ns: u64) -> Result<()> {
     }
 }
 
-fn node(skep: PathBuf, peer: Option<PathBuf>, only: &[String]) -> Result<Report> {
-    let names = rows::names();
-    for name in only {
-        ensure!(names.contains(&name.as_str()), "no rows {name}: there are {}", names.join(", "));
+/// Runs some groups of rows.
+type Run = fn(&Programs, &[String], &mut Report) -> Result<()>;
+
+impl Measure {
+    fn run(&self, names: &[&str], budgets: &'static [Budget], run: Run) -> Result<Report> {
+        for name in &self.only {
+            let there_are = names.join(", ");
+            ensure!(names.contains(&name.as_str()), "no rows {name}: there are {there_are}");
+        }
+        let skep = self.skep.canonicalize();
+        let skep = skep.with_context(|| format!("skep's binary {}", self.skep.display()))?;
+        let peer = self.peer.clone().map(|path| (Kind::Docker, path));
+        let programs = Programs { all: [(Kind::Skep, skep)].into_iter().chain(peer).collect() };
+        let mut report = Report::by(budgets);
+        run(&programs, &self.only, &mut report)?;
+        report.judge()?;
+        Ok(report)
     }
-    let skep = skep.canonicalize().with_context(|| format!("skep's binary {}", skep.display()))?;
-    let peer = peer.map(|path| (Kind::Docker, path));
-    let programs = Programs { all: [(Kind::Skep, skep)].into_iter().chain(peer).collect() };
-    let mut report = Report::default();
-    rows::run(&programs, only, &mut report)?;
-    report.judge()?;
-    Ok(report)
 }
 
 /// Cores, memory and kernel: what a figure was read on.

@@ -2,15 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde_json::{Value, json};
-use skep_integration::{BUDGETS, Bound, Budget};
+use skep_integration::{Bound, Budget};
 
 use crate::engine::Kind;
 
 /// All figures of a run.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Report {
+    budgets: &'static [Budget],
     figures: BTreeMap<(&'static str, Kind), Figure>,
 }
 
@@ -49,10 +50,27 @@ impl Figure {
 }
 
 impl Report {
-    /// Notes and prints a row's samples.
+    /// An empty one, to be judged by these budgets.
+    pub(crate) fn by(budgets: &'static [Budget]) -> Self {
+        Self { budgets, figures: BTreeMap::new() }
+    }
+
+    /// Notes and prints the samples of a row with a budget.
     pub(crate) fn add(&mut self, row: &'static str, kind: Kind, samples: &[f64]) -> Result<()> {
+        let budget = self.budgets.iter().find(|budget| budget.row == row);
+        let unit = budget.with_context(|| format!("{row}: no budget"))?.unit;
+        self.add_in(unit, row, kind, samples)
+    }
+
+    /// Notes and prints the samples of a row in this unit.
+    pub(crate) fn add_in(
+        &mut self,
+        unit: &str,
+        row: &'static str,
+        kind: Kind,
+        samples: &[f64],
+    ) -> Result<()> {
         let Some(figure) = Figure::of(samples) else { anyhow::bail!("{row}: no samples") };
-        let unit = BUDGETS.iter().find(|budget| budget.row == row).map_or("", |it| it.unit);
         print(&json!({
             "row": row, "engine": kind.name(), "unit": unit, "median": round(figure.median),
             "min": round(figure.min), "max": round(figure.max), "p99": round(figure.p99),
@@ -60,6 +78,10 @@ impl Report {
         }))?;
         self.figures.insert((row, kind), figure);
         Ok(())
+    }
+
+    pub(crate) fn budgets(&self) -> &'static [Budget] {
+        self.budgets
     }
 
     pub(crate) fn figure(&self, row: &'static str, kind: Kind) -> Option<&Figure> {
@@ -86,7 +108,7 @@ impl Report {
 
     /// A line for each budget that was measured.
     pub(crate) fn judge(&self) -> Result<()> {
-        for budget in BUDGETS {
+        for budget in self.budgets {
             if let Some(figure) = self.figure(budget.row, Kind::Skep) {
                 print(&json!({
                     "budget": budget.row, "what": budget.what, "bound": budget.bound.to_string(),

@@ -3,7 +3,7 @@
 mod lifecycle;
 mod load;
 mod read;
-mod secrets;
+pub(crate) mod secrets;
 mod start;
 
 use std::path::PathBuf;

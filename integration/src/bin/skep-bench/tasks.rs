@@ -64,13 +64,16 @@ pub(crate) struct Plan<'a> {
     pub(crate) replicas: usize,
     pub(crate) host_network: bool,
     pub(crate) order: &'a str,
+    /// What a node must be to run it.
+    pub(crate) constraint: Option<&'a str>,
 }
 
 impl<'a> Plan<'a> {
     /// One task that stamps its start.
     pub(crate) fn stamp(name: &'a str, grants: &'a [Value]) -> Self {
         let args = &["stamp", "{out}"];
-        Self { name, args, grants, replicas: 1, host_network: false, order: "stop-first" }
+        let (host_network, order, constraint) = (false, "stop-first", None);
+        Self { name, args, grants, replicas: 1, host_network, order, constraint }
     }
 
     fn spec(&self, engine: &Engine) -> Value {
@@ -88,6 +91,9 @@ impl<'a> Plan<'a> {
         let mut template = json!({"ContainerSpec": container, "RestartPolicy": restart});
         if self.host_network {
             template["Networks"] = json!([{"Target": "host"}]);
+        }
+        if let Some(constraint) = self.constraint {
+            template["Placement"] = json!({"Constraints": [constraint]});
         }
         let update = json!({"Parallelism": 1, "Order": self.order, "Monitor": 100_000_000,
             "FailureAction": "continue"});
@@ -118,9 +124,9 @@ impl<'a> Service<'a> {
         Ok((Self { engine, client, id, stamps }, sent_ns))
     }
 
-    /// One that is there already.
-    pub(crate) fn find(engine: &'a Engine, id: &str) -> Self {
-        let (client, stamps) = (engine.client(), engine.stamps());
+    /// One that is there already, by name and id.
+    pub(crate) fn find(engine: &'a Engine, name: &str, id: &str) -> Self {
+        let (client, stamps) = (engine.client(), engine.stamps().join(name));
         Self { engine, client, id: id.to_owned(), stamps }
     }
 
@@ -176,11 +182,21 @@ impl<'a> Service<'a> {
 
     /// Ids of the tasks that run and are to run.
     pub(crate) fn running(&mut self) -> Result<Vec<String>> {
-        let tasks = self.client.list("/tasks?", "service", &self.id)?;
-        let running = tasks.iter().filter(|task| {
+        let running = self.tasks()?.into_iter();
+        Ok(running.filter_map(|task| task["ID"].as_str().map(str::to_owned)).collect())
+    }
+
+    /// How many of them are on one node.
+    pub(crate) fn running_on(&mut self, node: &str) -> Result<usize> {
+        Ok(self.tasks()?.iter().filter(|task| task["NodeID"] == node).count())
+    }
+
+    fn tasks(&mut self) -> Result<Vec<Value>> {
+        let mut tasks = self.client.list("/tasks?", "service", &self.id)?;
+        tasks.retain(|task| {
             task["Status"]["State"] == "running" && task["DesiredState"] == "running"
         });
-        Ok(running.filter_map(|task| task["ID"].as_str().map(str::to_owned)).collect())
+        Ok(tasks)
     }
 
     pub(crate) fn await_running(&mut self, count: usize) -> Result<Vec<String>> {

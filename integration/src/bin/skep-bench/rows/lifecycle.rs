@@ -68,5 +68,5 @@ fn kill(kind: Kind, program: &Path, report: &mut Report) -> Result<()> {
 }
 
 fn running(engine: &Engine, id: &str) -> Result<Vec<String>> {
-    Service::find(engine, id).running()
+    Service::find(engine, "kill", id).running()
 }

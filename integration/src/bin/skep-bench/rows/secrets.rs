@@ -43,7 +43,7 @@ pub(super) fn run(engine: &mut Engine, report: &mut Report) -> Result<()> {
 
     let mut rates = Vec::new();
     for round in 0..3 {
-        let (rate, mut ids) = at_once(engine, round, &small)?;
+        let (rate, mut ids) = at_once(engine, &format!("many-{round}"), PARALLEL, &small)?;
         rates.push(rate);
         remove(&mut client, &mut ids)?;
     }
@@ -60,7 +60,7 @@ fn body(name: &str, payload: &[u8]) -> Vec<u8> {
 }
 
 /// Makes secrets one after the other; returns the milliseconds of each, and their ids.
-fn sequence(
+pub(crate) fn sequence(
     client: &mut Client,
     base: &str,
     count: usize,
@@ -79,16 +79,21 @@ fn sequence(
 }
 
 /// Makes secrets from several threads; returns how many a second, and their ids.
-fn at_once(engine: &Engine, round: usize, payload: &[u8]) -> Result<(f64, Vec<String>)> {
+pub(crate) fn at_once(
+    engine: &Engine,
+    base: &str,
+    count: usize,
+    payload: &[u8],
+) -> Result<(f64, Vec<String>)> {
     let gate = Barrier::new(THREADS + 1);
     let (began, all) = thread::scope(|scope| {
         let workers: Vec<_> = (0..THREADS)
             .map(|thread| {
                 let (gate, mut client) = (&gate, engine.client());
+                let base = format!("{base}-{thread}");
                 scope.spawn(move || {
                     gate.wait();
-                    let base = format!("many-{round}-{thread}");
-                    sequence(&mut client, &base, PARALLEL / THREADS, payload)
+                    sequence(&mut client, &base, count / THREADS, payload)
                 })
             })
             .collect();
@@ -107,7 +112,7 @@ fn at_once(engine: &Engine, round: usize, payload: &[u8]) -> Result<(f64, Vec<St
     Ok((rate, ids))
 }
 
-fn remove(client: &mut Client, ids: &mut Vec<String>) -> Result<()> {
+pub(crate) fn remove(client: &mut Client, ids: &mut Vec<String>) -> Result<()> {
     for id in ids.drain(..) {
         client.call("DELETE", &format!("/secrets/{id}"), None)?;
     }
