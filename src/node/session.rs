@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use skep_core::assign::AssignmentDiff;
 use skep_core::command::TaskReport;
 use skep_core::id::TaskId;
 use tokio::sync::{mpsc, watch};
@@ -140,12 +141,25 @@ impl Uplink {
                 }
                 Ended::Lost(_) => {}
             }
+            if self.swarm.outlived().is_some() {
+                self.end_tasks().await;
+                return;
+            }
             // One that ended in silence was none.
             round = if began.elapsed() > 2 * SESSION_SILENCE { 0 } else { round.saturating_add(1) };
             if round > 0 && !self.pause(round).await {
                 return;
             }
         }
+    }
+
+    /// Ends every task here: the swarm that went on without this manager has put others in their
+    /// places.
+    async fn end_tasks(&self) {
+        tracing::error!("the tasks on this node end: the swarm has replaced them");
+        let nothing = AssignmentDiff { sequence: 1, update: Vec::new(), remove: Vec::new() };
+        // It fails if the node stops.
+        let _ = self.orders.send(ToAgent::Assign(nothing)).await;
     }
 
     /// Waits a while, longer each time. False if the node stops.

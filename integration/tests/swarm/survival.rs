@@ -5,7 +5,7 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use skep_integration::{ClusterOptions, Program, by_both, name_of, settle};
+use skep_integration::{ClusterOptions, Program, by_both, look, name_of, settle};
 
 use crate::{BOUND, Scene, alone_by};
 
@@ -32,6 +32,8 @@ fn one_goes_on_alone(scene: &Scene) -> Result<()> {
     let secret = bench.secret("kept", "kept by the survivor")?;
     let (service, before) = scene.sleeper_on(worker, "kept", &["--secret", &secret])?;
     let (unseen, unseen_before) = scene.sleeper_on(away, "unseen", &["--secret", &secret])?;
+    let (_, replaced) = scene.sleeper_on(1, "replaced", &["--secret", &secret])?;
+    let replaced = look(cluster.node(1), &replaced[0].container)?;
     let token = cluster.token(skep_integration::Role::Worker)?;
     let cli = bench.cli.within(REFUSAL);
     let refused = cli.run(&["swarm", "init", "--force-new-cluster"])?;
@@ -62,7 +64,9 @@ fn one_goes_on_alone(scene: &Scene) -> Result<()> {
     let (_, placed) = scene.sleeper_on(worker, "new", &["--secret", &new])?;
     ensure!(scene.read(&placed[0], &new)? == "made afterwards", "not delivered");
     ensure!(token != cluster.token(skep_integration::Role::Worker)?, "old tokens still admit");
+    ensure!(!replaced.is_dead(), "a task ended that nobody had replaced yet");
     outlived(scene, &[1, 2])?;
+    settle("the end of what was replaced", BOUND, || Ok(replaced.is_dead()))?;
     ensure!(cli.ok(&["node", "ls"])?.lines().count() == 4, "one is back as what it was");
     // What they were told helps.
     let old = cluster.node(1).cli(bench.cli.program);
