@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, sleep};
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use nix::unistd::Pid;
 use super::{MANAGERS, Swarm};
 use crate::client::Client;
 use crate::clock::{ms_between, ms_since, now_ns};
+use crate::engine::Engine;
 use crate::report::Report;
 use crate::tasks::secret;
 
@@ -34,13 +36,13 @@ pub(super) fn run(swarm: &mut Swarm, report: &mut Report) -> Result<()> {
         (Signal::SIGTERM, STOPS, ["leader-stop", "leader-stop-patient", "leader-stop-back"]),
     ];
     for (signal, rounds, [row, patient, back]) in ends {
-        let (mut first, mut waits, mut healed) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut gaps, mut waits, mut healed) = (Vec::new(), Vec::new(), Vec::new());
         for round in 0..kind.rounds(rounds) {
             let name = format!("{row}-{round}");
             let leader = swarm.leader()?;
             sleep(CALM);
             let written = end(swarm, leader, signal, &name)?;
-            first.push(written.hurried_ms);
+            gaps.push(written.gap_ms);
             waits.extend(written.patient_ms);
             sleep(CALM);
             swarm.engine_mut(leader)?.launch()?;
@@ -48,20 +50,28 @@ pub(super) fn run(swarm: &mut Swarm, report: &mut Report) -> Result<()> {
             swarm.await_whole()?;
             healed.push(ms_since(launched_ns));
         }
-        report.add(row, kind, &first)?;
+        report.add(row, kind, &gaps)?;
         report.add_in("ms", patient, kind, &waits)?;
         report.add_in("ms", back, kind, &healed)?;
     }
     Ok(())
 }
 
-/// Milliseconds from the signal to the first answers.
+/// How writes went from the signal on.
 #[derive(Debug)]
 struct Written {
-    /// Of those that try again and again.
-    hurried_ms: f64,
-    /// Of those that ask once and wait; one that was refused is not counted.
+    /// Longest time without an acknowledged one: a leader that was asked to stop takes some more.
+    gap_ms: f64,
+    /// Milliseconds of those who ask once and wait; one that was refused is not counted.
     patient_ms: Vec<f64>,
+}
+
+/// Acknowledgements of those who write again and again.
+#[derive(Debug, Default)]
+struct Acknowledged {
+    at_ns: Mutex<Vec<u64>>,
+    /// Once this is true, each writes once more.
+    is_over: AtomicBool,
 }
 
 /// Ends the leader while both other managers are asked to write.
@@ -73,13 +83,13 @@ fn end(swarm: &mut Swarm, leader: usize, signal: Signal, name: &str) -> Result<W
     let mut client = swarm.engine(*others.first().context("another manager")?)?.client();
     secret(&mut client, &before, b"x")?;
     let pid = Pid::from_raw(swarm.engine(leader)?.pid()?);
-    let (first, patient) = (Mutex::new(None), Mutex::new(Vec::new()));
+    let (acknowledged, patient) = (Acknowledged::default(), Mutex::new(Vec::new()));
     let began_ns = now_ns();
     kill(pid, signal)?;
     thread::scope(|scope| {
         for (at, socket) in sockets.iter().enumerate() {
-            let (first, patient) = (&first, &patient);
-            scope.spawn(move || hurry(socket, &format!("{name}-{at}"), began_ns, first));
+            let (acknowledged, patient) = (&acknowledged, &patient);
+            scope.spawn(move || hurry(socket, &format!("{name}-{at}"), began_ns, acknowledged));
             scope.spawn(move || {
                 let mut client = Client::within(socket, PATIENCE);
                 if secret(&mut client, &format!("{name}-{at}-patient"), b"x").is_ok() {
@@ -87,25 +97,34 @@ fn end(swarm: &mut Swarm, leader: usize, signal: Signal, name: &str) -> Result<W
                 }
             });
         }
-    });
-    swarm.engine_mut(leader)?.await_end()?;
+        let ended = swarm.engine_mut(leader).and_then(Engine::await_end);
+        acknowledged.is_over.store(true, Ordering::Release);
+        ended
+    })?;
     let secrets = client.get("/secrets")?;
     let mut names = secrets.as_array().into_iter().flatten().map(|it| &it["Spec"]["Name"]);
     ensure!(names.any(|name| *name == *before), "{before} was acknowledged and is lost");
-    let first_ns = lock(&first).context("no manager took a write")?;
+    let mut at_ns = std::mem::take(&mut *lock(&acknowledged.at_ns));
+    ensure!(!at_ns.is_empty(), "no manager took a write");
+    at_ns.push(began_ns);
+    at_ns.sort_unstable();
+    let gaps = at_ns.iter().zip(at_ns.iter().skip(1)).map(|(one, next)| ms_between(*one, *next));
     let patient_ms = std::mem::take(&mut *lock(&patient));
-    Ok(Written { hurried_ms: ms_between(began_ns, first_ns), patient_ms })
+    Ok(Written { gap_ms: gaps.fold(0.0, f64::max), patient_ms })
 }
 
-/// Tries to write until one of those that try has.
-fn hurry(socket: &Path, name: &str, began_ns: u64, first: &Mutex<Option<u64>>) {
+/// Writes again and again, and once more when the rest is over.
+fn hurry(socket: &Path, name: &str, began_ns: u64, acknowledged: &Acknowledged) {
     let mut attempt = 0;
-    while lock(first).is_none() && ms_since(began_ns) < PATIENCE.as_secs_f64() * 1e3 {
+    while ms_since(began_ns) < PATIENCE.as_secs_f64() * 1e3 {
         attempt += 1;
+        let is_last = acknowledged.is_over.load(Ordering::Acquire);
         let mut client = Client::within(socket, HURRY);
         if secret(&mut client, &format!("{name}-{attempt}"), b"x").is_ok() {
-            lock(first).get_or_insert(now_ns());
-            return;
+            lock(&acknowledged.at_ns).push(now_ns());
+            if is_last {
+                return;
+            }
         }
         sleep(PAUSE);
     }
@@ -125,15 +144,16 @@ pub(super) fn restart(swarm: &mut Swarm, report: &mut Report) -> Result<()> {
         }
         let sockets: Vec<PathBuf> =
             swarm.engines.iter().take(MANAGERS).map(|engine| engine.socket()).collect();
-        let first = Mutex::new(None);
+        let acknowledged = Acknowledged::default();
+        acknowledged.is_over.store(true, Ordering::Release);
         thread::scope(|scope| {
             for (at, socket) in sockets.iter().enumerate() {
-                let (first, name) = (&first, format!("restart-{round}-{at}"));
-                scope.spawn(move || hurry(socket, &name, began_ns, first));
+                let (acknowledged, name) = (&acknowledged, format!("restart-{round}-{at}"));
+                scope.spawn(move || hurry(socket, &name, began_ns, acknowledged));
             }
         });
-        let first_ns = lock(&first).context("no manager took a write")?;
-        writes.push(ms_between(began_ns, first_ns));
+        let first_ns = lock(&acknowledged.at_ns).iter().min().copied();
+        writes.push(ms_between(began_ns, first_ns.context("no manager took a write")?));
         swarm.await_whole()?;
         healed.push(ms_since(began_ns));
     }
