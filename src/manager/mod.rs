@@ -1,6 +1,7 @@
 //! The manager half of a node: it seals, proposes, decides and dispatches.
 
 mod admit;
+pub mod dispatch;
 pub mod door;
 mod forward;
 pub mod images;
@@ -46,6 +47,7 @@ pub struct Manager {
     ring: Mutex<Vec<Arc<RingSecret>>>,
     log_dir: String,
     contact: Contact,
+    dispatch: dispatch::Dispatch,
     confirmed: forward::Confirmed,
 }
 
@@ -94,6 +96,7 @@ impl Manager {
             seal,
             ring: Mutex::default(),
             log_dir,
+            dispatch: dispatch::Dispatch::default(),
             contact: Contact(watch::Sender::new(Instant::now())),
             confirmed: forward::Confirmed::default(),
         }

@@ -9,7 +9,7 @@ mod lock;
 pub mod part;
 mod reach;
 mod roles;
-mod session;
+pub mod session;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
@@ -357,9 +357,8 @@ impl Node {
             agent,
             net,
             reach: Arc::new(Ways(Arc::clone(&own))),
-            line: std::sync::Mutex::new(None),
+            seat: Arc::default(),
             peers,
-            half: RwLock::new(None),
             advertise: file.advertise_addr.clone(),
             file: std::sync::Mutex::new(file),
             stop,
@@ -411,7 +410,10 @@ impl Node {
         let (role, roles) = watch::channel(swarm.file().raft_id);
         let (removed, is_removed) = watch::channel(false);
         let uplink = Uplink {
-            swarm: Arc::clone(swarm),
+            node: swarm.node,
+            net: Arc::clone(&swarm.net),
+            book: Arc::clone(swarm.book()),
+            seat: Arc::clone(&swarm.seat),
             news,
             orders,
             hello: Hello {
@@ -423,7 +425,7 @@ impl Node {
             },
             role,
             removed,
-            asked: Arc::new(Remote::new(Arc::clone(&swarm.agent))),
+            asked: Some(Arc::new(Remote::new(Arc::clone(&swarm.agent)))),
             stop: stop.clone(),
             is_leaving: false,
         };
