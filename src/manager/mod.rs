@@ -109,7 +109,7 @@ impl Manager {
 
     /// Ends once this manager has been out of touch for so long that its agents do better with
     /// another. Those that wait do not all go at once.
-    async fn out_of_touch(&self) {
+    pub(crate) async fn out_of_touch(&self) {
         let mut contact = self.contact.0.subscribe();
         let spread = random::<1>().map_or(0, |[byte]| u32::from(byte));
         let bound = OUT_OF_TOUCH + OUT_OF_TOUCH_SPREAD * spread / 256;

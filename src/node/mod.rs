@@ -432,6 +432,8 @@ impl Node {
         let mut workers = swarm.workers.lock().await;
         let obeying = Arc::clone(&swarm.agent);
         workers.spawn(async move { obeying.obey(obeyed).await });
+        let minding = Arc::clone(&swarm.agent);
+        workers.spawn(async move { minding.mind_isolation().await });
         workers.spawn(uplink.run());
         workers.spawn(Arc::clone(self).keep_role(Arc::clone(swarm), roles, stop.clone()));
         workers.spawn(Arc::clone(self).keep_certificate(Arc::clone(swarm), stop.clone()));

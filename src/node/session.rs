@@ -211,7 +211,13 @@ impl Uplink {
         let (node, hello, stop) = (self.node, self.hello(), half.stop.subscribe());
         let addr = host(&self.hello.advertise).to_owned();
         let serving =
-            tokio::spawn(async move { serve(&manager, node, hello, addr, ends, stop).await });
+            tokio::spawn(async move {
+                tokio::select! {
+                    () = serve(&manager, node, hello, addr, ends, stop) => {}
+                    // A manager that is cut off is none to its own node either.
+                    () = manager.out_of_touch() => {}
+                }
+            });
         let ended = self.talk(Line { tx, rx }, memory).await;
         serving.abort();
         ended
@@ -376,7 +382,6 @@ impl Uplink {
 
     async fn obey(&self, order: ToAgent) -> bool {
         match order {
-            ToAgent::Beat => true,
             ToAgent::Directory(directory) => {
                 self.book.update(directory);
                 true
@@ -385,7 +390,7 @@ impl Uplink {
                 self.role.send_if_modified(|role| std::mem::replace(role, raft_id) != raft_id);
                 true
             }
-            order @ (ToAgent::Assign(_) | ToAgent::Deliver { .. }) => {
+            order @ (ToAgent::Beat | ToAgent::Assign(_) | ToAgent::Deliver { .. }) => {
                 self.orders.send(order).await.is_ok()
             }
         }

@@ -15,6 +15,7 @@ pub mod codec;
 pub mod command;
 pub mod control;
 pub mod id;
+pub mod isolation;
 pub mod limits;
 pub mod model;
 pub mod sealed;

@@ -90,3 +90,7 @@ pub const NODE_LOST_AFTER: Span = Span::from_secs(24 * 3600);
 pub const OLD_TASK_WAIT: Span = Span::from_secs(60);
 /// How long a new leader waits for a node that was there: all of them have to reconnect at once.
 pub const RECONNECT_WITHIN: Span = Span::from_secs(10);
+/// Shortest isolation after which a task may be stopped: a session has to have time to move.
+pub const ISOLATION_MIN: Span = Span::from_secs(5);
+/// Longest isolation after which a task may be stopped.
+pub const ISOLATION_MAX: Span = Span::from_secs(30 * 24 * 3600);
