@@ -20,7 +20,7 @@ impl From<SessionNews> for SessionEvent {
             SessionNews::Up { node, addr, description, advertise } => {
                 Self::Up { node, addr, advertise, description }
             }
-            SessionNews::Heard(node) => Self::Heard(node),
+            SessionNews::Heard { node, by } => Self::Heard { node, by },
             SessionNews::Closed(node) => Self::Closed(node),
         }
     }
@@ -91,7 +91,7 @@ async fn carry(
             manager.touched();
         } else {
             // Who was heard of a while ago is no news. Who came or went still is.
-            batch.retain(|news| !matches!(news, SessionNews::Heard(_)));
+            batch.retain(|news| !matches!(news, SessionNews::Heard { .. }));
         }
     }
 }

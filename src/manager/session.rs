@@ -79,7 +79,8 @@ pub async fn serve(
     let (description, advertise) = (Box::new(hello.description), hello.advertise);
     let up = SessionNews::Up { node, addr, description, advertise };
     // First of all: a manager whose address has changed gets no log before the leader knows it.
-    if events.send(up).await.is_err() {
+    let heard = SessionNews::Heard { node, by: manager.node };
+    if events.send(up).await.is_err() || events.send(heard.clone()).await.is_err() {
         return;
     }
     // What a manager that was cut off for a while knows may be over: a node that is told of it
@@ -108,7 +109,7 @@ pub async fn serve(
             // A full queue means that the loop is busy, not that the node is gone.
             _ = heartbeat.tick() => {
                 if std::mem::take(&mut session.is_heard) {
-                    let _ = events.try_send(SessionNews::Heard(node));
+                    let _ = events.try_send(heard.clone());
                 }
                 session.beat().await && session.seal_again().await
             }

@@ -210,14 +210,13 @@ impl Uplink {
         let ends = Ends { orders, news, events: half.news.clone() };
         let (node, hello, stop) = (self.node, self.hello(), half.stop.subscribe());
         let addr = host(&self.hello.advertise).to_owned();
-        let serving =
-            tokio::spawn(async move {
-                tokio::select! {
-                    () = serve(&manager, node, hello, addr, ends, stop) => {}
-                    // A manager that is cut off is none to its own node either.
-                    () = manager.out_of_touch() => {}
-                }
-            });
+        let serving = tokio::spawn(async move {
+            tokio::select! {
+                () = serve(&manager, node, hello, addr, ends, stop) => {}
+                // A manager that is cut off is none to its own node either.
+                () = manager.out_of_touch() => {}
+            }
+        });
         let ended = self.talk(Line { tx, rx }, memory).await;
         serving.abort();
         ended

@@ -119,17 +119,24 @@ mod tests {
         for wrong in ["", "stop", "stop=", "stop=5", "stop=s", "stop=-5s", "Keep", "stop=1d", &long]
         {
             let said = format!("{}", OnIsolation::parse(wrong).unwrap_err());
-            assert!(said.contains(&format!("{wrong:?}")) && said.contains("stop=DURATION"), "{said}");
+            assert!(
+                said.contains(&format!("{wrong:?}")) && said.contains("stop=DURATION"),
+                "{said}"
+            );
         }
         for wrong in ["stop=4999ms", "stop=0s", "stop=721h"] {
             let said = format!("{}", OnIsolation::parse(wrong).unwrap_err());
-            assert!(said.contains(wrong) && said.contains("5 s") && said.contains("30 days"), "{said}");
+            assert!(
+                said.contains(wrong) && said.contains("5 s") && said.contains("30 days"),
+                "{said}"
+            );
         }
     }
 
     #[test]
     fn each_task_stops_in_its_time() {
-        let ids: [TaskId; 3] = [1, 2, 3].map(|seed| Id::from_entropy([seed; crate::id::ENTROPY_LEN]));
+        let ids: [TaskId; 3] =
+            [1, 2, 3].map(|seed| Id::from_entropy([seed; crate::id::ENTROPY_LEN]));
         let policy = |s| OnIsolation::Stop(Span::from_secs(s));
         let tasks = [(&ids[0], OnIsolation::Keep), (&ids[1], policy(5)), (&ids[2], policy(60))];
         let due = |ms| stops(Span::from_millis(ms), tasks);

@@ -47,7 +47,8 @@ pub(crate) fn start(member: Member, number: usize, roll: Arc<Roll>) {
         stop,
         is_leaving: false,
     };
-    let player = Player { node: welcome.node, number, tasks: BTreeSet::new(), news: news_tx, seat, roll };
+    let player =
+        Player { node: welcome.node, number, tasks: BTreeSet::new(), news: news_tx, seat, roll };
     tokio::spawn(async move {
         uplink.run().await;
         // Nobody tells it to stop: a session that ends for good is the swarm's doing.

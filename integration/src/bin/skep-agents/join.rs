@@ -53,8 +53,7 @@ pub(crate) async fn join(manager: &str, token: &Arc<Token>, number: usize) -> Re
         other => bail!("the manager answered {other:?}"),
     };
     let (cluster, node) = (welcome.cluster, welcome.node);
-    let identity =
-        Identity::new(cluster, node, &welcome.chain, &key, &welcome.directory.roots)?;
+    let identity = Identity::new(cluster, node, &welcome.chain, &key, &welcome.directory.roots)?;
     net.set_identity(Arc::new(identity))?;
     Ok(Member { net, welcome, description, advertise })
 }
