@@ -257,8 +257,9 @@ fn host_addresses() -> Vec<InterfaceAddress> {
     all.filter_map(one).collect()
 }
 
-/// What this host says of itself.
-fn describe(node_name: &str, format: u32) -> NodeDescription {
+/// What this host says of itself; `format` is the newest one of the state that it reads.
+#[must_use]
+pub fn describe(node_name: &str, format: u32) -> NodeDescription {
     let uname = rustix::system::uname();
     let cpus = std::thread::available_parallelism().map_or(1, usize::from) as u64;
     NodeDescription {

@@ -32,6 +32,8 @@ pub const LOG_FILES: u32 = 3;
 pub const LOG_LINE_BYTES: usize = 16 << 10;
 /// Time between two batches of task reports.
 pub const REPORT_BATCH: Duration = Duration::from_millis(100);
+/// Reports of tasks in one proposal.
+pub const REPORTS: usize = 512;
 /// How long a write may wait for the log before its outcome is unknown.
 pub const WRITE_WAIT: Duration = Duration::from_secs(5);
 /// Bytes of a path in an image's archive.
@@ -72,6 +74,12 @@ pub const JOIN_ADDRESSES: usize = 64;
 pub const TOKEN_FILE_BYTES: u64 = 4096;
 /// Messages that may wait between an agent and its manager.
 pub const SESSION_QUEUE: usize = 1024;
+/// News of sessions that may wait for the leader's control loop: what is lost here makes a node
+/// look silent, so there is room for every node of a large swarm, and for some twice.
+pub const SESSION_NEWS: usize = 16_384;
+/// Bytes of datagrams that may wait to be read, and to be sent: a swarm's nodes may all say
+/// something at once.
+pub const NET_BUFFER_BYTES: usize = 8 << 20;
 /// Streams that a peer may have open on one connection.
 pub const NET_STREAMS: u32 = 1024;
 /// Bytes of one stream that may wait to be read.
@@ -79,8 +87,8 @@ pub const NET_STREAM_BYTES: u32 = 4 << 20;
 /// Time between two signs of life on a connection that is silent otherwise.
 pub const NET_KEEPALIVE: Duration = Duration::from_secs(1);
 /// A round trip before the first is measured: a packet that is lost then is sent again after three
-/// of them. So is the first packet to a manager that joins and does not listen yet.
-pub const NET_RTT: Duration = Duration::from_millis(20);
+/// of them.
+pub const NET_RTT: Duration = Duration::from_millis(50);
 /// How long a connection may be silent before it is given up.
 pub const NET_IDLE: Duration = Duration::from_secs(5);
 /// How long a handshake may take, on either side.

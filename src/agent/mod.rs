@@ -2,6 +2,7 @@
 //! and reports what it sees.
 
 pub mod exec;
+mod isolation;
 mod leftovers;
 pub mod link;
 pub mod program;
@@ -12,6 +13,7 @@ pub mod store;
 mod task;
 #[cfg(test)]
 pub(crate) mod testing;
+mod wanted;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -20,11 +22,13 @@ use std::time::Duration;
 
 use skep_core::assign::{AssignmentDiff, TaskAssignment};
 use skep_core::id::{ClusterId, NodeId, TaskId};
+use skep_core::time::Span;
 use tokio::sync::mpsc::error::SendTimeoutError;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::chain::chain;
+use crate::clock::uptime;
 use crate::engine::images::ImageStore;
 use crate::engine::images::exchange::ImageSource;
 use crate::engine::plan::NodeContext;
@@ -36,7 +40,8 @@ use exec::{ExecTable, no_such};
 use link::ShimLink;
 use program::Supervisor;
 use shown::Shown;
-use task::{Actor, Wanted};
+use task::Actor;
+use wanted::Wanted;
 
 /// Deliveries that may wait for one task.
 const DELIVERIES: usize = 16;
@@ -122,6 +127,8 @@ struct Handle {
 pub struct Agent {
     context: Arc<Context>,
     tasks: Mutex<HashMap<TaskId, Handle>>,
+    /// When a manager was last heard of, by [`uptime`].
+    contact: Mutex<Span>,
 }
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -136,7 +143,8 @@ impl Agent {
     pub fn new(context: Context) -> Result<Self, FileError> {
         make_dir(&context.tasks_dir(), 0o700)?;
         make_dir(&context.run_root.join("tasks"), 0o700)?;
-        Ok(Self { context: Arc::new(context), tasks: Mutex::default() })
+        let contact = Mutex::new(uptime());
+        Ok(Self { context: Arc::new(context), tasks: Mutex::default(), contact })
     }
 
     /// Finds the tasks of an earlier daemon again: their shims went on without it.
@@ -167,9 +175,10 @@ impl Agent {
     /// Obeys a session until it ends.
     pub async fn obey(&self, mut orders: mpsc::Receiver<ToAgent>) {
         while let Some(order) = orders.recv().await {
+            *lock(&self.contact) = uptime();
             match order {
                 ToAgent::Assign(diff) => self.assign(diff),
-                // For the one who holds the session.
+                // No more than a sign of life, or for the one who holds the session.
                 ToAgent::Beat | ToAgent::Directory(_) | ToAgent::Role { .. } => {}
                 ToAgent::Deliver { task, delivery } => {
                     let sender = lock(&self.tasks).get(&task).map(|h| h.deliveries.clone());

@@ -23,6 +23,7 @@ use super::link::{Incoming, ShimLink};
 use super::shown::Shown;
 use super::spawn::spawn_shim;
 use super::store::{self, Found, Record};
+use super::wanted::Wanted;
 use super::{Context, lock};
 use crate::chain::chain;
 use crate::engine;
@@ -36,14 +37,8 @@ use crate::wire::shim::{Delivery, Exit, FromShim, Hello, ShimState, ShimStatus, 
 /// Time between two questions to a shim that says nothing.
 const PROBE: Duration = Duration::from_secs(10);
 
-/// What is wanted of a task.
-#[derive(Debug, Clone)]
-pub(super) enum Wanted {
-    /// It is assigned; its desired state says where to go.
-    Run(Arc<TaskAssignment>),
-    /// It is to end, if it has not, and everything it left is to go.
-    Gone,
-}
+/// What is told of a task that was ended because its node was cut off.
+const ISOLATED: &str = "stopped while its node was cut off from the managers";
 
 /// One connection to the shim.
 #[derive(Debug)]
@@ -77,6 +72,8 @@ pub(super) struct Actor {
     reported: Option<Report>,
     /// Whether a session of this daemon has named the task.
     confirmed: bool,
+    /// Whether it was ended because the node was cut off.
+    isolated: bool,
     asked: bool,
     stopping: bool,
     stop_signal: i32,
@@ -114,6 +111,7 @@ impl Actor {
             shim: None,
             reported: None,
             confirmed: true,
+            isolated: false,
             asked: false,
             stopping: false,
             stop_signal: libc_sigterm(),
@@ -132,13 +130,20 @@ impl Actor {
         loop {
             self.confirmed |= self.wanted.has_changed().unwrap_or(false);
             let wanted = self.wanted.borrow_and_update().clone();
-            let Wanted::Run(assignment) = wanted else { break };
-            lock(&self.shown).assignment = Arc::clone(&assignment);
-            let (action, report) = step(assignment.task.desired, &self.local);
+            let Some(assignment) = wanted.assignment() else { break };
+            lock(&self.shown).assignment = Arc::clone(assignment);
+            // It does not come back: once there is a manager again, another takes its place.
+            self.isolated |= matches!(wanted, Wanted::Isolated(_));
+            let desired = assignment.task.desired;
+            let desired = if self.isolated { desired.max(TaskState::Shutdown) } else { desired };
+            let (action, mut report) = step(desired, &self.local);
+            if self.isolated && report.state == TaskState::Shutdown {
+                report.err = Some(ISOLATED.to_owned());
+            }
             self.report(report).await;
             // What an earlier daemon was told may be over: nothing is begun on its word.
             let begins = matches!(action, Action::Prepare | Action::Load | Action::Start);
-            if (self.confirmed || !begins) && self.act(action, &assignment).await {
+            if (self.confirmed || !begins) && self.act(action, assignment).await {
                 continue;
             }
             self.wait().await;

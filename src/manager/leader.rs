@@ -14,9 +14,10 @@ use tokio::time::sleep;
 use super::{Manager, stopped};
 use crate::clock::now;
 use crate::gate::Refusal;
+use crate::limits::SESSION_NEWS;
 
-/// Session events taken in one step.
-const EVENTS: usize = 1024;
+/// Session events taken in one step: all nodes there may be, and some twice.
+const EVENTS: usize = SESSION_NEWS;
 /// Pause after a proposal that found no outcome, before the loop looks again.
 const RETRY: Duration = Duration::from_millis(100);
 
@@ -77,8 +78,22 @@ impl Term<'_> {
     ) -> bool {
         self.step(|control, state, at| control.step(state, Input::Deadline, at)).await;
         while self.manager.raft.is_leader() {
-            match self.wait(sessions, stop).await {
+            let woken = self.wait(sessions, stop).await;
+            // Who was heard of while the last decision was on its way must be known before anybody
+            // is found silent.
+            while self.pending.len() < EVENTS
+                && let Ok(event) = sessions.try_recv()
+            {
+                self.pending.push(event);
+            }
+            if !self.pending.is_empty() {
+                let events = std::mem::take(&mut self.pending);
+                self.step(|control, state, at| control.step(state, Input::Sessions(&events), at))
+                    .await;
+            }
+            match woken {
                 Woken::Stop => return false,
+                Woken::Sessions => {}
                 Woken::Changes(Event::Applied(applied)) => {
                     let input = &applied.changes;
                     self.step(|control, state, at| control.step(state, Input::Changes(input), at))
@@ -89,13 +104,6 @@ impl Term<'_> {
                     let Ok(seed) = crate::seal::random::<32>() else { return true };
                     self.control = Control::new(seed);
                     self.step(|control, state, at| control.step(state, Input::Deadline, at)).await;
-                }
-                Woken::Sessions => {
-                    let events = std::mem::take(&mut self.pending);
-                    self.step(|control, state, at| {
-                        control.step(state, Input::Sessions(&events), at)
-                    })
-                    .await;
                 }
                 Woken::Deadline => {
                     self.step(|control, state, at| control.step(state, Input::Deadline, at)).await;

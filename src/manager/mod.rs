@@ -1,6 +1,7 @@
 //! The manager half of a node: it seals, proposes, decides and dispatches.
 
 mod admit;
+pub mod dispatch;
 pub mod door;
 mod forward;
 pub mod images;
@@ -46,6 +47,7 @@ pub struct Manager {
     ring: Mutex<Vec<Arc<RingSecret>>>,
     log_dir: String,
     contact: Contact,
+    dispatch: dispatch::Dispatch,
     confirmed: forward::Confirmed,
 }
 
@@ -94,6 +96,7 @@ impl Manager {
             seal,
             ring: Mutex::default(),
             log_dir,
+            dispatch: dispatch::Dispatch::default(),
             contact: Contact(watch::Sender::new(Instant::now())),
             confirmed: forward::Confirmed::default(),
         }
@@ -106,7 +109,7 @@ impl Manager {
 
     /// Ends once this manager has been out of touch for so long that its agents do better with
     /// another. Those that wait do not all go at once.
-    async fn out_of_touch(&self) {
+    pub(crate) async fn out_of_touch(&self) {
         let mut contact = self.contact.0.subscribe();
         let spread = random::<1>().map_or(0, |[byte]| u32::from(byte));
         let bound = OUT_OF_TOUCH + OUT_OF_TOUCH_SPREAD * spread / 256;

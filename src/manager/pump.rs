@@ -5,14 +5,12 @@ use std::time::Duration;
 
 use skep_core::control::SessionEvent;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout, timeout_at};
 
 use super::{Manager, stopped};
-use crate::limits::{OUT_OF_TOUCH, REPORT_BATCH};
+use crate::limits::{OUT_OF_TOUCH, REPORT_BATCH, SESSION_NEWS};
 use crate::wire::control::{ControlAnswer, ControlRequest, SessionNews};
 
-/// News taken at once.
-const NEWS: usize = 4096;
 /// Time between two questions to the leader, or to the quorum, whether it is there.
 const PROBE: Duration = Duration::from_millis(500);
 
@@ -22,7 +20,7 @@ impl From<SessionNews> for SessionEvent {
             SessionNews::Up { node, addr, description, advertise } => {
                 Self::Up { node, addr, advertise, description }
             }
-            SessionNews::Heard(node) => Self::Heard(node),
+            SessionNews::Heard { node, by } => Self::Heard { node, by },
             SessionNews::Closed(node) => Self::Closed(node),
         }
     }
@@ -31,73 +29,75 @@ impl From<SessionNews> for SessionEvent {
 /// Passes news on until told to stop.
 pub async fn pump(
     manager: &Manager,
-    mut news: mpsc::Receiver<SessionNews>,
+    news: mpsc::Receiver<SessionNews>,
     leading: mpsc::Sender<SessionEvent>,
     mut stop: watch::Receiver<bool>,
 ) {
-    let mut batch = Vec::new();
-    let mut probed = Instant::now();
-    let mut passed = Instant::now();
+    tokio::select! {
+        () = stopped(&mut stop) => {}
+        () = carry(manager, news, leading) => {}
+        // A quorum that takes its time must not hold up the news.
+        () = probe(manager) => {}
+    }
+}
+
+/// Asks the quorum, as leader, whether it is there.
+async fn probe(manager: &Manager) {
+    let mut tick = interval(PROBE);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        // The first news after a while go at once, those that follow closely together.
-        let first = async {
-            let is_kept = !batch.is_empty();
-            let next = async { if is_kept { None } else { news.recv().await } };
-            timeout_at(probed + PROBE, next).await.ok().flatten()
-        };
-        tokio::select! {
-            biased;
-            () = stopped(&mut stop) => return,
-            first = first => batch.extend(first),
-        }
-        tokio::select! {
-            biased;
-            () = stopped(&mut stop) => return,
-            () = sleep_until(passed + REPORT_BATCH) => passed = Instant::now(),
-        }
-        while batch.len() < NEWS
-            && let Ok(more) = news.try_recv()
-        {
-            batch.push(more);
-        }
-        let is_due = probed.elapsed() >= PROBE;
-        if batch.is_empty() && !is_due {
-            continue;
-        }
-        if pass_on(manager, &mut batch, &leading, is_due).await {
-            probed = Instant::now();
+        tick.tick().await;
+        let leads = manager.raft.leadership().borrow().here;
+        if leads && manager.raft.read_index().await.is_ok() {
             manager.touched();
-        } else {
-            // Who was heard of a while ago is no news. Who came or went still is.
-            batch.retain(|news| !matches!(news, SessionNews::Heard(_)));
         }
     }
 }
 
-/// Whether the leader, or as leader a quorum, answered. The batch is empty if it was taken.
-async fn pass_on(
+async fn carry(
     manager: &Manager,
-    batch: &mut Vec<SessionNews>,
-    leading: &mpsc::Sender<SessionEvent>,
-    is_due: bool,
-) -> bool {
-    let leader = *manager.raft.leadership().borrow();
-    if leader.here {
-        for news in batch.drain(..) {
-            // A full queue means that the loop is busy; it hears of the node again in a second.
-            let sent = leading.try_send(news.into());
-            if let Err(mpsc::error::TrySendError::Closed(_)) = sent {
-                return false;
+    mut news: mpsc::Receiver<SessionNews>,
+    leading: mpsc::Sender<SessionEvent>,
+) {
+    let mut batch = Vec::new();
+    let mut asked = Instant::now();
+    let mut passed = Instant::now();
+    loop {
+        // The first news after a while go at once, those that follow closely together.
+        if batch.is_empty() {
+            let first = timeout_at(asked + PROBE, news.recv()).await;
+            batch.extend(first.ok().flatten());
+        }
+        sleep_until(passed + REPORT_BATCH).await;
+        passed = Instant::now();
+        while batch.len() < SESSION_NEWS
+            && let Ok(more) = news.try_recv()
+        {
+            batch.push(more);
+        }
+        if manager.raft.leadership().borrow().here {
+            asked = Instant::now();
+            for news in batch.drain(..) {
+                // A full queue means that the loop is busy; it hears of the node again in a second.
+                let sent = leading.try_send(news.into());
+                if let Err(mpsc::error::TrySendError::Closed(_)) = sent {
+                    return;
+                }
             }
+            continue;
         }
-        return !is_due || manager.raft.read_index().await.is_ok();
-    }
-    let ask = ControlRequest::Sessions(batch.clone());
-    match timeout(OUT_OF_TOUCH, manager.ask_leader(&ask)).await {
-        Ok(Ok(ControlAnswer::Done)) => {
+        // The leader is asked now and then even if there is nothing to tell: whether it is there.
+        if batch.is_empty() && asked.elapsed() < PROBE {
+            continue;
+        }
+        let ask = ControlRequest::Sessions(batch.clone());
+        if let Ok(Ok(ControlAnswer::Done)) = timeout(OUT_OF_TOUCH, manager.ask_leader(&ask)).await {
             batch.clear();
-            true
+            asked = Instant::now();
+            manager.touched();
+        } else {
+            // Who was heard of a while ago is no news. Who came or went still is.
+            batch.retain(|news| !matches!(news, SessionNews::Heard { .. }));
         }
-        _ => false,
     }
 }

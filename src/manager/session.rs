@@ -2,14 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use skep_core::apply::Change;
 use skep_core::assign::{AssignedGrant, Assigner, grants};
-use skep_core::command::{Command, TaskReport};
 use skep_core::id::{MaterialId, NodeId, TaskId};
-use skep_raft::Event;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, interval};
 
+use super::dispatch::{Due, Place};
 use super::{Manager, failed, stopped};
 use crate::gate::Refusal;
 use crate::limits::SESSION_BEAT;
@@ -18,8 +16,8 @@ use crate::wire::control::SessionNews;
 use crate::wire::session::{Directory, FromAgent, Hello, ToAgent};
 use crate::wire::shim::{DeliveredItem, Delivery};
 
-/// Reports taken into one proposal.
-const REPORTS: usize = 512;
+/// Messages of an agent taken at once.
+const NEWS: usize = 512;
 
 /// Both ends of an agent's session as its manager holds them.
 #[derive(Debug)]
@@ -45,11 +43,10 @@ struct Session<'a> {
     node: NodeId,
     orders: mpsc::Sender<ToAgent>,
     assigner: Assigner,
+    place: Place<'a>,
     shims: HashMap<TaskId, Shim>,
     /// Shims whose payloads could not be sealed: tried again with the next heartbeat.
     unsealed: BTreeSet<TaskId>,
-    /// The latest report of each task that the log has not taken yet.
-    reports: BTreeMap<TaskId, TaskReport>,
     /// The Raft id that the agent was last told; none before the first time.
     role: Option<u64>,
     /// When it was passed on last that the agent was heard of.
@@ -67,7 +64,6 @@ pub async fn serve(
     mut stop: watch::Receiver<bool>,
 ) {
     let Ends { orders, mut news, events } = ends;
-    let mut changes = manager.raft.subscribe();
     let mut directory = manager.peers.book().directory();
     directory.mark_changed();
     let mut session = Session {
@@ -75,9 +71,9 @@ pub async fn serve(
         node,
         orders,
         assigner: Assigner::new(node),
+        place: manager.dispatch.open(node),
         shims: HashMap::new(),
         unsealed: BTreeSet::new(),
-        reports: BTreeMap::new(),
         role: None,
         told: Instant::now(),
         events,
@@ -85,7 +81,8 @@ pub async fn serve(
     let (description, advertise) = (Box::new(hello.description), hello.advertise);
     let up = SessionNews::Up { node, addr, description, advertise };
     // First of all: a manager whose address has changed gets no log before the leader knows it.
-    if session.events.send(up).await.is_err() {
+    if session.events.send(up).await.is_err() || session.events.send(session.heard()).await.is_err()
+    {
         return;
     }
     // What a manager that was cut off for a while knows may be over: a node that is told of it
@@ -99,15 +96,12 @@ pub async fn serve(
         let alive = tokio::select! {
             biased;
             () = stopped(&mut stop) => false,
-            event = changes.next() => match event {
-                Some(event) => session.changed(&event).await,
-                None => false,
-            },
+            due = session.place.due() => session.catch_up(due).await,
             Ok(()) = directory.changed() => {
                 let latest = directory.borrow_and_update().clone();
                 session.introduce(latest).await
             }
-            taken = news.recv_many(&mut batch, REPORTS) => {
+            taken = news.recv_many(&mut batch, NEWS) => {
                 if batch.contains(&FromAgent::Leave) {
                     let _ = session.events.send(SessionNews::Closed(node)).await;
                     return;
@@ -115,7 +109,6 @@ pub async fn serve(
                 taken > 0 && session.hear(std::mem::take(&mut batch)).await
             }
             _ = heartbeat.tick() => {
-                session.flush().await;
                 session.beat().await && session.seal_again().await
             }
         };
@@ -136,8 +129,12 @@ impl Session<'_> {
         if self.told.elapsed() >= SESSION_BEAT / 2 {
             self.told = Instant::now();
             // A full queue means that the loop is busy, not that the node is gone.
-            let _ = self.events.try_send(SessionNews::Heard(self.node));
+            let _ = self.events.try_send(self.heard());
         }
+    }
+
+    fn heard(&self) -> SessionNews {
+        SessionNews::Heard { node: self.node, by: self.manager.node }
     }
 
     async fn beat(&self) -> bool {
@@ -161,6 +158,7 @@ impl Session<'_> {
         let (raft, assigner) = (&self.manager.raft, &mut self.assigner);
         match raft.view(|state| assigner.diff(state)) {
             Some(diff) => {
+                self.place.note(&diff);
                 for id in &diff.remove {
                     self.shims.remove(id);
                 }
@@ -170,25 +168,14 @@ impl Session<'_> {
         }
     }
 
-    async fn changed(&mut self, event: &Event) -> bool {
-        let (tasks, materials, node) = match event {
-            Event::Rescan => (true, true, true),
-            Event::Applied(applied) => {
-                let any = |what: &dyn Fn(&Change) -> bool| applied.changes.iter().any(what);
-                (
-                    any(&|c| matches!(c, Change::Task(_))),
-                    any(&|c| matches!(c, Change::Material(_))),
-                    any(&|c| *c == Change::Node(self.node)),
-                )
-            }
-        };
-        if node && !self.tell_role().await {
+    async fn catch_up(&mut self, due: Due) -> bool {
+        if due.role && !self.tell_role().await {
             return false;
         }
-        if (tasks || materials) && !self.assign().await {
+        if (due.tasks || due.materials) && !self.assign().await {
             return false;
         }
-        if !materials {
+        if !due.materials {
             return true;
         }
         let ids: Vec<TaskId> = self.shims.keys().copied().collect();
@@ -205,10 +192,9 @@ impl Session<'_> {
         self.tell_heard();
         for news in batch {
             match news {
-                FromAgent::Reports(more) => {
-                    // The session's node is known by its connection; what a report says does not count.
-                    let own = more.into_iter().map(|r| TaskReport { node: self.node, ..r });
-                    self.reports.extend(own.map(|report| (report.id, report)));
+                FromAgent::Reports(reports) => {
+                    let (manager, node) = (self.manager, self.node);
+                    manager.raft.view(|state| manager.dispatch.report(state, node, reports));
                 }
                 FromAgent::Shim { task, key, held, sequence } => {
                     let held = held.into_iter().collect();
@@ -226,20 +212,7 @@ impl Session<'_> {
                 return false;
             }
         }
-        self.flush().await;
         true
-    }
-
-    /// Proposes what was reported. What the log does not take waits for the next heartbeat.
-    async fn flush(&mut self) {
-        if self.reports.is_empty() {
-            return;
-        }
-        let reports = self.reports.values().cloned().collect();
-        match self.manager.propose(Command::TaskReport(reports)).await {
-            Ok(_) | Err(Refusal::Rejected(_)) => self.reports.clear(),
-            Err(error) => tracing::warn!(%error, "reports of an agent wait for the log"),
-        }
     }
 
     async fn seal_again(&mut self) -> bool {

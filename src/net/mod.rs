@@ -14,6 +14,7 @@ mod tests;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
+use nix::sys::socket::{setsockopt, sockopt};
 use quinn::{Endpoint, EndpointConfig, TokioRuntime, VarInt};
 use skep_core::id::NodeId;
 
@@ -91,6 +92,7 @@ impl Net {
     ) -> Result<Arc<Self>, ListenError> {
         let failed = |source| ListenError { addr, source };
         let socket = UdpSocket::bind(addr).map_err(failed)?;
+        widen(&socket);
         let runtime = Arc::new(TokioRuntime);
         let endpoint = Endpoint::new(EndpointConfig::default(), None, socket, runtime);
         Ok(Arc::new(Self {
@@ -155,6 +157,17 @@ impl Net {
                 tracing::debug!(%error, "the UDP port is freed later");
             }
         }
+    }
+}
+
+/// Gives a socket room for what comes at once. Without privileges it gets what the kernel grants.
+fn widen(socket: &UdpSocket) {
+    let bytes = crate::limits::NET_BUFFER_BYTES;
+    let widened = setsockopt(socket, sockopt::RcvBufForce, &bytes)
+        .or_else(|_| setsockopt(socket, sockopt::RcvBuf, &bytes))
+        .and(setsockopt(socket, sockopt::SndBuf, &bytes));
+    if let Err(error) = widened {
+        tracing::debug!(%error, "the UDP port's buffers stay as they are");
     }
 }
 

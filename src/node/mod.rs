@@ -9,7 +9,7 @@ mod lock;
 pub mod part;
 mod reach;
 mod roles;
-mod session;
+pub mod session;
 #[cfg(test)]
 mod version_tests;
 
@@ -365,9 +365,8 @@ impl Node {
             agent,
             net,
             reach: Arc::new(Ways(Arc::clone(&own))),
-            line: std::sync::Mutex::new(None),
+            seat: Arc::default(),
             peers,
-            half: RwLock::new(None),
             advertise: file.advertise_addr.clone(),
             file: std::sync::Mutex::new(file),
             stop,
@@ -420,7 +419,10 @@ impl Node {
         let (role, roles) = watch::channel(swarm.file().raft_id);
         let (removed, is_removed) = watch::channel(false);
         let uplink = Uplink {
-            swarm: Arc::clone(swarm),
+            node: swarm.node,
+            net: Arc::clone(&swarm.net),
+            book: Arc::clone(swarm.book()),
+            seat: Arc::clone(&swarm.seat),
             news,
             orders,
             hello: Hello {
@@ -432,13 +434,15 @@ impl Node {
             },
             role,
             removed,
-            asked: Arc::new(Remote::new(Arc::clone(&swarm.agent))),
+            asked: Some(Arc::new(Remote::new(Arc::clone(&swarm.agent)))),
             stop: stop.clone(),
             is_leaving: false,
         };
         let mut workers = swarm.workers.lock().await;
         let obeying = Arc::clone(&swarm.agent);
         workers.spawn(async move { obeying.obey(obeyed).await });
+        let minding = Arc::clone(&swarm.agent);
+        workers.spawn(async move { minding.mind_isolation().await });
         workers.spawn(uplink.run());
         workers.spawn(Arc::clone(self).keep_role(Arc::clone(swarm), roles, stop.clone()));
         workers.spawn(Arc::clone(self).keep_certificate(Arc::clone(swarm), stop.clone()));

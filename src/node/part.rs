@@ -1,6 +1,6 @@
 //! This node's part in a swarm: its agent always, and a manager while the swarm says so.
 
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use quinn::Connection;
 use skep_core::apply::Change;
@@ -11,10 +11,11 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::interval;
 
+use super::session::Seat;
 use crate::agent::Agent;
 use crate::gate::Refusal;
 use crate::identity::store::NodeFile;
-use crate::limits::{NET_REVIEW, SESSION_QUEUE};
+use crate::limits::{NET_REVIEW, SESSION_NEWS};
 use crate::manager::images::Images;
 use crate::manager::members::tend;
 use crate::manager::peers::{Book, Peers};
@@ -22,7 +23,7 @@ use crate::manager::pump::pump;
 use crate::manager::reach::Reach;
 use crate::manager::reception::{Desk, Requests};
 use crate::manager::stopped;
-use crate::manager::{Manager, leader};
+use crate::manager::{Manager, dispatch, leader};
 use crate::net::{Admission, Closed, Net, Recorded, Visit};
 use crate::wire::control::SessionNews;
 use crate::wire::session::{Directory, ManagerEntry};
@@ -40,12 +41,10 @@ pub struct Swarm {
     pub net: Arc<Net>,
     /// The way to the agents of other nodes.
     pub reach: Arc<dyn Reach>,
-    /// The connection of its session, while that is with another node.
-    pub(super) line: Mutex<Option<Connection>>,
+    /// Where its session is, and with that its manager half.
+    pub(super) seat: Arc<Seat>,
     /// The other managers, and who they are.
     pub peers: Arc<Peers>,
-    /// Its manager half, while it has one.
-    pub(super) half: RwLock<Option<Arc<Half>>>,
     /// Its identity file as it was last written.
     pub(super) file: Mutex<NodeFile>,
     /// Address with port by which others reach it.
@@ -72,7 +71,7 @@ impl Swarm {
     /// Its manager half, while it has one.
     #[must_use]
     pub fn half(&self) -> Option<Arc<Half>> {
-        self.half.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.seat.half()
     }
 
     /// Its manager, while it is one.
@@ -82,7 +81,7 @@ impl Swarm {
     }
 
     pub(super) fn set_half(&self, half: Option<Arc<Half>>) -> Option<Arc<Half>> {
-        std::mem::replace(&mut *self.half.write().unwrap_or_else(PoisonError::into_inner), half)
+        self.seat.set_half(half)
     }
 
     /// Its identity file as it was last written.
@@ -94,11 +93,7 @@ impl Swarm {
     /// The connection of its session, while that is with another node.
     #[must_use]
     pub fn line(&self) -> Option<Connection> {
-        self.line.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    pub(super) fn set_line(&self, line: Option<Connection>) {
-        *self.line.lock().unwrap_or_else(PoisonError::into_inner) = line;
+        self.seat.line()
     }
 
     /// Why this node counts no more, if a manager of a later incarnation was met.
@@ -139,13 +134,15 @@ impl Half {
         requests: Arc<dyn Requests>,
     ) -> Arc<Self> {
         let (stop, stopped) = watch::channel(false);
-        let (news, news_rx) = mpsc::channel(SESSION_QUEUE);
-        let (leading, leading_rx) = mpsc::channel(SESSION_QUEUE);
+        let (news, news_rx) = mpsc::channel(SESSION_NEWS);
+        let (leading, leading_rx) = mpsc::channel(SESSION_NEWS);
         let mut workers = JoinSet::new();
         let (lead, stop_leading) = (Arc::clone(&manager), stopped.clone());
         workers.spawn(async move { leader::lead(&lead, leading_rx, stop_leading).await });
         let (pumping, stop_pumping) = (Arc::clone(&manager), stopped.clone());
         workers.spawn(async move { pump(&pumping, news_rx, leading, stop_pumping).await });
+        let (dispatching, stop_dispatching) = (Arc::clone(&manager), stopped.clone());
+        workers.spawn(async move { dispatch::run(&dispatching, stop_dispatching).await });
         let (tending, stop_tending) = (Arc::clone(&manager), stopped.clone());
         workers.spawn(async move { tend(&tending, stop_tending).await });
         let keeper: Arc<dyn Admission> = Arc::new(Gatekeeper(Arc::clone(&manager)));

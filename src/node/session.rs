@@ -2,23 +2,26 @@
 //! answers. It moves when its manager is silent, and tells the next one all that it must know.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
+use quinn::Connection;
 use skep_core::assign::AssignmentDiff;
 use skep_core::command::TaskReport;
-use skep_core::id::TaskId;
+use skep_core::id::{NodeId, TaskId};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, interval, sleep, timeout_at};
 
-use super::part::{Half, Swarm};
+use super::part::Half;
 use super::reach::note;
 use crate::agent::remote::Remote;
 use crate::limits::{NET_MESSAGE_BYTES, SESSION_BEAT, SESSION_QUEUE, SESSION_SILENCE};
+use crate::manager::peers::Book;
 use crate::manager::session::{Ends, serve};
 use crate::manager::stopped;
-use crate::net::{BiStream, Closed, Expected, Protocol, closed};
+use crate::net::{BiStream, Closed, Expected, Net, Protocol, closed};
 use crate::wire::session::{FromAgent, Hello, ToAgent};
 use crate::wire::{receive_next, send};
 
@@ -94,25 +97,66 @@ enum Ended {
     Left,
 }
 
+/// Where a node's session can be, and where it is.
+#[derive(Debug, Default)]
+pub struct Seat {
+    /// The node's manager half, while it has one.
+    half: RwLock<Option<Arc<Half>>>,
+    /// The session's connection, while it is with another node.
+    line: Mutex<Option<Connection>>,
+}
+
+impl Seat {
+    pub(super) fn half(&self) -> Option<Arc<Half>> {
+        self.half.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn set_half(&self, half: Option<Arc<Half>>) -> Option<Arc<Half>> {
+        std::mem::replace(&mut *self.half.write().unwrap_or_else(PoisonError::into_inner), half)
+    }
+
+    pub(super) fn line(&self) -> Option<Connection> {
+        self.line.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The address of the manager that has the session, unless that is this node.
+    #[must_use]
+    pub fn peer(&self) -> Option<SocketAddr> {
+        self.line().map(|line| line.remote_address())
+    }
+
+    fn set_line(&self, line: Option<Connection>) {
+        *self.line.lock().unwrap_or_else(PoisonError::into_inner) = line;
+    }
+}
+
 /// Holds the agent's session until the node stops.
-pub(super) struct Uplink {
-    /// The node's part.
-    pub(super) swarm: Arc<Swarm>,
+#[derive(Debug)]
+pub struct Uplink {
+    /// The node.
+    pub node: NodeId,
+    /// Its end of the network.
+    pub net: Arc<Net>,
+    /// Who the managers are.
+    pub book: Arc<Book>,
+    /// Where the session is.
+    pub seat: Arc<Seat>,
     /// From the agent.
-    pub(super) news: mpsc::Receiver<FromAgent>,
+    pub news: mpsc::Receiver<FromAgent>,
     /// To the agent.
-    pub(super) orders: mpsc::Sender<ToAgent>,
+    pub orders: mpsc::Sender<ToAgent>,
     /// What the node says of itself.
-    pub(super) hello: Hello,
+    pub hello: Hello,
     /// The Raft id that the swarm gives this node; 0 for a worker.
-    pub(super) role: watch::Sender<u64>,
+    pub role: watch::Sender<u64>,
     /// Turns true once a manager said that this node was removed.
-    pub(super) removed: watch::Sender<bool>,
-    /// Answers what managers ask of this node.
-    pub(super) asked: Arc<Remote>,
-    pub(super) stop: watch::Receiver<bool>,
+    pub removed: watch::Sender<bool>,
+    /// Answers what managers ask of this node; without it nothing is answered.
+    pub asked: Option<Arc<Remote>>,
+    /// Turns true when the node stops.
+    pub stop: watch::Receiver<bool>,
     /// Whether it has said that the node leaves.
-    pub(super) is_leaving: bool,
+    pub is_leaving: bool,
 }
 
 /// The manager's end of a session, wherever it is.
@@ -123,12 +167,12 @@ struct Line {
 
 impl Uplink {
     /// Runs until the node stops, or is no longer a member.
-    pub(super) async fn run(mut self) {
+    pub async fn run(mut self) {
         let mut memory = Memory::default();
         let mut round = 0u32;
         loop {
             let began = Instant::now();
-            let ended = match self.swarm.half() {
+            let ended = match self.seat.half() {
                 Some(half) => self.local(&half, &mut memory).await,
                 None => self.remote(&mut memory, round).await,
             };
@@ -141,7 +185,7 @@ impl Uplink {
                 }
                 Ended::Lost(_) => {}
             }
-            if self.swarm.outlived().is_some() {
+            if self.book.is_outlived() {
                 self.end_tasks().await;
                 return;
             }
@@ -178,10 +222,15 @@ impl Uplink {
         let (orders, rx) = mpsc::channel(SESSION_QUEUE);
         let manager = Arc::clone(&half.manager);
         let ends = Ends { orders, news, events: half.news.clone() };
-        let (node, hello, stop) = (self.swarm.node, self.hello(), half.stop.subscribe());
-        let addr = host(self.swarm.advertise()).to_owned();
-        let serving =
-            tokio::spawn(async move { serve(&manager, node, hello, addr, ends, stop).await });
+        let (node, hello, stop) = (self.node, self.hello(), half.stop.subscribe());
+        let addr = host(&self.hello.advertise).to_owned();
+        let serving = tokio::spawn(async move {
+            tokio::select! {
+                () = serve(&manager, node, hello, addr, ends, stop) => {}
+                // A manager that is cut off is none to its own node either.
+                () = manager.out_of_touch() => {}
+            }
+        });
         let ended = self.talk(Line { tx, rx }, memory).await;
         serving.abort();
         ended
@@ -189,8 +238,8 @@ impl Uplink {
 
     /// Tries every manager once, in an order of its own.
     async fn remote(&mut self, memory: &mut Memory, round: u32) -> Ended {
-        let mut managers = self.swarm.book().directory().borrow().managers.clone();
-        managers.retain(|manager| manager.node != self.swarm.node);
+        let mut managers = self.book.directory().borrow().managers.clone();
+        managers.retain(|manager| manager.node != self.node);
         if managers.is_empty() {
             return Ended::Lost(None);
         }
@@ -205,7 +254,7 @@ impl Uplink {
             let mut stop = self.stop.clone();
             let dialled = tokio::select! {
                 () = stopped(&mut stop) => return Ended::Stop,
-                dialled = self.swarm.net.dial(&expected, Protocol::Agent) => dialled,
+                dialled = self.net.dial(&expected, Protocol::Agent) => dialled,
             };
             let connection = match dialled {
                 Ok(connection) => connection,
@@ -239,9 +288,9 @@ impl Uplink {
 
     /// A session over one connection.
     async fn over(&mut self, connection: &quinn::Connection, memory: &mut Memory) -> Ended {
-        self.swarm.set_line(Some(connection.clone()));
+        self.seat.set_line(Some(connection.clone()));
         let ended = self.carry(connection, memory).await;
-        self.swarm.set_line(None);
+        self.seat.set_line(None);
         ended
     }
 
@@ -252,7 +301,7 @@ impl Uplink {
         }
         let (news, mut news_rx) = mpsc::channel::<FromAgent>(SESSION_QUEUE);
         let (orders, orders_rx) = mpsc::channel(SESSION_QUEUE);
-        let asked = Arc::clone(&self.asked);
+        let asked = self.asked.clone();
         let carry = async move {
             let write = async {
                 while let Some(message) = news_rx.recv().await {
@@ -274,7 +323,9 @@ impl Uplink {
             let answer = async {
                 let mut answers = JoinSet::new();
                 while let Ok(stream) = connection.accept_bi().await {
-                    let (asked, stream) = (Arc::clone(&asked), BiStream::new(stream));
+                    let (Some(asked), stream) = (asked.clone(), BiStream::new(stream)) else {
+                        continue;
+                    };
                     answers.spawn(async move { note(asked.serve(stream).await) });
                     while answers.try_join_next().is_some() {}
                 }
@@ -302,7 +353,7 @@ impl Uplink {
         let mut beat = interval(SESSION_BEAT);
         let mut heard = Instant::now();
         // Whether this node has a manager half is part of where the session belongs.
-        let is_manager = self.swarm.half().is_some();
+        let is_manager = self.seat.half().is_some();
         loop {
             let message = tokio::select! {
                 () = stopped(&mut stop) => return Ended::Stop,
@@ -322,7 +373,7 @@ impl Uplink {
                     None => return Ended::Stop,
                 },
                 _ = beat.tick() => {
-                    if self.swarm.half().is_some() != is_manager {
+                    if self.seat.half().is_some() != is_manager {
                         return Ended::Lost(None);
                     }
                     FromAgent::Beat
@@ -344,23 +395,22 @@ impl Uplink {
 
     async fn obey(&self, order: ToAgent) -> bool {
         match order {
-            ToAgent::Beat => true,
             ToAgent::Directory(directory) => {
-                self.swarm.book().update(directory);
+                self.book.update(directory);
                 true
             }
             ToAgent::Role { raft_id } => {
                 self.role.send_if_modified(|role| std::mem::replace(role, raft_id) != raft_id);
                 true
             }
-            order @ (ToAgent::Assign(_) | ToAgent::Deliver { .. }) => {
+            order @ (ToAgent::Beat | ToAgent::Assign(_) | ToAgent::Deliver { .. }) => {
                 self.orders.send(order).await.is_ok()
             }
         }
     }
 
     fn hello(&self) -> Hello {
-        let greeting = self.swarm.book().greeting();
+        let greeting = self.book.greeting();
         Hello {
             incarnation: greeting.incarnation,
             incarnation_id: greeting.incarnation_id,

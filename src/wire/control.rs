@@ -120,7 +120,14 @@ pub enum SessionNews {
     },
     /// It was heard of.
     #[n(1)]
-    Heard(#[n(0)] NodeId),
+    Heard {
+        /// Node.
+        #[n(0)]
+        node: NodeId,
+        /// The manager that has its session.
+        #[n(1)]
+        by: NodeId,
+    },
     /// It closed its session on purpose.
     #[n(2)]
     Closed(#[n(0)] NodeId),

@@ -71,11 +71,7 @@ fn progress(came: Came) -> String {
 
 /// Waits until the task is to go.
 async fn unwanted(wanted: &mut watch::Receiver<Wanted>) {
-    let is_over = |wanted: &Wanted| match wanted {
-        Wanted::Gone => true,
-        Wanted::Run(assignment) => assignment.task.desired > TaskState::Running,
-    };
-    if wanted.wait_for(is_over).await.is_err() {
+    if wanted.wait_for(Wanted::is_over).await.is_err() {
         // The agent is gone with the daemon, and this call with it.
         pending::<()>().await;
     }

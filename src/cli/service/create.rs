@@ -9,7 +9,7 @@ use super::super::json;
 use super::super::material::Kind;
 use super::super::values::{env_file, environment, labels};
 use super::super::{human, progress};
-use super::flags::apply_settings;
+use super::flags::{apply_settings, on_isolation};
 use super::mounts;
 use super::{grants, print_warnings};
 
@@ -58,8 +58,9 @@ fn spec(call: &Call) -> Result<Value, CliError> {
         let (groups, has_groups) = list("group");
         let (added, has_added) = list("cap-add");
         let (dropped, has_dropped) = list("cap-drop");
-        let container_labels = labels(matches.all("container-label"));
-        set("Labels", container_labels, matches.has("container-label"));
+        let mut container_labels = matches.all("container-label").to_vec();
+        container_labels.extend(on_isolation(matches));
+        set("Labels", labels(&container_labels), !container_labels.is_empty());
         set("Args", json!(args), !args.is_empty());
         set("Env", json!(environment(&variables)), !variables.is_empty());
         set("Groups", groups, has_groups);

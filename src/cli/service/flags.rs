@@ -2,6 +2,7 @@
 //! ones set.
 
 use serde_json::{Map, Value, json};
+use skep_core::isolation::{self, OnIsolation};
 
 use super::super::error::CliError;
 use super::super::flags::{Flag, Matches};
@@ -132,6 +133,23 @@ fn defaults(object: &[&str]) -> Map<String, Value> {
     }
 }
 
+/// What becomes of the tasks on a node that has lost its managers.
+const ON_ISOLATION: Flag = Flag::with(
+    "on-isolation",
+    "string",
+    "On a node cut off from the managers: keep tasks, or stop=DURATION (default \"keep\")",
+)
+.check(check_on_isolation);
+
+fn check_on_isolation(text: &str) -> Result<(), String> {
+    OnIsolation::parse(text).map(|_| ()).map_err(|error| error.to_string())
+}
+
+/// The container's label for `--on-isolation`, as `KEY=VALUE`.
+pub(super) fn on_isolation(matches: &Matches) -> Option<String> {
+    matches.get("on-isolation").map(|text| format!("{}={text}", isolation::LABEL))
+}
+
 /// Flags of `service create`.
 pub(super) const CREATE: &[Flag] = &[
     Flag::with("cap-add", "list", "Add Linux capabilities"),
@@ -163,6 +181,7 @@ pub(super) const CREATE: &[Flag] = &[
     Flag::with("name", "string", "Service name"),
     Flag::with("network", "network", "Network attachments"),
     NO_RESOLVE_IMAGE,
+    ON_ISOLATION,
     QUIET,
     READ_ONLY,
     REPLICAS,
@@ -257,6 +276,7 @@ pub(super) const UPDATE_FLAGS: &[Flag] = &[
     Flag::with("network-add", "network", "Add a network"),
     Flag::with("network-rm", "list", "Remove a network"),
     NO_RESOLVE_IMAGE,
+    ON_ISOLATION,
     QUIET,
     READ_ONLY,
     REPLICAS,

@@ -10,7 +10,7 @@ use super::super::material::Kind;
 use super::super::progress;
 use super::super::values::environment;
 use super::create::{apply_log_driver, mounts, networks, resolve_image};
-use super::flags::apply_settings;
+use super::flags::{apply_settings, on_isolation};
 use super::{get, grants, put, set_replicas};
 
 const CONTAINER: &[&str] = &["TaskTemplate", "ContainerSpec"];
@@ -82,6 +82,12 @@ fn change(call: &Call, client: &mut Client, spec: &mut Value) -> Result<(), CliE
     }
     change_map(call, spec, &[], "Labels", "label");
     change_map(call, spec, CONTAINER, "Labels", "container-label");
+    if let (Some(label), Some(labels)) =
+        (on_isolation(matches), json::object_at(spec, &[CONTAINER, &["Labels"]].concat()))
+        && let Some((key, value)) = label.split_once('=')
+    {
+        labels.insert(key.to_owned(), Value::from(value));
+    }
     change_map(call, spec, CONTAINER, "Sysctls", "sysctl");
     let variables = environment(matches.all("env-add"));
     change_list(spec, CONTAINER, "Env", &variables, matches.all("env-rm"), name_of);

@@ -16,6 +16,7 @@ pub mod command;
 pub mod control;
 pub mod format;
 pub mod id;
+pub mod isolation;
 pub mod limits;
 pub mod model;
 pub mod outcome;

@@ -94,5 +94,12 @@ pub const NODE_DOWN_AFTER: Span = Span::from_secs(3);
 pub const NODE_LOST_AFTER: Span = Span::from_secs(24 * 3600);
 /// How long a new task waits for the one it replaces to stop, beyond that one's stop grace.
 pub const OLD_TASK_WAIT: Span = Span::from_secs(60);
+/// A manager that has not been heard of for this long counts as gone where it is asked why the nodes
+/// that have their sessions there are silent, too: they are given time to find another.
+pub const MANAGER_SILENT_AFTER: Span = Span::from_millis(1_500);
 /// How long a new leader waits for a node that was there: all of them have to reconnect at once.
 pub const RECONNECT_WITHIN: Span = Span::from_secs(10);
+/// Shortest isolation after which a task may be stopped: a session has to have time to move.
+pub const ISOLATION_MIN: Span = Span::from_secs(5);
+/// Longest isolation after which a task may be stopped.
+pub const ISOLATION_MAX: Span = Span::from_secs(30 * 24 * 3600);

@@ -154,7 +154,7 @@ impl Swarm {
     /// What all nodes say once a second.
     fn heartbeats(&mut self) -> Result<()> {
         self.heard = self.now;
-        let heard: Vec<_> = self.node_ids().into_iter().map(SessionEvent::Heard).collect();
+        let heard: Vec<_> = self.node_ids().into_iter().map(SessionEvent::heard).collect();
         heard.chunks(EVENTS).try_for_each(|events| self.step(Input::Sessions(events)))
     }
 
@@ -320,7 +320,7 @@ impl Swarm {
         let nodes = self.node_ids();
         let lost = nodes[nodes.len() / 2];
         let others = nodes.iter().filter(|id| **id != lost);
-        let heard: Vec<_> = others.copied().map(SessionEvent::Heard).collect();
+        let heard: Vec<_> = others.copied().map(SessionEvent::heard).collect();
         self.now = self.now + Span::from_millis(2_500);
         self.heard = self.now;
         for events in heard.chunks(EVENTS) {

@@ -8,6 +8,7 @@ use alloc::string::String;
 use super::check_labels;
 use crate::command::Rejection;
 use crate::control::constraint;
+use crate::isolation::{self, OnIsolation};
 use crate::limits;
 use crate::model::container::ContainerSpec;
 use crate::model::material::MaterialKind;
@@ -37,6 +38,12 @@ pub(super) fn check(spec: &ServiceSpec) -> Result<(), Rejection> {
         return invalid("name must be valid as a DNS name component");
     }
     check_labels(&spec.labels)?;
+    if spec.labels.contains_key(isolation::LABEL) {
+        return invalid(format!(
+            "{} is a label of the container, not of the service: use --container-label",
+            isolation::LABEL
+        ));
+    }
     check_task(&spec.task)?;
     match spec.mode {
         ServiceMode::Replicated { replicas } if replicas > limits::REPLICAS => invalid(format!(
@@ -75,6 +82,10 @@ fn check_task(task: &TaskSpec) -> Result<(), Rejection> {
         for expression in &placement.constraints {
             constraint::parse(expression).map_err(|e| Rejection::Invalid(format!("{e}")))?;
         }
+    }
+    if let Some(said) = task.container.labels.get(isolation::LABEL) {
+        OnIsolation::parse(said)
+            .map_err(|e| Rejection::Invalid(format!("label {}: {e}", isolation::LABEL)))?;
     }
     let mut targets = BTreeSet::new();
     for mount in &task.container.mounts {

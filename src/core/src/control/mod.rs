@@ -19,6 +19,8 @@ mod reaper;
 mod restart;
 mod scheduler;
 mod sessions;
+#[cfg(test)]
+mod sessions_tests;
 mod spread;
 mod updater;
 

@@ -27,9 +27,23 @@ pub enum SessionEvent {
         description: Box<NodeDescription>,
     },
     /// It was heard of.
-    Heard(NodeId),
+    Heard {
+        /// Node.
+        node: NodeId,
+        /// The manager that has its session: its own node, if that is one.
+        by: NodeId,
+    },
     /// It closed its session on purpose.
     Closed(NodeId),
+}
+
+impl SessionEvent {
+    /// A manager was heard of, whose session is with itself, or a node whose session cannot be
+    /// lost with its manager.
+    #[must_use]
+    pub fn heard(node: NodeId) -> Self {
+        Self::Heard { node, by: node }
+    }
 }
 
 /// How late the loop may look before it must have slept itself.
@@ -40,6 +54,8 @@ const OVERSLEPT: Span = Span::from_secs(1);
 pub(super) struct Sessions {
     heard: Times,
     down: Times,
+    /// Which manager has each node's session, of those whose session is with another node.
+    by: BTreeMap<NodeId, NodeId>,
 }
 
 /// One moment for each of some nodes.
@@ -87,7 +103,10 @@ impl Sessions {
                 self.heard.set(*id, now);
             }
             Some(_) => {}
-            None => self.heard.forget(id),
+            None => {
+                self.heard.forget(id);
+                self.by.remove(id);
+            }
         }
         self.notice_down(state, id);
     }
@@ -121,13 +140,18 @@ impl Sessions {
                 SessionEvent::Up { node: id, addr, advertise, description } => {
                     let Some(node) = state.node(id) else { continue };
                     self.heard.set(*id, now);
+                    self.by.remove(id);
+                    self.await_agents_of(id, now);
                     reports.turn(node, NodeState::Ready, "", addr, now);
                     reports.describe(node, description);
                     reports.locate(node, advertise);
                 }
-                SessionEvent::Heard(id) => {
+                SessionEvent::Heard { node: id, by } => {
                     let Some(node) = state.node(id) else { continue };
                     self.heard.set(*id, now);
+                    if by != id {
+                        self.by.insert(*id, *by);
+                    }
                     if node.status.state != NodeState::Ready || reports.0.contains_key(id) {
                         reports.turn(node, NodeState::Ready, "", "", now);
                     }
@@ -135,6 +159,7 @@ impl Sessions {
                 SessionEvent::Closed(id) => {
                     let Some(node) = state.node(id) else { continue };
                     self.heard.set(*id, now);
+                    self.by.remove(id);
                     reports.turn(node, NodeState::Disconnected, "", "", now);
                 }
             }
@@ -153,11 +178,40 @@ impl Sessions {
             if last + limits::NODE_DOWN_AFTER > now {
                 break;
             }
+            if let Some(until) = self.lost_its_manager(&id, now) {
+                self.heard.set(id, until - limits::NODE_DOWN_AFTER);
+                continue;
+            }
             self.heard.forget(&id);
             if let Some(node) = state.node(&id) {
                 reports.turn(node, NodeState::Down, "heartbeat failure", "", now);
             }
         }
+    }
+
+    /// A manager has a new session: whatever ended its last one ended those that it held, too.
+    fn await_agents_of(&mut self, manager: &NodeId, now: Stamp) {
+        let latest = now + limits::RECONNECT_WITHIN - limits::NODE_DOWN_AFTER;
+        let lost: Vec<NodeId> =
+            self.by.iter().filter(|(_, by)| *by == manager).map(|(id, _)| *id).collect();
+        for id in lost {
+            self.by.remove(&id);
+            if self.heard.of.contains_key(&id) {
+                self.heard.set(id, latest);
+            }
+        }
+    }
+
+    /// Until when a silent node is waited for because the manager that had its session is silent
+    /// itself; once for each session.
+    fn lost_its_manager(&mut self, id: &NodeId, now: Stamp) -> Option<Stamp> {
+        let manager = self.by.remove(id)?;
+        let since = match self.heard.of.get(&manager) {
+            Some(last) if *last + limits::MANAGER_SILENT_AFTER > now => return None,
+            Some(last) => *last,
+            None => now,
+        };
+        Some(since + limits::RECONNECT_WITHIN).filter(|until| *until > now)
     }
 
     pub(super) fn deadline(&self) -> Option<Stamp> {

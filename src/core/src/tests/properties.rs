@@ -242,7 +242,7 @@ impl Play {
                 for node in nodes.into_iter().filter(|node| *node != silent) {
                     let state = self.sim.world.state.node(&node).unwrap().status.state;
                     if state == NodeState::Ready {
-                        self.sim.event(SessionEvent::Heard(node));
+                        self.sim.event(SessionEvent::heard(node));
                     }
                 }
                 self.sim.settle();

@@ -85,7 +85,7 @@ impl Stage {
         match verb {
             "node" => self.node(words),
             "close" => self.sim.event(SessionEvent::Closed(self.nodes[words[0]])),
-            "heard" => self.sim.event(SessionEvent::Heard(self.nodes[words[0]])),
+            "heard" => self.sim.event(SessionEvent::heard(self.nodes[words[0]])),
             "late" => self.late(words),
             "leave" => {
                 let id = self.nodes[words[0]];
@@ -142,7 +142,7 @@ impl Stage {
                 let time = words.get(1).unwrap_or(&"3s");
                 self.sim.world.now = self.sim.world.now + span(time);
                 let others = self.nodes.values().filter(|id| **id != node);
-                let heard: Vec<_> = others.map(|id| SessionEvent::Heard(*id)).collect();
+                let heard: Vec<_> = others.map(|id| SessionEvent::heard(*id)).collect();
                 heard.into_iter().for_each(|event| self.sim.event(event));
                 self.sim.settle();
             }

@@ -124,7 +124,7 @@ impl Sim {
     pub(crate) fn heartbeats(&mut self) {
         let nodes = self.world.state.nodes();
         let ready = nodes.filter(|node| node.status.state == NodeState::Ready);
-        let events: Vec<_> = ready.map(|node| SessionEvent::Heard(node.id)).collect();
+        let events: Vec<_> = ready.map(|node| SessionEvent::heard(node.id)).collect();
         let input = Input::Sessions(&events);
         let commands = self.control.step(&self.world.state, input, self.world.now);
         self.commit(commands);

@@ -170,7 +170,7 @@ impl Swarm {
             Message::Reports(reports) => reports.iter().all(|report| report.node != node),
             Message::Session(
                 SessionEvent::Up { node: id, .. }
-                | SessionEvent::Heard(id)
+                | SessionEvent::Heard { node: id, .. }
                 | SessionEvent::Closed(id),
             ) => *id != node,
         });
@@ -224,7 +224,7 @@ impl Swarm {
         }
         self.beat = now;
         let open = self.agents.values().filter(|agent| agent.is_on && agent.session.is_some());
-        let heard: Vec<_> = open.map(|agent| SessionEvent::Heard(agent.node)).collect();
+        let heard: Vec<_> = open.map(|agent| SessionEvent::heard(agent.node)).collect();
         for event in heard {
             self.send(Message::Session(event));
         }
