@@ -20,22 +20,21 @@ pub(crate) fn disks() -> Disks {
     Disks { log: Arc::new(disk.clone()), snapshots: Arc::new(disk.beside()) }
 }
 
+/// Reasons that a test may leave unread.
+const REASONS: usize = 16;
+
 /// A hook that tells the test.
-pub(crate) fn hook() -> (FatalHook, mpsc::UnboundedReceiver<String>) {
-    let (told, reasons) = mpsc::unbounded_channel();
+pub(crate) fn hook() -> (FatalHook, mpsc::Receiver<String>) {
+    let (told, reasons) = mpsc::channel(REASONS);
     let hook = FatalHook::new(move |reason| {
-        // A test that has ended listens no more.
-        let _ = told.send(reason.to_owned());
+        // A test that has ended listens no more, and one reason too many says nothing new.
+        let _ = told.try_send(reason.to_owned());
     });
     (hook, reasons)
 }
 
 /// A manager that follows, and what stops it.
-async fn follow(
-    wire: &Arc<Wire>,
-    leader: &Raft,
-    raft_id: u64,
-) -> (Raft, mpsc::UnboundedReceiver<String>) {
+async fn follow(wire: &Arc<Wire>, leader: &Raft, raft_id: u64) -> (Raft, mpsc::Receiver<String>) {
     let (hook, reasons) = hook();
     let node = add_as(wire, raft_id, disks(), FORMAT, hook).await.unwrap();
     leader.add_learner(raft_id, format!("127.0.0.1:{raft_id}")).await.unwrap();

@@ -139,7 +139,7 @@ fn later() -> Payload {
     Payload(encode(&Later { request, stamp, command, format: NEXT }).into())
 }
 
-async fn reason(from: &mut tokio::sync::mpsc::UnboundedReceiver<String>) -> String {
+async fn reason(from: &mut tokio::sync::mpsc::Receiver<String>) -> String {
     timeout(PATIENCE, from.recv()).await.unwrap().unwrap()
 }
 

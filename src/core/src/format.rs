@@ -299,21 +299,21 @@ mod tests {
     #[test]
     fn an_entry_of_a_later_version_is_refused_and_names_both() {
         let (request, stamp) = (id(1), Stamp(2));
-        let newer = Err(EntryError::Newer { format: 2, reads: 1 });
+        let newer = EntryError::Newer { format: 2, reads: 1 };
         for command in [LaterCommand::New(1), LaterCommand::MaterialRemove { id: id(4), more: 1 }] {
             let bytes = encode(&Later { request, stamp, command, format: 2, more: None });
-            assert_eq!(read_entry(&bytes, 1), newer);
+            assert_eq!(read_entry(&bytes, 1), Err(newer.clone()));
             assert!(matches!(read_entry(&bytes, 2), Err(EntryError::Malformed(_))));
         }
         let later = |format, more| Later { request, stamp, command: init(), format, more };
-        assert_eq!(read_entry(&encode(&later(2, Some(1))), 1), newer);
-        assert_eq!(read_entry(&encode(&later(2, None)), 1), newer);
+        assert_eq!(read_entry(&encode(&later(2, Some(1))), 1), Err(newer.clone()));
+        assert_eq!(read_entry(&encode(&later(2, None)), 1), Err(newer.clone()));
         // One that does not say that it is newer is as bad.
         let lied = read_entry(&encode(&later(1, Some(1))), 1);
         assert!(matches!(lied, Err(EntryError::Malformed(_))), "{lied:?}");
         let read = read_entry(&encode(&later(1, None)), 1);
         assert_eq!(read, Ok(Proposal::new(request, stamp, init())));
-        let text = newer.unwrap_err().to_string();
+        let text = newer.to_string();
         assert!(text.contains("format 2") && text.contains("up to 1"), "{text}");
     }
 }
