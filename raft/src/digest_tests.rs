@@ -12,7 +12,7 @@ use crate::limits::DIGEST_ENTRIES;
 use crate::node::Disks;
 use crate::samples::{create, id};
 use crate::testing::CrashDisk;
-use crate::wire_tests::{PATIENCE, Wire, add_as, agree, done, first};
+use crate::wire_tests::{PATIENCE, Wire, add_as, agree, done, first, learn};
 use crate::{FatalHook, Raft};
 
 pub(crate) fn disks() -> Disks {
@@ -37,9 +37,20 @@ pub(crate) fn hook() -> (FatalHook, mpsc::Receiver<String>) {
 async fn follow(wire: &Arc<Wire>, leader: &Raft, raft_id: u64) -> (Raft, mpsc::Receiver<String>) {
     let (hook, reasons) = hook();
     let node = add_as(wire, raft_id, disks(), FORMAT, hook).await.unwrap();
-    leader.add_learner(raft_id, format!("127.0.0.1:{raft_id}")).await.unwrap();
-    leader.promote(raft_id).await.unwrap();
+    learn(leader, raft_id).await;
+    vote(leader, raft_id).await;
     (node, reasons)
+}
+
+/// Lets a learner vote. What the leader tells of its members may be a moment old: the daemon tries
+/// again as well.
+pub(crate) async fn vote(leader: &Raft, raft_id: u64) {
+    let voted = async {
+        while leader.promote(raft_id).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, voted).await.unwrap();
 }
 
 fn spoil(node: &Raft) {

@@ -11,7 +11,7 @@ use skep_core::id::RequestId;
 use skep_core::time::Stamp;
 use tokio::time::timeout;
 
-use crate::digest_tests::{disks, hook};
+use crate::digest_tests::{disks, hook, vote};
 use crate::node::Disks;
 use crate::samples::{id, init, join, reading};
 use crate::types::Payload;
@@ -26,7 +26,7 @@ fn no_fatal() -> FatalHook {
 
 async fn member(leader: &Raft, raft_id: u64) {
     leader.add_learner(raft_id, format!("127.0.0.1:{raft_id}")).await.unwrap();
-    leader.promote(raft_id).await.unwrap();
+    vote(leader, raft_id).await;
 }
 
 /// What a leader does about the format, whichever version it runs.

@@ -42,7 +42,7 @@ pub const SNAPSHOT_SEGMENTS: usize = 32;
 /// every start.
 pub const SCRUB_LOG_BYTES: u64 = 4 << 20;
 /// Entries from one digest of the state to the next. Unit tests write few.
-pub const DIGEST_ENTRIES: u64 = if cfg!(test) { 16 } else { 4_096 };
+pub const DIGEST_ENTRIES: u64 = if cfg!(test) { 64 } else { 4_096 };
 /// Digests remembered, made here and heard from leaders: one of the two may be late.
 pub const DIGESTS: usize = 16;
 /// Entries kept behind a snapshot for slow followers.
