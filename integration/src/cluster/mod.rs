@@ -177,9 +177,14 @@ impl Cluster {
         self.network.root()
     }
 
+    /// Has a program start beside a node, in its network namespace.
+    pub fn enter(&self, at: usize, command: &mut Command) -> Result<()> {
+        namespace::enter(command, &self.network.namespace(at)?)
+    }
+
     /// Runs a program beside a node, in its network namespace.
     pub fn run(&self, at: usize, command: &mut Command) -> Result<Output> {
-        namespace::enter(command, &self.network.namespace(at)?)?;
+        self.enter(at, command)?;
         command.output().with_context(|| format!("{command:?}"))
     }
 
