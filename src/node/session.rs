@@ -170,11 +170,12 @@ impl Uplink {
     pub async fn run(mut self) {
         let mut memory = Memory::default();
         let mut round = 0u32;
+        let mut lost = None;
         loop {
             let began = Instant::now();
             let ended = match self.seat.half() {
                 Some(half) => self.local(&half, &mut memory).await,
-                None => self.remote(&mut memory, round).await,
+                None => self.remote(&mut memory, round, &mut lost).await,
             };
             match ended {
                 Ended::Stop | Ended::Left => return,
@@ -236,8 +237,14 @@ impl Uplink {
         ended
     }
 
-    /// Tries every manager once, in an order of its own.
-    async fn remote(&mut self, memory: &mut Memory, round: u32) -> Ended {
+    /// Tries every manager once, in an order of its own. The one that was `lost` comes last: if it
+    /// is dead, a dial to it takes as long as a dial may.
+    async fn remote(
+        &mut self,
+        memory: &mut Memory,
+        round: u32,
+        lost: &mut Option<NodeId>,
+    ) -> Ended {
         let mut managers = self.book.directory().borrow().managers.clone();
         managers.retain(|manager| manager.node != self.node);
         if managers.is_empty() {
@@ -247,10 +254,12 @@ impl Uplink {
             crate::seal::random::<2>().map_or(0, |bytes| usize::from(u16::from_be_bytes(bytes)));
         let first = (first + round as usize) % managers.len();
         managers.rotate_left(first);
+        managers.sort_by_key(|manager| Some(manager.node) == *lost);
         let mut why = None;
         for manager in managers {
             let expected =
                 Expected { node: manager.node, public_key: manager.public_key, addr: manager.addr };
+            *lost = Some(manager.node);
             let mut stop = self.stop.clone();
             let dialled = tokio::select! {
                 () = stopped(&mut stop) => return Ended::Stop,

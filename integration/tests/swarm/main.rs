@@ -3,6 +3,8 @@
 //! process: many at once while they disturb nobody, one alone when it does.
 
 mod agents;
+mod herd;
+mod isolation;
 mod join;
 mod managers;
 mod members;

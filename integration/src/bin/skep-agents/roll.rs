@@ -94,16 +94,21 @@ impl Roll {
     /// Waits until every marked agent has a new session and all its tasks by it.
     pub(crate) async fn again(&self) -> Value {
         loop {
-            let rows = self.rows();
-            if rows.all.iter().all(|row| row.marked.is_none()) {
-                let median = rows.back.get(rows.back.len() / 2);
-                return json!({
-                    "said": "again", "agents": rows.back.len(), "first_s": rows.back.first(),
-                    "median_s": median, "last_s": rows.back.last(), "replaced": rows.replaced,
-                });
+            if let Some(said) = self.are_back() {
+                return said;
             }
-            drop(rows);
             self.changed.notified().await;
         }
+    }
+
+    fn are_back(&self) -> Option<Value> {
+        let rows = self.rows();
+        rows.all.iter().all(|row| row.marked.is_none()).then(|| {
+            let median = rows.back.get(rows.back.len() / 2);
+            json!({
+                "said": "again", "agents": rows.back.len(), "first_s": rows.back.first(),
+                "median_s": median, "last_s": rows.back.last(), "replaced": rows.replaced,
+            })
+        })
     }
 }
