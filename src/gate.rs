@@ -82,6 +82,17 @@ pub enum Request {
         spec: MaterialSpec,
         /// Plaintext, sealed before it goes anywhere.
         payload: Protected,
+        /// Who asks.
+        uid: u32,
+    },
+    /// Appends versions to secrets and configs, to all or to none.
+    MaterialAppend {
+        /// At least one, each of another secret or config.
+        items: Vec<NewVersion>,
+        /// How many versions each keeps from now on; none leaves that as it is.
+        keep: Option<u32>,
+        /// Who asks.
+        uid: u32,
     },
     /// Changes labels; a payload, if sent, must equal the stored one.
     MaterialUpdate {
@@ -127,6 +138,24 @@ pub enum Request {
     },
 }
 
+/// A version to come.
+#[derive(Debug)]
+pub struct NewVersion {
+    /// Of what.
+    pub id: MaterialId,
+    /// Where its bytes are from.
+    pub source: Source,
+}
+
+/// Where the bytes of a new version are from.
+#[derive(Debug)]
+pub enum Source {
+    /// They were sent.
+    Payload(Protected),
+    /// An old version has them.
+    Version(u64),
+}
+
 /// How to make a swarm.
 #[derive(Debug, Default)]
 pub struct SwarmInit {
@@ -164,6 +193,8 @@ pub enum Done {
     Swarm(NodeId),
     /// A secret or config was made.
     Material(MaterialId),
+    /// Their latest versions now, in the order they were asked for.
+    Versions(Vec<u64>),
     /// A service was made.
     Service(ServiceId),
     /// Nothing to say.

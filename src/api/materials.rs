@@ -87,12 +87,13 @@ async fn show(gate: &dyn Gate, material: &Material) -> Result<wire::Material, Ap
 }
 
 async fn create(kind: MaterialKind, call: Call) -> Outcome {
+    let uid = call.peer.uid();
     let sent = read(kind, &call.headers, call.body).await?;
     if !is_material_name(&sent.spec.name) {
         return Err(ApiError::invalid(NAME_RULE));
     }
     let payload = sent.payload.filter(|p| kind.admits(p.len())).ok_or_else(|| bad_size(kind))?;
-    let request = Request::MaterialCreate { kind, spec: sent.spec, payload };
+    let request = Request::MaterialCreate { kind, spec: sent.spec, payload, uid };
     match call.gate.submit(request).await? {
         Done::Material(id) => reply::json(StatusCode::CREATED, &Created { id: id.to_string() }),
         other => Err(ApiError::failed(format!("a create was answered with {other:?}"))),
@@ -113,7 +114,7 @@ async fn update(kind: MaterialKind, call: Call, word: &str) -> Outcome {
     reply::empty(StatusCode::OK)
 }
 
-fn bad_size(kind: MaterialKind) -> ApiError {
+pub(super) fn bad_size(kind: MaterialKind) -> ApiError {
     ApiError::invalid(&match kind {
         MaterialKind::Secret => format!(
             "secret data must be larger than 0 and less than {} bytes",
@@ -139,13 +140,8 @@ async fn read(kind: MaterialKind, headers: &HeaderMap, body: Incoming) -> Result
         ApiError::bad(format!("invalid JSON at line {} column {}", error.line(), error.column()))
     })?;
     drop(bytes);
-    let payload = parts.payload.take().unwrap_or(Ok(None)).map_err(|error| match error {
-        PayloadError::Base64 => ApiError::bad("invalid JSON: Data is not base64"),
-        PayloadError::TooLarge => bad_size(kind),
-        PayloadError::Memory(error) => {
-            ApiError::Said(StatusCode::SERVICE_UNAVAILABLE, chain(&error))
-        }
-    })?;
+    let payload = parts.payload.take().unwrap_or(Ok(None));
+    let payload = payload.map_err(|error| payload_error(kind, error))?;
     let set = |driver: &Option<types::Driver>| {
         driver.as_ref().is_some_and(|driver| !driver.name.is_empty())
     };
@@ -161,21 +157,31 @@ async fn read(kind: MaterialKind, headers: &HeaderMap, body: Incoming) -> Result
     Ok(Sent { spec, payload })
 }
 
+pub(super) fn payload_error(kind: MaterialKind, error: PayloadError) -> ApiError {
+    match error {
+        PayloadError::Base64 => ApiError::bad("invalid JSON: Data is not base64"),
+        PayloadError::TooLarge => bad_size(kind),
+        PayloadError::Memory(error) => {
+            ApiError::Said(StatusCode::SERVICE_UNAVAILABLE, chain(&error))
+        }
+    }
+}
+
 /// Why a payload was not decoded. None of these holds any of it.
-enum PayloadError {
+pub(super) enum PayloadError {
     Base64,
     TooLarge,
     Memory(ProtectError),
 }
 
-type Payload = Result<Option<Protected>, PayloadError>;
+pub(super) type Payload = Result<Option<Protected>, PayloadError>;
 
 /// A body as it is read: the payload goes from the body's buffer straight to protected memory.
 #[derive(Default)]
-struct Parts {
-    name: String,
+pub(super) struct Parts {
+    pub(super) name: String,
     labels: Labels,
-    payload: Option<Payload>,
+    pub(super) payload: Option<Payload>,
     driver: Option<types::Driver>,
     templating: Option<types::Driver>,
 }

@@ -33,6 +33,7 @@ mod tests;
 mod time;
 mod turn;
 mod types;
+mod versions;
 
 pub use bind::{BindError, bind};
 pub use server::serve;

@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
+use skep_core::model::material::Author;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
@@ -13,6 +14,8 @@ use super::turn::Turn;
 #[derive(Debug)]
 pub(super) struct Peer {
     socket: Option<AsyncFd<OwnedFd>>,
+    /// Its user, by the kernel's word.
+    uid: u32,
     /// Held as long as anything serves this client.
     _turn: Turn,
 }
@@ -24,7 +27,13 @@ impl Peer {
             // SAFETY: the descriptor is owned: it stays open, and the same, until it is dropped.
             unsafe { AsyncFd::register_with_interest(fd, Interest::PRIORITY) }.ok()
         });
-        Self { socket, _turn: turn }
+        let uid = stream.peer_cred().map_or(Author::UNKNOWN_UID, |peer| peer.uid());
+        Self { socket, uid, _turn: turn }
+    }
+
+    /// Its user.
+    pub(super) fn uid(&self) -> u32 {
+        self.uid
     }
 
     /// Returns when the client has closed both directions.

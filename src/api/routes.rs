@@ -11,7 +11,7 @@ use super::error::ApiError;
 use super::peer::Peer;
 use super::query::{Query, decode};
 use super::reply::{self, Outcome, Reply};
-use super::{containers, exec, images, materials, networks, nodes, services, swarm, system, tasks};
+use super::{containers, exec, images, materials, networks, nodes, services, swarm, system, tasks, versions};
 use crate::gate::{Gate, LocalState, NodeView, Refusal};
 use skep_core::model::material::MaterialKind;
 use skep_core::model::node::Role;
@@ -83,6 +83,7 @@ async fn dispatch(mut call: Call, path: &[&str]) -> Outcome {
         "nodes" => nodes::serve(call, rest).await,
         "secrets" => materials::serve(MaterialKind::Secret, call, rest).await,
         "configs" => materials::serve(MaterialKind::Config, call, rest).await,
+        "skep" => own(call, rest).await,
         "services" => services::serve(call, rest).await,
         "tasks" => tasks::serve(call, rest).await,
         "containers" => containers::serve(call, rest).await,
@@ -97,10 +98,20 @@ async fn dispatch(mut call: Call, path: &[&str]) -> Outcome {
     }
 }
 
+/// What Docker has no words for.
+async fn own(call: Call, path: &[&str]) -> Outcome {
+    match path {
+        ["v1", "secrets", rest @ ..] => versions::serve(MaterialKind::Secret, call, rest).await,
+        ["v1", "configs", rest @ ..] => versions::serve(MaterialKind::Config, call, rest).await,
+        _ => Err(ApiError::PageNotFound),
+    }
+}
+
 /// Whether only managers answer this: all that is the swarm's and not this node's own.
 fn is_of_swarm(method: &Method, path: &[&str]) -> bool {
     match path {
         ["nodes" | "secrets" | "configs" | "services" | "tasks", ..] => true,
+        ["skep", "v1", "secrets" | "configs", ..] => true,
         ["swarm"] => method == Method::GET,
         ["swarm", verb] => matches!(*verb, "update" | "unlockkey"),
         _ => false,
@@ -121,6 +132,7 @@ pub(super) fn no_manager(view: &NodeView) -> Refusal {
 fn carries_private_data(method: &Method, path: &[&str]) -> bool {
     match path.first() {
         Some(&"secrets" | &"configs") => method == Method::POST,
+        Some(&"skep") => method == Method::POST,
         Some(&"swarm") => true,
         _ => false,
     }

@@ -18,9 +18,9 @@ use crate::protected::Protected;
 use crate::seal::{PayloadName, RingSecret, SealError};
 
 /// How often a payload is sealed anew because the ring turned meanwhile.
-const RESEALS: usize = 3;
+pub(super) const RESEALS: usize = 3;
 
-fn sealing(error: SealError) -> Refusal {
+pub(super) fn sealing(error: SealError) -> Refusal {
     failed("cannot seal a payload", error)
 }
 
@@ -31,8 +31,11 @@ impl Manager {
     /// Why it was not done.
     pub async fn submit(&self, request: Request) -> Result<Done, Refusal> {
         match request {
-            Request::MaterialCreate { kind, spec, payload } => {
-                self.create_material(kind, spec, payload).await
+            Request::MaterialCreate { kind, spec, payload, uid } => {
+                self.create_material(kind, spec, payload, uid).await
+            }
+            Request::MaterialAppend { items, keep, uid } => {
+                self.append_versions(items, keep, uid).await
             }
             Request::MaterialUpdate { id, version, spec, payload } => {
                 self.check_same(id, payload).await?;
@@ -89,6 +92,7 @@ impl Manager {
         kind: MaterialKind,
         spec: MaterialSpec,
         payload: Protected,
+        uid: u32,
     ) -> Result<Done, Refusal> {
         if !kind.admits(payload.len()) {
             return Err(Rejection::Invalid(size_rule(kind)).into());
@@ -105,7 +109,7 @@ impl Manager {
                 spec: spec.clone(),
                 size,
                 payload: sealed.clone(),
-                by: Author { node: self.node, uid: Author::UNKNOWN_UID },
+                by: Author { node: self.node, uid },
             };
             match self.propose(command).await {
                 Err(Refusal::Rejected(Rejection::StaleKey { current })) => {
@@ -245,7 +249,7 @@ fn reseal(
     new.seal(name, plain).map_err(sealing)
 }
 
-fn size_rule(kind: MaterialKind) -> String {
+pub(super) fn size_rule(kind: MaterialKind) -> String {
     match kind {
         MaterialKind::Secret => format!(
             "secret data must be larger than 0 and less than {} bytes",
@@ -311,6 +315,7 @@ mod tests {
             kind: MaterialKind::Secret,
             spec: MaterialSpec { name: name.into(), ..Default::default() },
             payload: Protected::copy_of(payload).unwrap(),
+            uid: 0,
         }
     }
 

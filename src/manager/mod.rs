@@ -15,6 +15,7 @@ pub mod reach;
 pub mod reception;
 mod roots;
 pub mod session;
+mod versions;
 
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -350,14 +350,18 @@ impl Gate for FakeGate {
             Request::NodeUpdate { id, version, spec } => {
                 run(Command::NodeUpdate { id, version, spec })
             }
-            Request::MaterialCreate { kind, spec, payload } => {
+            Request::MaterialCreate { kind, spec, payload, uid } => {
                 let id = mint();
                 self.payloads.lock().unwrap().push((id, payload.as_slice().to_vec()));
                 let size = payload.len() as u64;
                 let payload = Sealed { key: 1, nonce: [0; 12], bytes: vec![0; payload.len() + 16] };
-                let by = Author { node: mint(), uid: Author::UNKNOWN_UID };
+                let by = Author { node: mint(), uid };
                 self.run(Command::MaterialCreate { id, kind, spec, size, payload, by })
                     .map(|_| Done::Material(id))
+            }
+            Request::MaterialAppend { .. } => {
+                self.asked.lock().unwrap().push(request);
+                Ok(Done::Versions(vec![2]))
             }
             Request::MaterialUpdate { id, version, spec, .. } => {
                 run(Command::MaterialUpdate { id, version, spec })

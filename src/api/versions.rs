@@ -1,0 +1,152 @@
+//! Versions of secrets and configs, which Docker has no words for.
+
+use std::sync::Arc;
+
+use http::HeaderMap;
+use hyper::body::Incoming;
+use serde::de::{Deserialize, Deserializer};
+use skep_core::id::NodeId;
+use skep_core::limits;
+use skep_core::model::material::{Author, Material, MaterialKind, MaterialVersion};
+use skep_core::state::State;
+
+use super::call::{Call, check_json, collect};
+use super::error::ApiError;
+use super::lookup;
+use super::materials::{Parts, Payload, bad_size, payload_error};
+use super::reply::{self, Outcome};
+use super::time::rfc3339;
+use super::types::material as wire;
+use crate::gate::{Done, NewVersion, Request, Source, look};
+
+pub(super) async fn serve(kind: MaterialKind, call: Call, path: &[&str]) -> Outcome {
+    match (call.method.as_str(), path) {
+        ("POST", ["update"]) => update(kind, call).await,
+        ("GET", [word, "history"]) => history(kind, &call, word).await,
+        ("POST", [word, "rollback"]) => rollback(kind, call, word).await,
+        _ => Err(call.unsupported()),
+    }
+}
+
+/// Appends a version to each of those that were sent, to all or to none.
+async fn update(kind: MaterialKind, call: Call) -> Outcome {
+    let uid = call.peer.uid();
+    let Sent { items: sent, keep } = read(&call.headers, call.body).await?;
+    if sent.is_empty() || sent.len() > limits::SET {
+        return Err(ApiError::invalid(&format!(
+            "{} {}s were sent: update 1 to {} at once",
+            sent.len(),
+            kind.kind().word(),
+            limits::SET
+        )));
+    }
+    let mut found = Vec::with_capacity(sent.len());
+    let mut items = Vec::with_capacity(sent.len());
+    for Item { name, payload } in sent {
+        let material = look(&*call.gate, |state| lookup::material(state, kind, &name)).await??;
+        let payload = payload.map_err(|error| payload_error(kind, error))?;
+        let payload = payload.filter(|payload| kind.admits(payload.len()));
+        let source = Source::Payload(payload.ok_or_else(|| bad_size(kind))?);
+        items.push(NewVersion { id: material.id, source });
+        found.push(material);
+    }
+    let request = Request::MaterialAppend { items, keep, uid };
+    answer(&found, call.gate.submit(request).await?)
+}
+
+/// Appends the bytes of an old version as the next one.
+async fn rollback(kind: MaterialKind, call: Call, word: &str) -> Outcome {
+    let uid = call.peer.uid();
+    let wanted: Option<u64> = call.query.number("version")?;
+    let found = look(&*call.gate, |state| lookup::material(state, kind, word)).await??;
+    let before = || found.versions.iter().rev().nth(1).map(|version| version.number);
+    let version = wanted.or_else(before).ok_or_else(|| {
+        let (word, name) = (kind.kind().word(), &found.spec.name);
+        ApiError::bad(format!("{word} {name} has one version only: there is none to go back to"))
+    })?;
+    let items = vec![NewVersion { id: found.id, source: Source::Version(version) }];
+    let done = call.gate.submit(Request::MaterialAppend { items, keep: None, uid }).await?;
+    answer(&[found], done)
+}
+
+fn answer(found: &[Arc<Material>], done: Done) -> Outcome {
+    let Done::Versions(numbers) = done else {
+        return Err(ApiError::failed(format!("an update was answered with {done:?}")));
+    };
+    let shown = found.iter().zip(numbers).map(|(material, version)| wire::Updated {
+        id: material.id.to_string(),
+        name: material.spec.name.clone(),
+        version,
+    });
+    reply::ok(&shown.collect::<Vec<_>>())
+}
+
+/// All versions, the latest first.
+async fn history(kind: MaterialKind, call: &Call, word: &str) -> Outcome {
+    let shown = look(&*call.gate, |state| {
+        let material = lookup::material(state, kind, word)?;
+        let versions = material.versions.iter().rev();
+        Ok::<_, ApiError>(versions.map(|it| show(state, &material, it)).collect::<Vec<_>>())
+    });
+    reply::ok(&shown.await??)
+}
+
+fn show(state: &State, material: &Material, version: &MaterialVersion) -> wire::MaterialVersion {
+    let is_latest = material.latest().is_some_and(|latest| latest.number == version.number);
+    let uses = |pin: Option<u64>| pin.map_or(is_latest, |pin| pin == version.number);
+    let users = state.users_of(&material.id).filter(|service| {
+        let mut grants = service.spec.task.container.grants();
+        grants.any(|grant| grant.id == material.id && uses(grant.pin))
+    });
+    let Author { node, uid } = version.by;
+    wire::MaterialVersion {
+        version: version.number,
+        created_at: rfc3339(version.created),
+        size: version.size,
+        node: node.to_string(),
+        hostname: hostname(state, &node),
+        uid: (uid != Author::UNKNOWN_UID).then_some(uid),
+        repeats: version.of,
+        services: users.map(|service| service.spec.name.clone()).collect(),
+    }
+}
+
+fn hostname(state: &State, node: &NodeId) -> String {
+    state.node(node).map(|node| node.description.hostname.clone()).unwrap_or_default()
+}
+
+/// What was sent.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Sent {
+    #[serde(rename = "Items")]
+    items: Vec<Item>,
+    #[serde(rename = "Keep", default)]
+    keep: Option<u32>,
+}
+
+/// A name with its payload.
+struct Item {
+    name: String,
+    payload: Payload,
+}
+
+impl<'de> Deserialize<'de> for Item {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let Parts { name, payload, .. } = Parts::deserialize(deserializer)?;
+        Ok(Self { name, payload: payload.unwrap_or(Ok(None)) })
+    }
+}
+
+async fn read(headers: &HeaderMap, body: Incoming) -> Result<Sent, ApiError> {
+    check_json(headers)?;
+    let bytes = collect(body).await?;
+    // The position says enough: the parser's own text may quote what it found.
+    serde_json::from_slice(&bytes).map_err(|error| {
+        ApiError::bad(format!(
+            "invalid JSON at line {} column {}: expected Items, each with Name and Data, and Keep",
+            error.line(),
+            error.column()
+        ))
+    })
+}

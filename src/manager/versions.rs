@@ -1,0 +1,183 @@
+//! New versions of secrets and configs: sent by a user, or an old one once more.
+
+use skep_core::command::{Append, Command, Rejection};
+use skep_core::id::MaterialId;
+use skep_core::model::Kind;
+use skep_core::model::material::{Author, MaterialKind};
+use skep_core::sealed::Sealed;
+use subtle::ConstantTimeEq;
+
+use super::Manager;
+use super::door::{RESEALS, sealing, size_rule};
+use crate::gate::{Done, NewVersion, Refusal, Source};
+use crate::protected::Protected;
+use crate::seal::{PayloadName, RingSecret};
+
+/// A version before it has its number for good.
+struct Draft {
+    id: MaterialId,
+    kind: MaterialKind,
+    number: u64,
+    size: u64,
+    of: Option<u64>,
+    /// Under the number above.
+    sealed: Sealed,
+}
+
+/// A secret or config as the next version finds it.
+struct Found {
+    kind: MaterialKind,
+    name: String,
+    latest: u64,
+    next: u64,
+    is_revoked: bool,
+}
+
+impl Manager {
+    /// Appends a version to each, all at once or none. One that has the latest bytes already keeps
+    /// its version: nothing has changed for whoever reads it. Answers the versions in the order of
+    /// `items`.
+    ///
+    /// # Errors
+    /// Why none was appended.
+    pub(super) async fn append_versions(
+        &self,
+        items: Vec<NewVersion>,
+        keep: Option<u32>,
+        uid: u32,
+    ) -> Result<Done, Refusal> {
+        self.confirm().await?;
+        let mut key = self.current_key()?;
+        let mut numbers = Vec::with_capacity(items.len());
+        let mut drafts = Vec::with_capacity(items.len());
+        for NewVersion { id, source } in items {
+            let found = self.find(id)?;
+            match self.draft(&key, id, &found, source)? {
+                Some(draft) => {
+                    numbers.push(Err(drafts.len()));
+                    drafts.push(draft);
+                }
+                None => numbers.push(Ok(found.latest)),
+            }
+        }
+        if !drafts.is_empty() {
+            self.append(&mut key, &mut drafts, keep, Author { node: self.node, uid }).await?;
+        }
+        let number = |at: usize| drafts.get(at).map_or(0, |draft| draft.number);
+        Ok(Done::Versions(numbers.into_iter().map(|n| n.unwrap_or_else(number)).collect()))
+    }
+
+    async fn append(
+        &self,
+        key: &mut RingSecret,
+        drafts: &mut [Draft],
+        keep: Option<u32>,
+        by: Author,
+    ) -> Result<(), Refusal> {
+        for _ in 0..RESEALS {
+            let items = drafts.iter().map(Draft::item).collect();
+            match self.propose(Command::MaterialAppend { items, by, keep }).await {
+                Ok(_) => return Ok(()),
+                // Somebody else was faster, or the ring turned.
+                Err(Refusal::Rejected(Rejection::StaleKey { .. } | Rejection::OutOfSequence)) => {
+                    self.confirm().await?;
+                    let next = self.current_key()?;
+                    for draft in &mut *drafts {
+                        self.renew(key, &next, draft)?;
+                    }
+                    *key = next;
+                }
+                Err(refusal) => return Err(refusal),
+            }
+        }
+        Err(Refusal::NoLeader)
+    }
+
+    fn find(&self, id: MaterialId) -> Result<Found, Refusal> {
+        let found = self.raft.view(|state| {
+            let material = state.material(&id)?;
+            Some(Found {
+                kind: material.kind,
+                name: material.spec.name.clone(),
+                latest: material.latest()?.number,
+                next: material.last_version + 1,
+                is_revoked: !material.revoked.is_empty(),
+            })
+        });
+        let missing = || Rejection::NotFound { kind: Kind::Secret, what: id.to_string() };
+        found.ok_or_else(|| missing().into())
+    }
+
+    /// Seals what is to be the next version; none if it is the latest already.
+    fn draft(
+        &self,
+        key: &RingSecret,
+        id: MaterialId,
+        found: &Found,
+        source: Source,
+    ) -> Result<Option<Draft>, Refusal> {
+        let Found { kind, latest, next, .. } = *found;
+        let (plain, of) = match source {
+            Source::Payload(payload) => (payload, None),
+            Source::Version(number) => (self.open_version(id, found, number)?, Some(number)),
+        };
+        if !kind.admits(plain.len()) {
+            return Err(Rejection::Invalid(size_rule(kind)).into());
+        }
+        // Whoever gives back what was revoked means it.
+        if !found.is_revoked {
+            let old = self.open_version(id, found, latest)?;
+            if bool::from(old.as_slice().ct_eq(plain.as_slice())) {
+                return Ok(None);
+            }
+        }
+        let name = PayloadName { cluster: self.cluster, kind, id, version: next };
+        let size = plain.len() as u64;
+        let sealed = key.seal(&name, plain).map_err(sealing)?;
+        Ok(Some(Draft { id, kind, number: next, size, of, sealed }))
+    }
+
+    fn open_version(
+        &self,
+        id: MaterialId,
+        found: &Found,
+        number: u64,
+    ) -> Result<Protected, Refusal> {
+        let sealed = self.raft.view(|state| state.payload(&id, number).cloned());
+        let sealed = sealed.ok_or_else(|| {
+            Rejection::Precondition(format!(
+                "{} {} has no version {number}, or not any more: choose one of its history",
+                found.kind.kind().word(),
+                found.name
+            ))
+        })?;
+        self.open(found.kind, id, number, &sealed).map_err(sealing)
+    }
+
+    /// Seals a draft anew, by the number and the key that are due now.
+    fn renew(&self, old: &RingSecret, new: &RingSecret, draft: &mut Draft) -> Result<(), Refusal> {
+        let next = self.find(draft.id)?.next;
+        let named = |version| PayloadName {
+            cluster: self.cluster,
+            kind: draft.kind,
+            id: draft.id,
+            version,
+        };
+        let plain = old.open(&named(draft.number), &draft.sealed).map_err(sealing)?;
+        draft.sealed = new.seal(&named(next), plain).map_err(sealing)?;
+        draft.number = next;
+        Ok(())
+    }
+}
+
+impl Draft {
+    fn item(&self) -> Append {
+        Append {
+            id: self.id,
+            number: self.number,
+            size: self.size,
+            payload: self.sealed.clone(),
+            of: self.of,
+        }
+    }
+}
