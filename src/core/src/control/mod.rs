@@ -246,6 +246,9 @@ fn service_passes(draft: &mut Draft<'_>, id: &ServiceId, dirty: &Dirty) -> Pass 
         if pass == Pass::Done {
             pass = updater::run(draft, service, &mut slots);
         }
+    } else if slots.iter().any(|slot| updater::is_stale(draft.state, service, slot)) {
+        // Its last task of the present template may have just ended for good.
+        draft.wake(draft.now, *id, 0);
     }
     let ends = [restart::start_due(draft, &mut slots), reaper::run(draft, &slots)];
     if ends.contains(&Pass::Stopped) { Pass::Stopped } else { pass }

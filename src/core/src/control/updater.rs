@@ -47,8 +47,11 @@ pub(super) fn run(draft: &mut Draft<'_>, service: &Service, slots: &mut [Slot]) 
         let state = draft.state;
         let is_due = |slot: &Slot| is_stale(state, service, slot) || is_crowded(slot);
         if may_begin(state, service, slots) && slots.iter().any(is_due) {
-            let restarts = slots.iter().flat_map(Slot::active).all(|task| !is_dirty(service, task))
-                && slots.iter().any(|slot| is_stale(state, service, slot));
+            let stale = || slots.iter().filter(|slot| is_stale(state, service, slot));
+            let is_fresh_template = |slot: &Slot| {
+                slot.active().next().is_some() && slot.active().all(|t| !is_dirty(service, t))
+            };
+            let restarts = stale().next().is_some() && stale().all(is_fresh_template);
             let message = if restarts { RESTARTING } else { "update in progress" };
             draft.set_update(service, UpdateState::Updating, String::from(message), restarts);
         }
@@ -87,7 +90,7 @@ fn may_begin(state: &State, service: &Service, slots: &[Slot]) -> bool {
 /// Whether no task of the present template runs in a slot where one is to, with the present
 /// versions of what restarts it. A slot that ended for good is left alone unless its last task is
 /// of another template.
-fn is_stale(state: &State, service: &Service, slot: &Slot) -> bool {
+pub(super) fn is_stale(state: &State, service: &Service, slot: &Slot) -> bool {
     let fresh = slot.active().any(|task| !is_outdated(state, service, task));
     match slot.active().next() {
         Some(task) => !fresh && is_outdated(state, service, task),

@@ -13,7 +13,7 @@ use crate::assign;
 use crate::command::{Append, Command, Decision, Outcome, Proposal};
 use crate::deliver::{Order, Shim, What};
 use crate::id::{MaterialId, TaskId};
-use crate::model::material::{Grant, MaterialKind};
+use crate::model::material::Grant;
 use crate::model::task::{Task, TaskState};
 use crate::state::State;
 use crate::testing::{self, World, author, grant, id, sealed, service_spec};
@@ -441,9 +441,12 @@ fn play(seed: u64, nodes: usize, secrets: usize) {
     }
     let again = left.clone();
     let mut sets = VecDeque::from_iter(left.into_iter().chain(again));
-    while !sets.is_empty() {
+    while !sets.is_empty() || !rotation.waiting.is_empty() {
         for _ in 0..1 + rotation.random.below(3) {
             let many = (1 + rotation.random.below(10) as usize).min(sets.len());
+            if many == 0 {
+                break;
+            }
             let set: BTreeSet<MaterialId> = sets.drain(..many).collect();
             rotation.rotate(&set.into_iter().collect::<Vec<_>>());
         }
@@ -463,6 +466,13 @@ fn play(seed: u64, nodes: usize, secrets: usize) {
             rotation.go_wrong();
         }
         rotation.tick();
+        if sets.is_empty() && rotation.waiting.is_empty() {
+            // Sets that named a version somebody else had taken were refused as a whole.
+            let is_old = |id: &&MaterialId| {
+                rotation.world.state.material(id).is_some_and(|m| m.last_version == 1)
+            };
+            sets.extend(rotation.holders.keys().filter(is_old));
+        }
     }
     rotation.has_faults = false;
     let end = rotation.world.now + Span::from_secs(30);
@@ -475,10 +485,9 @@ fn play(seed: u64, nodes: usize, secrets: usize) {
         assert!(rotation.world.now < end, "seed {seed}: the swarm finds no rest");
     }
     rotation.assert_current();
-    let latest = rotation.holders.keys().filter_map(|id| rotation.world.state.material(id));
-    assert!(latest.clone().all(|material| material.kind == MaterialKind::Secret));
-    let rotated = latest.filter(|material| material.last_version > 1).count();
-    assert!(rotated * 10 >= secrets * 9, "only {rotated} secrets of {secrets} were rotated");
+    let state = &rotation.world.state;
+    let rotated = state.materials().filter(|material| material.last_version > 1).count();
+    assert_eq!(rotated, secrets);
     std::println!(
         "seed {seed}: {rotated} secrets on {nodes} nodes, {} entries, {} orders passed over, {} \
          refused",
