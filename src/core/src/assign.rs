@@ -221,20 +221,25 @@ pub fn grants(state: &State, task: &Task) -> Vec<AssignedGrant> {
 /// still read, so this does not ask whether it is.
 #[must_use]
 pub fn revoked(state: &State, task: &Task) -> Vec<MaterialId> {
+    revoked_up_to(state, task).into_iter().map(|(id, _)| id).collect()
+}
+
+/// The same, each with the last version that it is revoked up to. A task never gets one of these
+/// versions back.
+#[must_use]
+pub fn revoked_up_to(state: &State, task: &Task) -> Vec<(MaterialId, u64)> {
     // Most services have nothing revoked.
     if !state.index.revoked.contains_key(&task.service) {
         return Vec::new();
     }
-    let is_revoked = |grant: &&Grant| {
-        let material = state.material(&grant.id);
-        material.is_some_and(|material| {
-            // Of a pinned version that is dropped its number says enough.
-            let number = grant.pin.unwrap_or(material.last_version);
-            material.is_revoked(task, number)
-        })
+    let revoked = |grant: &Grant| {
+        let material = state.material(&grant.id)?;
+        // Of a pinned version that is dropped its number says enough.
+        let number = grant.pin.unwrap_or(material.last_version);
+        material.revoked_up_to(task, number).map(|up_to| (grant.id, up_to))
     };
-    let ids = task.spec.container.grants().filter(is_revoked).map(|grant| grant.id);
-    ids.collect::<BTreeSet<_>>().into_iter().collect()
+    let all: BTreeMap<MaterialId, u64> = task.spec.container.grants().filter_map(revoked).collect();
+    all.into_iter().collect()
 }
 
 fn resolve(state: &State, task: &Task, grant: &Grant) -> Option<AssignedGrant> {
@@ -243,7 +248,7 @@ fn resolve(state: &State, task: &Task, grant: &Grant) -> Option<AssignedGrant> {
         Some(number) => material.version(number)?,
         None => material.latest()?,
     };
-    if material.is_revoked(task, version.number) {
+    if material.revoked_up_to(task, version.number).is_some() {
         return None;
     }
     Some(AssignedGrant {

@@ -14,6 +14,7 @@ pub mod assign;
 pub mod codec;
 pub mod command;
 pub mod control;
+pub mod deliver;
 pub mod format;
 pub mod id;
 pub mod isolation;

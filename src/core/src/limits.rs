@@ -21,6 +21,8 @@ pub const PRUNE: usize = 1_024;
 pub const REVOCATIONS: usize = 65_536;
 /// Tasks whose audit is anchored in the state; of older ones the managers' own stores know.
 pub const AUDIT_ANCHORS: usize = if cfg!(test) { 100 } else { 65_536 };
+/// Orders under way to one shim that it has not answered.
+pub const ORDERS: usize = 16;
 /// Anchors in one command.
 pub const ANCHORS_AT_ONCE: usize = 4_096;
 /// Secrets and configs in a swarm.

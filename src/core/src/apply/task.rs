@@ -5,7 +5,7 @@ use alloc::string::String;
 
 use super::{Change, Writer};
 use crate::command::{Decision, TaskReport};
-use crate::control::{PENDING, is_dirty, started_with};
+use crate::control::{PENDING, is_outdated, started_with};
 use crate::id::{NodeId, TaskId};
 use crate::limits;
 use crate::model::Meta;
@@ -51,11 +51,13 @@ impl Writer<'_> {
         0
     }
 
-    /// Adds a task, unless its slot has one of the present template that is to run. One whose
+    /// Adds a task, unless its slot has one that is up to date and is to run. One whose
     /// node was removed meanwhile waits for another: nothing else tells the loop of its slot.
     fn create(&mut self, task: &Task) {
         let Some(service) = self.state.services.get(&task.service) else { return };
-        let is_rival = |t: &Task| t.desired <= TaskState::Running && !is_dirty(service, t);
+        let state = &*self.state;
+        let is_rival =
+            |t: &Task| t.desired <= TaskState::Running && !is_outdated(state, service, t);
         let mut slot = self.state.tasks_of_slot(&task.service, task.slot);
         let fits = service.spec_version == task.spec_version
             && !self.state.tasks.contains_key(&task.id)

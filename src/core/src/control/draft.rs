@@ -221,7 +221,14 @@ impl<'a> Draft<'a> {
         }
     }
 
-    pub(super) fn set_update(&mut self, service: &Service, state: UpdateState, message: String) {
+    /// Sets how far an update is. One that only `restarts` tasks says so from its beginning on.
+    pub(super) fn set_update(
+        &mut self,
+        service: &Service,
+        state: UpdateState,
+        message: String,
+        restarts: bool,
+    ) {
         let ends = matches!(state, UpdateState::Completed | UpdateState::RollbackCompleted);
         let started = match &service.update {
             Some(update) if state != UpdateState::Updating => update.started,
@@ -235,7 +242,7 @@ impl<'a> Draft<'a> {
                 started,
                 completed: ends.then_some(self.now),
                 message,
-                restarts: false,
+                restarts,
             },
         });
     }

@@ -162,7 +162,15 @@ impl Control {
 
     fn note(&mut self, state: &State, change: &Change) {
         match change {
-            Change::Cluster | Change::Material(_) => {}
+            Change::Cluster => {}
+            Change::Material(id) => {
+                for service in state.users_of(id) {
+                    let mut grants = service.spec.task.container.grants();
+                    if grants.any(|grant| grant.id == *id && grant.restarts()) {
+                        self.dirty.insert(service.id, Dirty::Whole);
+                    }
+                }
+            }
             Change::Node(id) => {
                 self.schedule = true;
                 self.sessions.notice(state, id, self.now);
@@ -238,6 +246,9 @@ fn service_passes(draft: &mut Draft<'_>, id: &ServiceId, dirty: &Dirty) -> Pass 
         if pass == Pass::Done {
             pass = updater::run(draft, service, &mut slots);
         }
+    } else if slots.iter().any(|slot| updater::is_stale(draft.state, service, slot)) {
+        // Its last task of the present template may have just ended for good.
+        draft.wake(draft.now, *id, 0);
     }
     let ends = [restart::start_due(draft, &mut slots), reaper::run(draft, &slots)];
     if ends.contains(&Pass::Stopped) { Pass::Stopped } else { pass }
@@ -248,6 +259,20 @@ pub(crate) fn started_with(state: &State, spec: &TaskSpec) -> Vec<(MaterialId, u
     let restarting = spec.container.grants().filter(|grant| grant.restarts());
     let latest = |grant: &Grant| Some((grant.id, state.material(&grant.id)?.last_version));
     restarting.filter_map(latest).collect()
+}
+
+/// Whether what restarts a task on change has newer versions than the task was made with, so that
+/// it must be replaced although its template is the present one.
+#[must_use]
+pub fn is_behind(state: &State, task: &Task) -> bool {
+    task.started_with.iter().any(|(id, version)| {
+        state.material(id).is_some_and(|material| material.last_version > *version)
+    })
+}
+
+/// Whether a task is to be replaced for either reason.
+pub(crate) fn is_outdated(state: &State, service: &Service, task: &Task) -> bool {
+    is_dirty(service, task) || is_behind(state, task)
 }
 
 /// Whether a task was made from another template than its service has now, so that an update

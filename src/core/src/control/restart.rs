@@ -1,7 +1,7 @@
 //! What follows when a task ends: the restart policy, and when a task that waits may start.
 
 use super::draft::{Draft, Slot};
-use super::{Pass, is_dirty};
+use super::{Pass, is_outdated};
 use crate::limits;
 use crate::model::node::{Availability, NodeState};
 use crate::model::service::Service;
@@ -53,7 +53,8 @@ fn successor(draft: &mut Draft<'_>, service: &Service, slot: &Slot) -> Option<Ta
     let old = slot.newest()?;
     let is_held = slot.active().next().is_some();
     if old.desired <= TaskState::Running
-        || (is_held && (is_dirty(service, old) || old.status.state == TaskState::Shutdown))
+        || (is_held
+            && (is_outdated(draft.state, service, old) || old.status.state == TaskState::Shutdown))
         || !may_restart(service, old)
         || !draft.has_spare_room(service.id)
     {

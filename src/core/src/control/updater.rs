@@ -7,7 +7,7 @@ use alloc::sync::Arc;
 
 use super::draft::{Draft, Slot};
 use super::restart::{first_desire, has_ended_by_itself};
-use super::{Pass, is_dirty};
+use super::{Pass, is_dirty, is_outdated};
 use crate::command::Decision;
 use crate::id::TaskId;
 use crate::limits;
@@ -44,15 +44,20 @@ enum Standing {
 /// Takes the service's update as far as it may go now.
 pub(super) fn run(draft: &mut Draft<'_>, service: &Service, slots: &mut [Slot]) -> Pass {
     let Some(rollout) = Rollout::of(service) else {
-        let paused = service.update.as_ref().is_some_and(|update| {
-            matches!(update.state, UpdateState::Paused | UpdateState::RollbackPaused)
-        });
-        if !paused && slots.iter().any(|slot| is_stale(service, slot) || is_crowded(slot)) {
-            draft.set_update(service, UpdateState::Updating, String::from("update in progress"));
+        let state = draft.state;
+        let is_due = |slot: &Slot| is_stale(state, service, slot) || is_crowded(slot);
+        if may_begin(state, service, slots) && slots.iter().any(is_due) {
+            let stale = || slots.iter().filter(|slot| is_stale(state, service, slot));
+            let is_fresh_template = |slot: &Slot| {
+                slot.active().next().is_some() && slot.active().all(|t| !is_dirty(service, t))
+            };
+            let restarts = stale().next().is_some() && stale().all(is_fresh_template);
+            let message = if restarts { RESTARTING } else { "update in progress" };
+            draft.set_update(service, UpdateState::Updating, String::from(message), restarts);
         }
         return Pass::Done;
     };
-    if let Some(task) = rollout.failure(slots)
+    if let Some(task) = rollout.failure(draft.state, slots)
         && rollout.react(draft, task)
     {
         return Pass::Done;
@@ -60,12 +65,37 @@ pub(super) fn run(draft: &mut Draft<'_>, service: &Service, slots: &mut [Slot]) 
     rollout.advance(draft, slots)
 }
 
-/// Whether no task of the present template runs in a slot where one is to. A slot that ended for
-/// good is left alone unless its last task is of another template.
-fn is_stale(service: &Service, slot: &Slot) -> bool {
-    let fresh = slot.active().any(|task| !is_dirty(service, task));
-    let last = slot.active().next().or_else(|| slot.newest());
-    !fresh && last.is_some_and(|task| is_dirty(service, task))
+/// What an update says that replaces tasks for no other reason.
+const RESTARTING: &str = "restarting tasks: what they are granted has new versions";
+
+/// Whether an update may begin by itself. One that failed waits for the user, and so do restarts
+/// that failed; but a version that came since then may be what they wait for.
+fn may_begin(state: &State, service: &Service, slots: &[Slot]) -> bool {
+    let Some(update) = &service.update else { return true };
+    match update.state {
+        UpdateState::Paused if update.restarts => {
+            let is_new = |task: &Arc<Task>| {
+                let latest = task.started_with.iter().filter_map(|(id, version)| {
+                    state.material(id)?.latest().filter(|latest| latest.number > *version)
+                });
+                latest.map(|latest| latest.created).any(|created| created > update.started)
+            };
+            slots.iter().flat_map(|slot| slot.active().chain(slot.newest())).any(is_new)
+        }
+        UpdateState::Paused | UpdateState::RollbackPaused => false,
+        _ => true,
+    }
+}
+
+/// Whether no task of the present template runs in a slot where one is to, with the present
+/// versions of what restarts it. A slot that ended for good is left alone unless its last task is
+/// of another template.
+pub(super) fn is_stale(state: &State, service: &Service, slot: &Slot) -> bool {
+    let fresh = slot.active().any(|task| !is_outdated(state, service, task));
+    match slot.active().next() {
+        Some(task) => !fresh && is_outdated(state, service, task),
+        None => slot.newest().is_some_and(|task| is_dirty(service, task)),
+    }
 }
 
 /// Whether an old and a new task are to run side by side.
@@ -92,11 +122,11 @@ impl<'a> Rollout<'a> {
     }
 
     /// A failed task, if more slots have one than may.
-    fn failure(&self, slots: &[Slot]) -> Option<TaskId> {
+    fn failure(&self, state: &State, slots: &[Slot]) -> Option<TaskId> {
         let mut failures = slots
             .iter()
             .filter(|slot| slot.is_occupied())
-            .filter_map(|slot| slot.tasks.iter().find(|task| self.has_failed(task)));
+            .filter_map(|slot| slot.tasks.iter().find(|task| self.has_failed(state, task)));
         let first = failures.next()?.id;
         let failed = 1 + failures.count() as u64;
         let total = slots.iter().filter(|slot| slot.is_occupied()).count() as u64;
@@ -105,11 +135,11 @@ impl<'a> Rollout<'a> {
     }
 
     /// Whether a task that this update made ended by itself before it ran for long enough.
-    fn has_failed(&self, task: &Task) -> bool {
+    fn has_failed(&self, state: &State, task: &Task) -> bool {
         let early = |since| task.meta.updated.since(since) <= self.monitor();
         has_ended_by_itself(task)
             && task.meta.created >= self.status.started
-            && !is_dirty(self.service, task)
+            && !is_outdated(state, self.service, task)
             && task.running_since.is_none_or(early)
     }
 
@@ -119,6 +149,11 @@ impl<'a> Rollout<'a> {
         let (service, rollback) = (self.service, self.is_rollback());
         match self.config.failure_action {
             FailureAction::Continue => return false,
+            // Restarts come from no spec, so there is none to go back to.
+            FailureAction::Pause | FailureAction::Rollback if self.status.restarts => {
+                let message = format!("restarts paused {cause}");
+                draft.set_update(service, UpdateState::Paused, message, true);
+            }
             FailureAction::Rollback if !rollback && can_go_back(draft.state, service) => {
                 draft.decisions.push(Decision::ServiceRollback {
                     id: service.id,
@@ -128,11 +163,11 @@ impl<'a> Rollout<'a> {
             }
             FailureAction::Pause | FailureAction::Rollback if rollback => {
                 let message = format!("rollback paused {cause}");
-                draft.set_update(service, UpdateState::RollbackPaused, message);
+                draft.set_update(service, UpdateState::RollbackPaused, message, false);
             }
             FailureAction::Pause | FailureAction::Rollback => {
                 let message = format!("update paused {cause}");
-                draft.set_update(service, UpdateState::Paused, message);
+                draft.set_update(service, UpdateState::Paused, message, false);
             }
         }
         true
@@ -147,7 +182,7 @@ impl<'a> Rollout<'a> {
                 return Pass::Stopped;
             }
             self.end_predecessors(draft, slot);
-            match self.standing(slot, now) {
+            match self.standing(draft.state, slot, now) {
                 Standing::Stale => stale += 1,
                 Standing::Busy(until) => {
                     busy += 1;
@@ -180,15 +215,18 @@ impl<'a> Rollout<'a> {
     fn complete(&self, draft: &mut Draft<'_>) {
         let (state, message) = if self.is_rollback() {
             (UpdateState::RollbackCompleted, "rollback completed")
+        } else if self.status.restarts {
+            (UpdateState::Completed, "restarts completed")
         } else {
             (UpdateState::Completed, "update completed")
         };
-        draft.set_update(self.service, state, String::from(message));
+        draft.set_update(self.service, state, String::from(message), self.status.restarts);
     }
 
     /// Ends tasks beside a slot's new one as soon as that one may stand alone.
     fn end_predecessors(&self, draft: &mut Draft<'_>, slot: &mut Slot) {
-        let new = slot.active().filter(|task| !is_dirty(self.service, task));
+        let state = draft.state;
+        let new = slot.active().filter(|task| !is_outdated(state, self.service, task));
         let Some(new) = new.max_by_key(|task| task.status.state).map(Arc::clone) else { return };
         if self.config.order == UpdateOrder::StopFirst || new.status.state == TaskState::Running {
             let is_other = |task: &Task| task.id != new.id && task.desired <= TaskState::Running;
@@ -196,15 +234,15 @@ impl<'a> Rollout<'a> {
         }
     }
 
-    fn standing(&self, slot: &Slot, now: Stamp) -> Standing {
-        if is_stale(self.service, slot) {
+    fn standing(&self, state: &State, slot: &Slot, now: Stamp) -> Standing {
+        if is_stale(state, self.service, slot) {
             return Standing::Stale;
         }
         let Some(new) = slot.newest() else { return Standing::Settled(None) };
         let is_ours = |task: &Task| task.meta.created >= self.status.started;
         // What restarts over and over neither holds the update up nor lets it wait longer.
         let has_failed =
-            |task: &Arc<Task>| !is_dirty(self.service, task) && has_ended_by_itself(task);
+            |task: &Arc<Task>| !is_outdated(state, self.service, task) && has_ended_by_itself(task);
         let restarts = new.attempts > 0 && slot.tasks.iter().any(has_failed);
         match new.running_since {
             _ if is_crowded(slot) => Standing::Busy(None),
@@ -222,7 +260,8 @@ impl<'a> Rollout<'a> {
     /// Gives up to `room` stale slots their new task.
     fn replace(&self, draft: &mut Draft<'_>, slots: &mut [Slot], room: u64) -> Pass {
         let room = usize::try_from(room).unwrap_or(usize::MAX);
-        let stale = slots.iter_mut().filter(|slot| is_stale(self.service, slot));
+        let state = draft.state;
+        let stale = slots.iter_mut().filter(|slot| is_stale(state, self.service, slot));
         for slot in stale.take(room) {
             if draft.is_full() {
                 return Pass::Stopped;

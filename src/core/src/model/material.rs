@@ -190,10 +190,12 @@ impl Material {
         usize::try_from(keep).unwrap_or(usize::MAX)
     }
 
-    /// Whether a task may not read this version although its service grants it.
+    /// The last version that a task may not read although its service grants it; none if it may
+    /// read `version`.
     #[must_use]
-    pub fn is_revoked(&self, task: &Task, version: u64) -> bool {
-        self.revoked.iter().any(|entry| entry.holds(task, version))
+    pub fn revoked_up_to(&self, task: &Task, version: u64) -> Option<u64> {
+        let holding = self.revoked.iter().filter(|entry| entry.holds(task, version));
+        holding.map(|entry| entry.up_to).max()
     }
 }
 

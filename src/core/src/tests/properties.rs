@@ -12,10 +12,10 @@ use crate::apply::apply;
 use crate::assign::{AssignedGrant, Assigner};
 use crate::codec;
 use crate::command::{Command, Outcome, Proposal};
-use crate::control::{Control, Input, SessionEvent, is_dirty};
+use crate::control::{Control, Input, SessionEvent, is_outdated};
 use crate::id::{NodeId, TaskId};
 use crate::limits;
-use crate::model::material::{Grant, MaterialKind};
+use crate::model::material::{Grant, Material, MaterialKind, OnChange};
 use crate::model::node::{Availability, NodeSpec, NodeState};
 use crate::model::service::{
     FailureAction, ServiceMode, ServiceSpec, UpdateConfig, UpdateOrder, UpdateState,
@@ -31,6 +31,8 @@ use crate::time::{Span, Stamp};
 enum Op {
     Secret(u8),
     Append(u8),
+    Revoke(u8, u8),
+    Prune(u8),
     Unsecret(u8),
     Create {
         name: u8,
@@ -67,7 +69,9 @@ fn op() -> impl Strategy<Value = Op> {
     let n = any::<u8>;
     prop_oneof![
         2 => n().prop_map(Op::Secret),
-        1 => n().prop_map(Op::Append),
+        2 => n().prop_map(Op::Append),
+        1 => (n(), n()).prop_map(|(secret, whom)| Op::Revoke(secret, whom)),
+        1 => n().prop_map(Op::Prune),
         1 => n().prop_map(Op::Unsecret),
         3 => (n(), 0..6u8, n(), any::<bool>(), n()).prop_map(
             |(name, replicas, grants, order, action)| Op::Create {
@@ -129,7 +133,15 @@ impl Play {
     fn grants(&self, bits: u8) -> Vec<Grant> {
         let all = self.sim.world.state.materials().enumerate();
         let picked = all.filter(|(i, _)| bits >> (i % 8) & 1 == 1).take(limits::GRANTS);
-        picked.map(|(_, material)| grant(material.id, &material.spec.name)).collect()
+        let on_change = if bits >= 128 { OnChange::Restart } else { OnChange::Nothing };
+        let pin = |material: &Material| (bits & 0x30 == 0x30).then(|| material.versions[0].number);
+        picked
+            .map(|(_, material)| Grant {
+                on_change,
+                pin: pin(material),
+                ..grant(material.id, &material.spec.name)
+            })
+            .collect()
     }
 
     fn change(&mut self, pick: u8, change: impl FnOnce(&mut ServiceSpec)) {
@@ -182,6 +194,12 @@ impl Play {
                 let (id, number) = (material.id, material.last_version + 1);
                 self.try_run(testing::append(id, number, sealed(1, 4)));
             }
+            Op::Revoke(pick, whom) => self.revoke(pick, whom),
+            Op::Prune(keep) => self.try_run(Command::MaterialPrune {
+                kind: MaterialKind::Secret,
+                ids: Vec::new(),
+                keep: (keep % 4 > 0).then_some(u32::from(keep % 4)),
+            }),
             Op::Unsecret(pick) => {
                 let Some(material) = nth(self.sim.world.state.materials(), pick) else { return };
                 let id = material.id;
@@ -268,6 +286,16 @@ impl Play {
         }
     }
 
+    /// From all, from one service or from one task.
+    fn revoke(&mut self, pick: u8, whom: u8) {
+        let state = &self.sim.world.state;
+        let Some(material) = nth(state.materials(), pick) else { return };
+        let (id, by) = (material.id, testing::author());
+        let service = nth(state.services(), whom).filter(|_| whom % 3 == 1).map(|s| s.id);
+        let task = nth(state.tasks(), whom).filter(|_| whom % 3 == 2).map(|task| task.id);
+        self.try_run(Command::MaterialRevoke { id, service, task, by });
+    }
+
     fn wait(&mut self, secs: u64) {
         let until = self.sim.world.now + Span::from_secs(secs);
         self.sim.sleep_until(until, |_| {});
@@ -296,10 +324,35 @@ impl Play {
             let full: BTreeMap<_, _> = full.map(|a| (a.task.id, a.grants)).collect();
             assert_eq!(*known, full, "diffs do not add up");
         }
+        self.check_versions();
+        let state = &self.sim.world.state;
         let mut reader = snapshot::Reader::default();
         snapshot::write(state, &mut |record| reader.push(record).unwrap());
         let read = reader.finish().unwrap();
         assert_eq!(format!("{:?}", read.index), format!("{:?}", state.index));
+    }
+
+    /// What is in use is there: the latest, and what services and tasks are pinned to.
+    fn check_versions(&self) {
+        let state = &self.sim.world.state;
+        for material in state.materials() {
+            assert_eq!(material.latest().unwrap().number, material.last_version);
+            assert!(material.versions.len() <= limits::MATERIAL_VERSIONS);
+            assert!(
+                material.versions.iter().all(|v| state.payload(&material.id, v.number).is_some())
+            );
+        }
+        assert_eq!(
+            state.materials().map(|m| m.versions.len()).sum::<usize>(),
+            state.payloads.len()
+        );
+        let live = state.tasks().filter(|task| !task.status.state.is_terminal());
+        let specs = state.services().map(|service| &service.spec.task).chain(live.map(|t| &t.spec));
+        for grant in specs.flat_map(|spec| spec.container.grants()) {
+            if let (Some(pin), Some(material)) = (grant.pin, state.material(&grant.id)) {
+                assert!(material.version(pin).is_some(), "version {pin} of {} is gone", grant.name);
+            }
+        }
     }
 
     /// Heals everything and waits.
@@ -326,7 +379,7 @@ impl Play {
             let mut slots: BTreeMap<u64, u64> = BTreeMap::new();
             for task in active {
                 assert_eq!(task.status.state, TaskState::Running, "{task:?}");
-                assert!(paused || !is_dirty(service, task), "{task:?}");
+                assert!(paused || !is_outdated(state, service, task), "{task:?}");
                 *slots.entry(task.slot).or_default() += 1;
             }
             assert_eq!(slots.len() as u64, replicas, "{service:?}");

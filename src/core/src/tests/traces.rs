@@ -14,7 +14,7 @@ use crate::command::{Command, Decision, NodeReport};
 use crate::control::SessionEvent;
 use crate::id::{NodeId, ServiceId, TaskId};
 use crate::model::cluster::ClusterSpec;
-use crate::model::material::Grant;
+use crate::model::material::{Grant, MaterialKind, OnChange};
 use crate::model::node::{Availability, NodeSpec, NodeState, NodeStatus};
 use crate::model::service::{FailureAction, ServiceMode, ServiceSpec, UpdateConfig, UpdateOrder};
 use crate::model::task::{
@@ -97,6 +97,7 @@ impl Stage {
             "secret" => {
                 self.sim.world.secret(words[0]);
             }
+            "append" => self.append(words[0]),
             "service" => {
                 let mut spec = service_spec(words[0], 1);
                 self.set(&mut spec, &words[1..]);
@@ -184,6 +185,13 @@ impl Stage {
         self.sim.run(Command::NodeReport(vec![report]));
     }
 
+    /// `append NAME`: a secret gets its next version.
+    fn append(&mut self, name: &str) {
+        let secret = self.sim.world.state.material_named(MaterialKind::Secret, name).unwrap();
+        let (id, number) = (secret.id, secret.last_version + 1);
+        self.sim.run(crate::testing::append(id, number, crate::testing::sealed(1, 4)));
+    }
+
     fn set_history(&mut self, history_limit: u64) {
         let cluster = self.sim.world.state.cluster().unwrap().clone();
         let spec = ClusterSpec { history_limit, ..cluster.spec.clone() };
@@ -219,8 +227,14 @@ impl Stage {
                 "grace" => task.container.stop_grace = Some(span(value)),
                 "secrets" => {
                     let named = |name: &str| -> Grant {
-                        let kind = crate::model::material::MaterialKind::Secret;
-                        grant(secrets.material_named(kind, name).unwrap().id, name)
+                        let (name, restarts) = match name.strip_suffix(":restart") {
+                            Some(name) => (name, true),
+                            None => (name, false),
+                        };
+                        let id = secrets.material_named(MaterialKind::Secret, name).unwrap().id;
+                        let on_change =
+                            if restarts { OnChange::Restart } else { OnChange::Nothing };
+                        Grant { on_change, ..grant(id, name) }
                     };
                     task.container.secrets = value.split(',').map(named).collect();
                 }

@@ -7,6 +7,7 @@
 mod agent;
 mod check;
 mod random;
+mod rotate;
 mod runs;
 mod swarm;
 mod users;

@@ -12,7 +12,7 @@ use std::env;
 use super::check::brief;
 use super::swarm::Swarm;
 use crate::control::constraint;
-use crate::control::{Control, Input, is_dirty};
+use crate::control::{Control, Input, is_outdated};
 use crate::limits;
 use crate::model::node::{Availability, Node, NodeState};
 use crate::model::service::{Service, ServiceMode, UpdateState};
@@ -163,8 +163,8 @@ fn unrest_in(
         return Some("too much history");
     }
     for task in &active {
-        if is_dirty(service, task) && !is_paused {
-            return Some("it is of an old template");
+        if is_outdated(state, service, task) && !is_paused {
+            return Some("it is of an old template, or of old versions");
         }
         let node = task.node.and_then(|id| state.node(&id));
         match (task.status.state, node) {

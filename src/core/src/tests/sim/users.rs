@@ -10,7 +10,7 @@ use super::swarm::{Message, Swarm};
 use crate::command::{Command, Outcome, Rejection};
 use crate::control::SessionEvent;
 use crate::id::{MaterialId, NodeId, ServiceId, TaskId};
-use crate::model::material::{Grant, MaterialKind};
+use crate::model::material::{Grant, MaterialKind, OnChange};
 use crate::model::node::{Availability, NodeSpec};
 use crate::model::service::{FailureAction, ServiceMode, ServiceSpec, UpdateConfig, UpdateOrder};
 use crate::model::task::{
@@ -303,6 +303,11 @@ impl Swarm {
             if self.random.once_in(3) {
                 one.pin = material.versions.first().map(|version| version.number);
             }
+            one.on_change = match self.random.below(4) {
+                0 => OnChange::Restart,
+                1 => OnChange::Signal(1),
+                _ => OnChange::Nothing,
+            };
             match material.kind {
                 MaterialKind::Secret => secrets.push(one),
                 MaterialKind::Config => configs.push(one),

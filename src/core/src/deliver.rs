@@ -1,0 +1,148 @@
+//! What a manager sends to a task's shim next: payloads it should hold and does not, or the order
+//! to let go of what is revoked.
+//!
+//! An order carries a sequence number, and a shim takes none that is not later than its last. What
+//! it holds is known from itself alone: it says so when it speaks up and after every order. A
+//! session on another manager may have orders under way still, with the same numbers: then an order
+//! of this one is passed over, the shim says what it holds, and what is missing is sent again.
+
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::vec::Vec;
+
+use crate::assign::{self, AssignedGrant};
+use crate::id::MaterialId;
+use crate::limits;
+use crate::model::task::Task;
+use crate::state::State;
+
+/// What to send to a shim.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Order {
+    /// Orders what is sent to one shim; never used twice by one session.
+    pub sequence: u64,
+    /// What it is about.
+    pub what: What,
+}
+
+/// What an order is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum What {
+    /// These versions come into force as one: one grant of each secret or config. It may be none,
+    /// where the shim waits for an answer and there is nothing for it.
+    Deliver(Vec<AssignedGrant>),
+    /// None of these may be read any more, up to the version named with each: a shim that let go
+    /// of one takes none of these versions back, whoever offers them.
+    Revoke(Vec<(MaterialId, u64)>),
+}
+
+/// A task's shim as a session knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shim {
+    /// Versions it said it holds.
+    held: BTreeMap<MaterialId, u64>,
+    /// The last sequence it said, or that was sent to it.
+    sequence: u64,
+    /// Orders it has not answered yet, the oldest first: what each leaves held, none for what is
+    /// taken away.
+    flying: VecDeque<(u64, Vec<(MaterialId, Option<u64>)>)>,
+    /// It spoke up and was sent nothing since.
+    is_asking: bool,
+}
+
+impl Shim {
+    /// A shim that spoke up, with what it holds and the sequence of its last order. Nothing of this
+    /// session is under way to it.
+    #[must_use]
+    pub fn new(held: impl IntoIterator<Item = (MaterialId, u64)>, sequence: u64) -> Self {
+        let held = held.into_iter().collect();
+        Self { held, sequence, flying: VecDeque::new(), is_asking: true }
+    }
+
+    /// The shim spoke up anew, or refused an order: what was under way to it is lost, or comes all
+    /// the same. No number of this session is used again.
+    pub fn speaks_up(&mut self, held: impl IntoIterator<Item = (MaterialId, u64)>, sequence: u64) {
+        let last = self.sequence;
+        *self = Self::new(held, sequence.max(last));
+    }
+
+    /// The shim answered an order that it took, or passed over because a later one was there, with
+    /// what it holds then and the sequence of the last order it took.
+    pub fn answers(&mut self, held: impl IntoIterator<Item = (MaterialId, u64)>, sequence: u64) {
+        self.held = held.into_iter().collect();
+        self.sequence = self.sequence.max(sequence);
+        while self.flying.front().is_some_and(|(sent, _)| *sent <= sequence) {
+            self.flying.pop_front();
+        }
+    }
+
+    /// Versions it said it holds.
+    #[must_use]
+    pub fn held(&self) -> &BTreeMap<MaterialId, u64> {
+        &self.held
+    }
+
+    /// Whether it said that it holds what the state wants of this secret or config, or that it
+    /// holds it no more if it is revoked.
+    #[must_use]
+    pub fn complies(&self, state: &State, task: &Task, id: &MaterialId) -> bool {
+        let held = self.held.get(id);
+        if assign::revoked(state, task).contains(id) {
+            return held.is_none();
+        }
+        let wanted = assign::grants(state, task);
+        let mut wanted = wanted.iter().filter(|grant| grant.material == *id);
+        wanted.all(|grant| held.is_some_and(|held| *held >= grant.version))
+    }
+
+    /// What to send next, if anything. Whoever sends it says so by [`Shim::sent`] and asks again:
+    /// what is revoked goes first.
+    #[must_use]
+    pub fn next(&self, state: &State, task: &Task) -> Option<Order> {
+        if self.flying.len() >= limits::ORDERS {
+            // Its answers make room.
+            return None;
+        }
+        let expected = self.expected();
+        let sequence = self.sequence + 1;
+        // A task that is to end may still read; it gets nothing new, but what is revoked goes.
+        let mut revoked = assign::revoked_up_to(state, task);
+        revoked.retain(|(id, _)| expected.contains_key(id));
+        if !revoked.is_empty() {
+            return Some(Order { sequence, what: What::Revoke(revoked) });
+        }
+        let mut missing: BTreeMap<MaterialId, AssignedGrant> = BTreeMap::new();
+        for grant in assign::grants(state, task) {
+            if expected.get(&grant.material).is_none_or(|held| *held < grant.version) {
+                missing.insert(grant.material, grant);
+            }
+        }
+        let waits = self.is_asking && expected.is_empty();
+        let what = What::Deliver(missing.into_values().collect());
+        (waits || what != What::Deliver(Vec::new())).then_some(Order { sequence, what })
+    }
+
+    /// An order was sent.
+    pub fn sent(&mut self, order: &Order) {
+        let effect = match &order.what {
+            What::Deliver(grants) => {
+                grants.iter().map(|grant| (grant.material, Some(grant.version))).collect()
+            }
+            What::Revoke(all) => all.iter().map(|(id, _)| (*id, None)).collect(),
+        };
+        self.sequence = self.sequence.max(order.sequence);
+        self.flying.push_back((order.sequence, effect));
+        self.is_asking = false;
+    }
+
+    /// What it holds once everything that is under way has arrived.
+    fn expected(&self) -> BTreeMap<MaterialId, u64> {
+        let mut expected = self.held.clone();
+        for (id, version) in self.flying.iter().flat_map(|(_, effect)| effect) {
+            match version {
+                Some(version) => expected.insert(*id, *version),
+                None => expected.remove(id),
+            };
+        }
+        expected
+    }
+}
