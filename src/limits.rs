@@ -196,7 +196,7 @@ pub const AUDIT_DELAY: Duration = Duration::from_millis(800);
 pub const AUDIT_RECORD_ITEMS: usize = 200;
 /// Bytes of one record of the audit: as many rows with the longest names and paths, and as many
 /// events, fit.
-pub const AUDIT_RECORD_BYTES: usize = 1 << 20;
+pub const AUDIT_RECORD_BYTES: usize = 2 << 20;
 /// Events that may wait to be written to the audit.
 pub const AUDIT_EVENTS: usize = 2_000;
 /// Bytes of the reason in an event of the audit.

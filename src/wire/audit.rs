@@ -40,6 +40,11 @@ pub struct Mark {
     pub offset: u64,
 }
 
+impl Mark {
+    /// Behind all that there is: the answer tells where that is.
+    pub const MAX: Self = Self { segment: u64::MAX, offset: u64::MAX };
+}
+
 /// A part of what one manager keeps.
 #[derive(Debug, Default, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
