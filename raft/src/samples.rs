@@ -6,7 +6,7 @@ use skep_core::apply::apply;
 use skep_core::command::{ClusterInit, Command, NodeJoin, Outcome, Proposal};
 use skep_core::id::{ENTROPY_LEN, Id};
 use skep_core::model::cluster::{ClusterSpec, Ring, RingKey, Slot, Trust};
-use skep_core::model::material::{MaterialKind, MaterialSpec};
+use skep_core::model::material::{Author, MaterialKind, MaterialSpec};
 use skep_core::model::node::{ManagerInfo, NodeDescription, NodeSpec, Role};
 use skep_core::sealed::Sealed;
 use skep_core::state::State;
@@ -65,6 +65,7 @@ pub(crate) fn create(number: u64, payload: &[u8]) -> Command {
         spec: MaterialSpec { name: format!("secret-{number}"), ..MaterialSpec::default() },
         size: payload.len() as u64 - 16,
         payload: Sealed { key: 1, nonce: [0; 12], bytes: payload.to_vec() },
+        by: Author { node: id(1), uid: 0 },
     }
 }
 

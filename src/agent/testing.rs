@@ -97,12 +97,13 @@ pub(crate) fn assignment() -> TaskAssignment {
         attempts: 0,
         window_start: Stamp(0),
         running_since: None,
+        started_with: Vec::new(),
     };
-    TaskAssignment { task, grants: Vec::new() }
+    TaskAssignment { task, grants: Vec::new(), revoked: Vec::new() }
 }
 
 fn running(context: &Context, task: &Task, link: ShimLink) -> Shown {
-    let assignment = TaskAssignment { task: task.clone(), grants: Vec::new() };
+    let assignment = TaskAssignment { task: task.clone(), grants: Vec::new(), revoked: Vec::new() };
     let plan = plan(&assignment, &tests::image(), &context.plan_context()).unwrap();
     let record = store::Record::new(&assignment, 5);
     let mut shown = Shown::new(Arc::new(assignment));

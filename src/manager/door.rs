@@ -5,7 +5,7 @@ use skep_core::command::{Command, Rejection};
 use skep_core::id::{ClusterId, MaterialId, ServiceId};
 use skep_core::limits;
 use skep_core::model::cluster::ClusterSpec;
-use skep_core::model::material::{MaterialKind, MaterialSpec};
+use skep_core::model::material::{Author, MaterialKind, MaterialSpec};
 use skep_core::model::node::Role;
 use skep_core::sealed::Sealed;
 use subtle::ConstantTimeEq;
@@ -105,6 +105,7 @@ impl Manager {
                 spec: spec.clone(),
                 size,
                 payload: sealed.clone(),
+                by: Author { node: self.node, uid: Author::UNKNOWN_UID },
             };
             match self.propose(command).await {
                 Err(Refusal::Rejected(Rejection::StaleKey { current })) => {

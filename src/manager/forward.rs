@@ -61,6 +61,8 @@ impl Manager {
         match self.outcome(request, command).await? {
             Outcome::Done(version) => Ok(version),
             Outcome::Rejected(rejection) => Err(rejection.into()),
+            // Versions were dropped: that writes no single object.
+            Outcome::Pruned(_) => Ok(0),
         }
     }
 
@@ -74,6 +76,7 @@ impl Manager {
         match self.raft.propose(request, command).await {
             Ok(Outcome::Done(version)) => Ok(version),
             Ok(Outcome::Rejected(rejection)) => Err(rejection.into()),
+            Ok(Outcome::Pruned(_)) => Ok(0),
             Err(ProposeError::NotLeader { .. }) => Err(Refusal::NoLeader),
             Err(ProposeError::NoSpace) => Err(Refusal::NoSpace(self.log_dir.clone())),
             Err(ProposeError::Unknown) => Err(Refusal::Unknown(request.to_string())),

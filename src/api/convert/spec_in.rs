@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 use skep_core::model::container::{ContainerSpec, Dns, Mount, MountKind, Ulimit};
-use skep_core::model::material::{Driver, Grant};
+use skep_core::model::material::{Driver, Grant, OnChange};
 use skep_core::model::service::{
     EndpointSpec, FailureAction, ServiceMode, ServiceSpec, UpdateConfig, UpdateOrder,
 };
@@ -341,6 +341,7 @@ fn grant(
         target: file.name,
         mode: file.mode,
         pin: None,
+        on_change: OnChange::default(),
     })
 }
 

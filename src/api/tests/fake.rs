@@ -10,6 +10,7 @@ use skep_core::command::{ClusterInit, Command, Decision, Outcome, Proposal};
 use skep_core::id::{ClusterId, ENTROPY_LEN, Id, MaterialId, NodeId, ServiceId, TaskId};
 use skep_core::model::Meta;
 use skep_core::model::cluster::{Cluster, ClusterSpec, Ring, RingKey, Slot, Trust};
+use skep_core::model::material::Author;
 use skep_core::model::node::{ManagerInfo, NodeDescription, NodeSpec, Role};
 use skep_core::model::service::Service;
 use skep_core::model::task::{ContainerStatus, Task, TaskState, TaskStatus};
@@ -163,6 +164,7 @@ impl FakeGate {
         match apply(&mut self.state.lock().unwrap(), &proposal, &mut Vec::new()) {
             Outcome::Done(version) => Ok(version),
             Outcome::Rejected(rejection) => Err(rejection.into()),
+            Outcome::Pruned(_) => Ok(0),
         }
     }
 
@@ -195,6 +197,7 @@ impl FakeGate {
             attempts: 0,
             window_start: now,
             running_since: None,
+            started_with: Vec::new(),
         };
         self.run(Command::Control(vec![
             Decision::TaskCreate(new),
@@ -352,7 +355,8 @@ impl Gate for FakeGate {
                 self.payloads.lock().unwrap().push((id, payload.as_slice().to_vec()));
                 let size = payload.len() as u64;
                 let payload = Sealed { key: 1, nonce: [0; 12], bytes: vec![0; payload.len() + 16] };
-                self.run(Command::MaterialCreate { id, kind, spec, size, payload })
+                let by = Author { node: mint(), uid: Author::UNKNOWN_UID };
+                self.run(Command::MaterialCreate { id, kind, spec, size, payload, by })
                     .map(|_| Done::Material(id))
             }
             Request::MaterialUpdate { id, version, spec, .. } => {

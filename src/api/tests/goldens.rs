@@ -122,6 +122,7 @@ async fn s020_a_service_that_went_back_reads_as_recorded() {
             started: Stamp(1),
             completed: Some(Stamp(2)),
             message: "rollback completed".to_owned(),
+            restarts: false,
         },
     }]))
     .unwrap();

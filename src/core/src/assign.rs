@@ -3,12 +3,13 @@
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::fmt;
 
 use minicbor::{Decode, Encode};
 
 use crate::apply::Change;
 use crate::id::{MaterialId, NodeId, TaskId};
-use crate::model::material::{Grant, MaterialKind};
+use crate::model::material::{Grant, MaterialKind, OnChange};
 use crate::model::task::{Task, TaskState};
 use crate::state::State;
 use crate::time::Stamp;
@@ -47,6 +48,9 @@ pub struct AssignedGrant {
     /// Permission bits of the file.
     #[n(9)]
     pub mode: u32,
+    /// What becomes of the task when a new version reaches it.
+    #[n(10)]
+    pub on_change: OnChange,
 }
 
 /// A task with its grants, as a node receives it. It carries no payload.
@@ -59,6 +63,47 @@ pub struct TaskAssignment {
     /// Its grants; none for a task that is to end.
     #[n(1)]
     pub grants: Vec<AssignedGrant>,
+    /// What its spec grants and is revoked.
+    #[n(2)]
+    pub revoked: Vec<MaterialId>,
+}
+
+/// Something that a task's spec grants and the task may not have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Missing<'a> {
+    /// Secret or config.
+    pub kind: MaterialKind,
+    /// Its name when the service was written.
+    pub name: &'a str,
+    /// Why.
+    pub reason: Reason,
+}
+
+/// Why a task may not have what its spec grants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// It, or the version the grant is pinned to, was removed.
+    Removed,
+    /// It is revoked.
+    Revoked,
+}
+
+impl fmt::Display for Missing<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (kind, name) = (self.kind.kind().word(), self.name);
+        match self.reason {
+            Reason::Removed => write!(
+                f,
+                "{kind} {name} is granted and was removed: make it anew, or update the service \
+                 without it"
+            ),
+            Reason::Revoked => write!(
+                f,
+                "{kind} {name} is revoked: give it a new version, or update the service so that \
+                 it grants it anew"
+            ),
+        }
+    }
 }
 
 /// What changed for a node.
@@ -82,6 +127,7 @@ pub struct AssignmentDiff {
 struct Told {
     desired: TaskState,
     versions: Vec<(MaterialId, u64)>,
+    revoked: Vec<MaterialId>,
 }
 
 /// What a node's session was last told.
@@ -93,13 +139,17 @@ pub struct Assigner {
 }
 
 impl TaskAssignment {
-    /// Names of what the task's spec grants but is there no longer. Such a task cannot start.
-    pub fn missing(&self) -> impl Iterator<Item = (MaterialKind, &str)> {
+    /// What the task's spec grants and the task may not have. Such a task cannot start.
+    pub fn missing(&self) -> impl Iterator<Item = Missing<'_>> {
         let is_to_run = self.task.desired <= TaskState::Running;
         let granted = self.task.spec.container.grants_by_kind().filter(move |_| is_to_run);
-        granted
-            .filter(|(_, grant)| self.grants.iter().all(|found| found.material != grant.id))
-            .map(|(kind, grant)| (kind, grant.name.as_str()))
+        granted.filter(|(_, grant)| self.grants.iter().all(|found| found.material != grant.id)).map(
+            |(kind, grant)| {
+                let is_revoked = self.revoked.contains(&grant.id);
+                let reason = if is_revoked { Reason::Revoked } else { Reason::Removed };
+                Missing { kind, name: grant.name.as_str(), reason }
+            },
+        )
     }
 }
 
@@ -114,8 +164,9 @@ impl Assigner {
     #[must_use]
     pub fn is_affected(&self, state: &State, changes: &[Change]) -> bool {
         let holds = |id: &MaterialId| {
-            let mut versions = self.told.values().flat_map(|told| &told.versions);
-            versions.any(|(held, _)| held == id)
+            self.told.values().any(|told| {
+                told.versions.iter().any(|(held, _)| held == id) || told.revoked.contains(id)
+            })
         };
         changes.iter().any(|change| match change {
             Change::Task(id) => {
@@ -137,10 +188,11 @@ impl Assigner {
             present.insert(task.id);
             let grants = grants(state, task);
             let versions = grants.iter().map(|g| (g.material, g.version)).collect();
-            let told = Told { desired: task.desired, versions };
+            let revoked = if task.is_done() { Vec::new() } else { revoked(state, task) };
+            let told = Told { desired: task.desired, versions, revoked: revoked.clone() };
             if self.told.get(&task.id) != Some(&told) {
                 self.told.insert(task.id, told);
-                update.push(TaskAssignment { task: Task::clone(task), grants });
+                update.push(TaskAssignment { task: Task::clone(task), grants, revoked });
             }
         }
         let gone = |id: &&TaskId| !present.contains(*id);
@@ -156,21 +208,44 @@ impl Assigner {
     }
 }
 
-/// The grants of a task as its node may have them now.
+/// The grants of a task as its node may have them now: none that is revoked.
 #[must_use]
 pub fn grants(state: &State, task: &Task) -> Vec<AssignedGrant> {
     if task.is_done() {
         return Vec::new();
     }
-    task.spec.container.grants().filter_map(|grant| resolve(state, grant)).collect()
+    task.spec.container.grants().filter_map(|grant| resolve(state, task, grant)).collect()
 }
 
-fn resolve(state: &State, grant: &Grant) -> Option<AssignedGrant> {
+/// What a task's spec grants and is revoked now, in the order of ids. A task that is to end may
+/// still read, so this does not ask whether it is.
+#[must_use]
+pub fn revoked(state: &State, task: &Task) -> Vec<MaterialId> {
+    // Most services have nothing revoked.
+    if !state.index.revoked.contains_key(&task.service) {
+        return Vec::new();
+    }
+    let is_revoked = |grant: &&Grant| {
+        let material = state.material(&grant.id);
+        material.is_some_and(|material| {
+            // Of a pinned version that is dropped its number says enough.
+            let number = grant.pin.unwrap_or(material.last_version);
+            material.is_revoked(task, number)
+        })
+    };
+    let ids = task.spec.container.grants().filter(is_revoked).map(|grant| grant.id);
+    ids.collect::<BTreeSet<_>>().into_iter().collect()
+}
+
+fn resolve(state: &State, task: &Task, grant: &Grant) -> Option<AssignedGrant> {
     let material = state.material(&grant.id)?;
     let version = match grant.pin {
-        Some(number) => material.versions.iter().find(|v| v.number == number)?,
+        Some(number) => material.version(number)?,
         None => material.latest()?,
     };
+    if material.is_revoked(task, version.number) {
+        return None;
+    }
     Some(AssignedGrant {
         material: material.id,
         kind: material.kind,
@@ -182,6 +257,7 @@ fn resolve(state: &State, grant: &Grant) -> Option<AssignedGrant> {
         uid: grant.uid,
         gid: grant.gid,
         mode: grant.mode,
+        on_change: grant.on_change,
     })
 }
 
@@ -209,7 +285,7 @@ mod tests {
     }
 
     fn append(id: MaterialId, number: u64) -> Command {
-        Command::MaterialAppend { id, number, size: 9, payload: sealed(1, 9) }
+        testing::append(id, number, sealed(1, 9))
     }
 
     #[test]
@@ -255,6 +331,7 @@ mod tests {
         let diff = Assigner::new(world.node).diff(&world.state).unwrap();
         assert_eq!(diff.update[0].grants.len(), 1);
         let missing: Vec<_> = diff.update[0].missing().collect();
-        assert_eq!(missing, [(MaterialKind::Secret, "a")]);
+        let (kind, reason) = (MaterialKind::Secret, Reason::Removed);
+        assert_eq!(missing, [Missing { kind, name: "a", reason }]);
     }
 }

@@ -1,5 +1,6 @@
 //! The only ways the swarm changes.
 
+mod material;
 mod trust;
 
 use alloc::boxed::Box;
@@ -12,7 +13,7 @@ use minicbor::{Decode, Encode};
 use crate::format;
 use crate::id::{ClusterId, MaterialId, NodeId, RequestId, ServiceId, TaskId};
 use crate::model::cluster::{ClusterSpec, Ring, RingKey, Slot, Trust};
-use crate::model::material::{MaterialKind, MaterialSpec};
+use crate::model::material::{Author, MaterialKind, MaterialSpec};
 use crate::model::node::{ManagerInfo, NodeDescription, NodeSpec, NodeStatus};
 use crate::model::service::{ServiceSpec, UpdateStatus};
 use crate::model::task::{Task, TaskState, TaskStatus};
@@ -20,6 +21,7 @@ pub use crate::outcome::{Outcome, Rejection};
 use crate::sealed::Sealed;
 use crate::time::Stamp;
 
+pub use material::{Anchor, Append, Reseal};
 pub use trust::{CaChange, TokenRotation, TrustSecrets};
 
 /// A command on its way through the log.
@@ -107,8 +109,11 @@ pub enum Command {
         /// The payload, sealed with the current ring key.
         #[n(4)]
         payload: Sealed,
+        /// Who makes it.
+        #[n(5)]
+        by: Author,
     },
-    /// Changes the labels of a secret or config.
+    /// Changes the labels of a secret or config, and how many versions are kept.
     #[n(5)]
     MaterialUpdate {
         /// What.
@@ -117,25 +122,24 @@ pub enum Command {
         /// Version the caller read.
         #[n(1)]
         version: u64,
-        /// New spec; only labels may differ.
+        /// New spec; only labels and `keep` may differ. Without `keep` that stays as it is.
         #[n(2)]
         spec: MaterialSpec,
     },
-    /// Appends a version to a secret or config.
+    /// Appends a version to each of some secrets and configs: to all of them or to none. The
+    /// versions beyond what each keeps are dropped, the oldest first, but never one in use.
+    /// Answers the write counter of the first.
     #[n(6)]
     MaterialAppend {
-        /// What.
+        /// 1 to [`crate::limits::SET`], each of another secret or config.
         #[n(0)]
-        id: MaterialId,
-        /// Number of the new version: the last one plus one, or it is refused.
+        items: Vec<Append>,
+        /// Who appends.
         #[n(1)]
-        number: u64,
-        /// Plaintext bytes.
+        by: Author,
+        /// How many versions each keeps from now on; none leaves that as it is.
         #[n(2)]
-        size: u64,
-        /// The payload, sealed with the current ring key.
-        #[n(3)]
-        payload: Sealed,
+        keep: Option<u32>,
     },
     /// Removes a secret or config that no service refers to.
     #[n(7)]
@@ -284,6 +288,46 @@ pub enum Command {
         #[n(0)]
         to: u32,
     },
+    /// Drops versions that nobody uses, the oldest first, but never the latest. Answers
+    /// [`Outcome::Pruned`]; if that names [`crate::limits::PRUNE`] versions there may be more.
+    #[n(23)]
+    MaterialPrune {
+        /// Of secrets or of configs.
+        #[n(0)]
+        kind: MaterialKind,
+        /// Of which, at most [`crate::limits::PRUNE`]; empty for all of the kind.
+        #[n(1)]
+        ids: Vec<MaterialId>,
+        /// How many versions each keeps beside those in use; none for what each says itself.
+        #[n(2)]
+        keep: Option<u32>,
+    },
+    /// Takes what is granted back: no version there is now may be read any more. A later version
+    /// may, and so may a grant that an update of the service makes anew.
+    #[n(24)]
+    MaterialRevoke {
+        /// What.
+        #[n(0)]
+        id: MaterialId,
+        /// From which service; none for all that are granted it, if no task is named either.
+        #[n(1)]
+        service: Option<ServiceId>,
+        /// From which task alone.
+        #[n(2)]
+        task: Option<TaskId>,
+        /// Who revokes.
+        #[n(3)]
+        by: Author,
+    },
+    /// Puts the same payloads under the ring's current key: 1 to [`crate::limits::SET`]. What was
+    /// removed meanwhile is passed over.
+    #[n(25)]
+    MaterialReseal(#[n(0)] Vec<Reseal>),
+    /// Keeps in the state how far tasks' audits have come, so that nothing before is changed or
+    /// cut off unnoticed: at most [`crate::limits::ANCHORS_AT_ONCE`]. Older ones than known have
+    /// no effect.
+    #[n(26)]
+    AuditAnchor(#[n(0)] Vec<Anchor>),
 }
 
 /// A node that joins.

@@ -51,7 +51,11 @@ pub fn needed(command: &Command) -> u32 {
         | Command::RingTurn { .. }
         | Command::ClusterForce { .. }
         | Command::CaChange(_)
-        | Command::FormatRaise { .. } => 1,
+        | Command::FormatRaise { .. }
+        | Command::MaterialPrune { .. }
+        | Command::MaterialRevoke { .. }
+        | Command::MaterialReseal(_)
+        | Command::AuditAnchor(_) => 1,
     }
 }
 

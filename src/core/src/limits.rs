@@ -9,6 +9,20 @@ pub const SECRET_BYTES_END: usize = 512_000;
 pub const CONFIG_BYTES: usize = 1_024_000;
 /// Versions kept of one secret or config.
 pub const MATERIAL_VERSIONS: usize = 64;
+/// Versions kept of one secret or config beside those in use, unless it says otherwise.
+pub const KEEP_VERSIONS: u32 = 5;
+/// Secrets and configs in a set that is updated, or sealed anew, as one.
+pub const SET: usize = 64;
+/// Bytes of sealed payload in such a set: it has to fit into one entry of the log.
+pub const SET_BYTES: u64 = 7 << 20;
+/// Secrets and configs that a command to prune names, and versions that it drops at once.
+pub const PRUNE: usize = 1_024;
+/// Revoked grants of one secret or config.
+pub const REVOCATIONS: usize = 65_536;
+/// Tasks whose audit is anchored in the state; of older ones the managers' own stores know.
+pub const AUDIT_ANCHORS: usize = if cfg!(test) { 100 } else { 65_536 };
+/// Anchors in one command.
+pub const ANCHORS_AT_ONCE: usize = 4_096;
 /// Secrets and configs in a swarm.
 pub const MATERIALS: usize = 10_000;
 /// Bytes of sealed payload in a swarm.

@@ -6,6 +6,7 @@ use core::fmt;
 
 use minicbor::{Decode, Encode};
 
+use crate::id::MaterialId;
 use crate::model::Kind;
 
 /// What a proposal answered.
@@ -17,6 +18,9 @@ pub enum Outcome {
     /// Not done, and the state is as before.
     #[n(1)]
     Rejected(#[n(0)] Rejection),
+    /// Done: these versions were dropped, at most [`crate::limits::PRUNE`] at once.
+    #[n(2)]
+    Pruned(#[n(0)] Vec<(MaterialId, u64)>),
 }
 
 /// Why a command was not applied.

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use crate::codec::{self, CodecError};
 use crate::command::Outcome;
 use crate::format::FORMAT;
-use crate::id::{MaterialId, RequestId};
+use crate::id::{MaterialId, RequestId, TaskId};
 use crate::model::cluster::Cluster;
 use crate::model::material::Material;
 use crate::model::node::Node;
@@ -18,7 +18,7 @@ use crate::model::service::Service;
 use crate::model::task::Task;
 use crate::sealed::Sealed;
 use crate::shared::Shared;
-use crate::state::State;
+use crate::state::{Anchored, State};
 use crate::time::Stamp;
 
 /// Why a snapshot cannot be read back.
@@ -92,6 +92,13 @@ enum Record {
         #[n(2)]
         outcome: Outcome,
     },
+    #[n(9)]
+    Anchor {
+        #[n(0)]
+        task: TaskId,
+        #[n(1)]
+        anchor: Anchored,
+    },
     /// Last, with the number of records before it.
     #[n(8)]
     End(#[n(0)] u64),
@@ -128,6 +135,9 @@ pub fn write(state: &State, sink: &mut dyn FnMut(&[u8])) {
         if let Some(outcome) = state.outcomes.get(request) {
             put(Record::Outcome { request: *request, at: *at, outcome: outcome.clone() });
         }
+    }
+    for (&task, &anchor) in &state.anchors {
+        put(Record::Anchor { task, anchor });
     }
     sink(&codec::encode(&Record::End(count)));
 }
@@ -195,6 +205,7 @@ impl Reader {
                 self.state.put_task(task);
             }
             Record::Outcome { request, at, outcome } => self.state.remember(request, at, outcome),
+            Record::Anchor { task, anchor } => self.state.put_anchor(task, anchor),
             Record::End(count) if count != self.count => {
                 return Err(malformed(format!("{} records of {count}", self.count)));
             }

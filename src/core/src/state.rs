@@ -1,6 +1,8 @@
 //! Everything the swarm holds. Objects are shared and never changed in place: whoever holds
 //! one keeps what it saw.
 
+mod grants;
+
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -16,6 +18,9 @@ use crate::model::task::Task;
 use crate::sealed::Sealed;
 use crate::shared::Shared;
 use crate::time::Stamp;
+
+pub use grants::Anchored;
+use grants::Count;
 
 /// Key of the payload table: which object, which version.
 pub type PayloadKey = (MaterialId, u64);
@@ -41,6 +46,8 @@ pub struct State {
     /// Deadline of the latest deletion of a payload: its stamp + `PURGE_WITHIN`. Every deletion
     /// moves it, and nothing clears it: each manager keeps for itself what it has purged.
     pub(crate) purge_due: Option<Stamp>,
+    /// How far the audit of each task has come, at most [`limits::AUDIT_ANCHORS`].
+    pub(crate) anchors: BTreeMap<TaskId, Anchored>,
     pub(crate) index: Index,
 }
 
@@ -50,6 +57,15 @@ pub(crate) struct Index {
     pub(crate) material_names: BTreeMap<(MaterialKind, String), MaterialId>,
     pub(crate) service_names: BTreeMap<String, ServiceId>,
     pub(crate) users: BTreeMap<MaterialId, BTreeSet<ServiceId>>,
+    /// How many services, by their spec or the one before it, and tasks that have not ended are
+    /// pinned to a version.
+    pub(crate) pins: BTreeMap<PayloadKey, u64>,
+    /// Grants of tasks that have not ended, by their service.
+    pub(crate) holders: BTreeMap<MaterialId, BTreeMap<ServiceId, u64>>,
+    /// What is revoked from a service, or from tasks of it.
+    pub(crate) revoked: BTreeMap<ServiceId, BTreeSet<MaterialId>>,
+    /// Anchors of audits by when they were set.
+    pub(crate) anchors_by_age: BTreeSet<(Stamp, TaskId)>,
     /// With its slot first, so that a service's tasks come slot by slot.
     pub(crate) tasks_of_service: BTreeMap<ServiceId, BTreeMap<(u64, TaskId), Arc<Task>>>,
     pub(crate) tasks_of_node: BTreeMap<NodeId, BTreeSet<TaskId>>,
@@ -225,13 +241,20 @@ impl State {
     pub(crate) fn put_material(&mut self, material: Material) {
         let name = (material.kind, material.spec.name.clone());
         self.index.material_names.insert(name, material.id);
-        self.materials.insert(material.id, Arc::new(material));
+        for entry in &material.revoked {
+            self.index.revoked.entry(entry.service).or_default().insert(material.id);
+        }
+        let material = Arc::new(material);
+        if let Some(old) = self.materials.insert(material.id, Arc::clone(&material)) {
+            self.unlist_revoked(&old, &material.revoked);
+        }
     }
 
     /// Removes a secret or config with all its payloads.
     pub(crate) fn remove_material(&mut self, id: &MaterialId) {
         let Some(material) = self.materials.remove(id) else { return };
         self.index.material_names.remove(&(material.kind, material.spec.name.clone()));
+        self.unlist_revoked(&material, &[]);
         for version in &material.versions {
             self.remove_payload(&(*id, version.number));
         }
@@ -256,6 +279,7 @@ impl State {
         for grant in service.spec.task.container.grants() {
             self.index.users.entry(grant.id).or_default().insert(service.id);
         }
+        self.count_pins_of_service(&service, Count::In);
         self.index.service_names.insert(service.spec.name.clone(), service.id);
         self.index.removed_services.remove(&service.id);
         self.services.insert(service.id, Arc::new(service));
@@ -269,7 +293,8 @@ impl State {
     }
 
     fn forget_service(&mut self, id: &ServiceId) {
-        let Some(old) = self.services.get(id) else { return };
+        let Some(old) = self.services.get(id).cloned() else { return };
+        self.count_pins_of_service(&old, Count::Out);
         self.index.service_names.remove(&old.spec.name);
         for grant in old.spec.task.container.grants() {
             remove_from(&mut self.index.users, &grant.id, id);
@@ -298,6 +323,7 @@ impl State {
     fn list(&mut self, task: Arc<Task>) {
         let services = &mut self.index.tasks_of_service;
         services.entry(task.service).or_default().insert((task.slot, task.id), Arc::clone(&task));
+        self.count_grants(&task, Count::In);
         match task.node {
             Some(node) => {
                 self.index.tasks_of_node.entry(node).or_default().insert(task.id);
@@ -319,6 +345,8 @@ impl State {
         if weighs(old) == weighs(task) && Shared::same(&old.spec, &task.spec) {
             return;
         }
+        self.count_grants(old, Count::Out);
+        self.count_grants(task, Count::In);
         match task.node {
             Some(node) => self.change_load(node, |load| {
                 load.subtract(old);
@@ -366,6 +394,7 @@ impl State {
             }
         }
         self.index.unassigned.remove(&task.id);
+        self.count_grants(task, Count::Out);
         let Some(node) = task.node else { return };
         remove_from(&mut self.index.tasks_of_node, &node, &task.id);
         self.change_load(node, |load| load.subtract(task));

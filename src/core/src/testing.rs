@@ -7,14 +7,14 @@ use alloc::vec::Vec;
 
 use crate::apply::{Change, apply};
 use crate::command::{
-    ClusterInit, Command, NodeJoin, NodeReport, Outcome, Proposal, TaskReport, TokenRotation,
-    TrustSecrets,
+    Append, ClusterInit, Command, NodeJoin, NodeReport, Outcome, Proposal, TaskReport,
+    TokenRotation, TrustSecrets,
 };
 use crate::id::{ENTROPY_LEN, Id, MaterialId, NodeId, RequestId, ServiceId, TaskId};
 use crate::model::Meta;
 use crate::model::cluster::{ClusterSpec, FormerSecret, Ring, RingKey, Slot, Trust};
 use crate::model::container::ContainerSpec;
-use crate::model::material::{Grant, MaterialKind, MaterialSpec};
+use crate::model::material::{Author, Grant, MaterialKind, MaterialSpec, OnChange};
 use crate::model::node::{ManagerInfo, NodeDescription, NodeSpec, NodeState, NodeStatus, Role};
 use crate::model::service::{ServiceMode, ServiceSpec};
 use crate::model::task::{Task, TaskSpec, TaskState, TaskStatus};
@@ -41,7 +41,19 @@ pub(crate) fn sealed(key: u64, size: u64) -> Sealed {
 
 pub(crate) fn grant(id: MaterialId, name: &str) -> Grant {
     let name = String::from(name);
-    Grant { id, target: name.clone(), name, uid: 0, gid: 0, mode: 0o444, pin: None }
+    let (uid, gid, mode, pin, on_change) = (0, 0, 0o444, None, OnChange::Nothing);
+    Grant { id, target: name.clone(), name, uid, gid, mode, pin, on_change }
+}
+
+pub(crate) fn author() -> Author {
+    Author { node: id(1), uid: 1_000 }
+}
+
+/// An append of one version. Its plaintext is as long as the payload without its tag.
+pub(crate) fn append(id: MaterialId, number: u64, payload: Sealed) -> Command {
+    let size = payload.bytes.len() as u64 - 16;
+    let items = alloc::vec![Append { id, number, size, payload, of: None }];
+    Command::MaterialAppend { items, by: author(), keep: None }
 }
 
 pub(crate) fn service_spec(name: &str, replicas: u64) -> ServiceSpec {
@@ -74,6 +86,7 @@ pub(crate) fn task(n: u64) -> Task {
         attempts: 0,
         window_start: Stamp(0),
         running_since: None,
+        started_with: Vec::new(),
     }
 }
 
@@ -84,6 +97,7 @@ pub(crate) fn create_secret(n: u64, name: &str) -> Command {
         spec: material_spec(name),
         size: 3,
         payload: sealed(1, 3),
+        by: author(),
     }
 }
 
@@ -188,7 +202,7 @@ impl World {
     pub(crate) fn done(&mut self, command: Command) -> u64 {
         match self.run(command) {
             Outcome::Done(version) => version,
-            Outcome::Rejected(rejection) => panic!("{rejection}"),
+            outcome => panic!("{outcome:?}"),
         }
     }
 
@@ -200,7 +214,7 @@ impl World {
         self.ids += 1;
         let id = id(self.ids);
         let (spec, payload) = (material_spec(name), sealed(1, 3));
-        self.done(Command::MaterialCreate { id, kind, spec, size: 3, payload });
+        self.done(Command::MaterialCreate { id, kind, spec, size: 3, payload, by: author() });
         id
     }
 

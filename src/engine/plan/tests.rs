@@ -5,7 +5,7 @@ use skep_core::assign::AssignedGrant;
 use skep_core::id::{ENTROPY_LEN, Id};
 use skep_core::model::Meta;
 use skep_core::model::container::{Mount, Ulimit};
-use skep_core::model::material::MaterialKind;
+use skep_core::model::material::{MaterialKind, OnChange};
 use skep_core::model::task::{ResourceNeeds, Resources, Task, TaskSpec, TaskState, TaskStatus};
 use skep_core::time::Stamp;
 
@@ -49,8 +49,9 @@ pub(in crate::engine) fn assignment(spec: TaskSpec) -> TaskAssignment {
         attempts: 0,
         window_start: Stamp(0),
         running_since: None,
+        started_with: Vec::new(),
     };
-    TaskAssignment { task, grants: Vec::new() }
+    TaskAssignment { task, grants: Vec::new(), revoked: Vec::new() }
 }
 
 pub(in crate::engine) fn node(data_root: &Path, run_root: &Path) -> NodeContext {
@@ -105,6 +106,7 @@ fn a_launch_is_complete() {
         uid: 2000,
         gid: 2000,
         mode: 0o440,
+        on_change: OnChange::Nothing,
     });
     let node = node(Path::new("/data"), Path::new("/run/skep"));
     let plan = plan(&assignment, &image(), &node).unwrap();

@@ -90,6 +90,7 @@ impl World {
             attempts: 0,
             window_start: Stamp(0),
             running_since: None,
+            started_with: Vec::new(),
         };
         let status = TaskStatus { state: TaskState::Pending, ..TaskStatus::default() };
         self.run(Command::Control(vec![

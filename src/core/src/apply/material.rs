@@ -3,12 +3,13 @@
 use alloc::format;
 use alloc::string::String;
 use alloc::vec;
+use alloc::vec::Vec;
 
 use super::{Applied, Change, Writer, check_labels};
 use crate::command::Rejection;
 use crate::id::MaterialId;
 use crate::limits;
-use crate::model::material::{Material, MaterialKind, MaterialSpec, MaterialVersion};
+use crate::model::material::{Author, Material, MaterialKind, MaterialSpec, MaterialVersion};
 use crate::model::{Kind, Meta, name};
 use crate::sealed::Sealed;
 
@@ -23,9 +24,11 @@ impl Writer<'_> {
         spec: &MaterialSpec,
         size: u64,
         payload: &Sealed,
+        by: Author,
     ) -> Applied {
         check_spec(kind, spec)?;
         self.check_payload(kind, size, payload)?;
+        self.check_room(payload.bytes.len() as u64, 0)?;
         let named = self.state.material_named(kind, &spec.name).is_some();
         if named || self.state.materials.contains_key(id) {
             return Err(Rejection::Exists { kind: kind.kind(), name: spec.name.clone() });
@@ -42,8 +45,9 @@ impl Writer<'_> {
             kind,
             meta: Meta::new(self.now),
             spec: spec.clone(),
-            versions: vec![MaterialVersion { number: 1, size, created: self.now }],
+            versions: vec![MaterialVersion { number: 1, size, created: self.now, by, of: None }],
             last_version: 1,
+            revoked: Vec::new(),
         });
         self.changes.push(Change::Material(*id));
         Ok(1)
@@ -56,50 +60,24 @@ impl Writer<'_> {
         spec: &MaterialSpec,
     ) -> Applied {
         let mut material = self.material(id)?;
-        let only_labels =
-            MaterialSpec { labels: spec.labels.clone(), ..material.spec.clone() } == *spec;
-        if !only_labels {
+        let (labels, keep) = (spec.labels.clone(), spec.keep);
+        if (MaterialSpec { labels, keep, ..material.spec.clone() }) != *spec {
             return Err(Rejection::Invalid(String::from("only updates to Labels are allowed")));
         }
         check_labels(&spec.labels)?;
+        check_keep(keep)?;
         if version != material.meta.version {
             return Err(Rejection::OutOfSequence);
         }
-        material.spec = spec.clone();
-        Ok(self.write_material(material))
-    }
-
-    pub(super) fn material_append(
-        &mut self,
-        id: &MaterialId,
-        number: u64,
-        size: u64,
-        payload: &Sealed,
-    ) -> Applied {
-        let mut material = self.material(id)?;
-        self.check_payload(material.kind, size, payload)?;
-        if number != material.last_version + 1 {
-            return Err(Rejection::OutOfSequence);
-        }
-        let dropped = if material.versions.len() < limits::MATERIAL_VERSIONS {
-            None
-        } else {
-            Some(self.oldest_free_version(&material)?)
-        };
-        if let Some(position) = dropped {
-            let old = material.versions.remove(position);
-            self.state.remove_payload(&(*id, old.number));
-            self.arm_purge();
-        }
-        material.versions.push(MaterialVersion { number, size, created: self.now });
-        material.last_version = number;
-        self.state.put_payload((*id, number), payload.clone());
+        // Docker's clients know nothing of it and send none.
+        let keep = keep.or(material.spec.keep);
+        material.spec = MaterialSpec { keep, ..spec.clone() };
         Ok(self.write_material(material))
     }
 
     pub(super) fn material_remove(&mut self, id: &MaterialId) -> Applied {
         let material = self.material(id)?;
-        let mut services: vec::Vec<String> =
+        let mut services: Vec<String> =
             self.state.users_of(id).map(|service| service.spec.name.clone()).collect();
         if !services.is_empty() {
             services.sort();
@@ -116,14 +94,14 @@ impl Writer<'_> {
     }
 
     /// The object to change, of whichever of both kinds.
-    fn material(&self, id: &MaterialId) -> Result<Material, Rejection> {
+    pub(super) fn material(&self, id: &MaterialId) -> Result<Material, Rejection> {
         let found = self.state.materials.get(id);
         found
             .map(|material| Material::clone(material))
             .ok_or_else(|| Rejection::NotFound { kind: Kind::Secret, what: format!("{id}") })
     }
 
-    fn check_payload(
+    pub(super) fn check_payload(
         &self,
         kind: MaterialKind,
         size: u64,
@@ -144,8 +122,12 @@ impl Writer<'_> {
         if payload.bytes.len() as u64 != size + TAG_BYTES {
             return Err(Rejection::Invalid(String::from("the payload is not of the size it says")));
         }
-        self.check_key(payload)?;
-        if self.state.index.payload_bytes + payload.bytes.len() as u64 > limits::PAYLOAD_BYTES {
+        self.check_key(payload)
+    }
+
+    /// Refuses `more` bytes of payload if they do not fit, with `less` fewer there then.
+    pub(super) fn check_room(&self, more: u64, less: u64) -> Result<(), Rejection> {
+        if self.state.index.payload_bytes.saturating_sub(less) + more > limits::PAYLOAD_BYTES {
             return Err(Rejection::Full(format!(
                 "secrets and configs take {} MiB, which is all they may; remove some first",
                 limits::PAYLOAD_BYTES >> 20
@@ -154,34 +136,30 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// Position of the oldest version that no service is pinned to.
-    fn oldest_free_version(&self, material: &Material) -> Result<usize, Rejection> {
-        let pinned = |number: u64| {
-            self.state.users_of(&material.id).any(|service| {
-                let mut grants = service.spec.task.container.grants();
-                grants.any(|grant| grant.id == material.id && grant.pin == Some(number))
-            })
-        };
-        material.versions.iter().position(|version| !pinned(version.number)).ok_or_else(|| {
-            Rejection::Full(format!(
-                "{} {} has {} versions and services are pinned to all of them",
-                material.kind.kind().word(),
-                material.spec.name,
-                limits::MATERIAL_VERSIONS
-            ))
-        })
-    }
-
-    fn arm_purge(&mut self) {
+    pub(super) fn arm_purge(&mut self) {
         self.state.purge_due = Some(self.now + limits::PURGE_WITHIN);
     }
 
-    fn write_material(&mut self, mut material: Material) -> u64 {
+    pub(super) fn write_material(&mut self, mut material: Material) -> u64 {
         material.meta.touch(self.now);
         let version = material.meta.version;
         self.changes.push(Change::Material(material.id));
         self.state.put_material(material);
         version
+    }
+}
+
+/// Refuses to keep no version, or more than there may be.
+pub(super) fn check_keep(keep: Option<u32>) -> Result<(), Rejection> {
+    let most = limits::MATERIAL_VERSIONS;
+    match keep {
+        Some(keep) if keep == 0 || usize::try_from(keep).is_ok_and(|keep| keep > most) => {
+            Err(Rejection::Invalid(format!(
+                "cannot keep {keep} versions of a secret or config: keep 1 to {most}, the latest \
+                 included; those in use are kept as well"
+            )))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -193,6 +171,7 @@ fn check_spec(kind: MaterialKind, spec: &MaterialSpec) -> Result<(), Rejection> 
         )));
     }
     check_labels(&spec.labels)?;
+    check_keep(spec.keep)?;
     if let Some(driver) = &spec.driver {
         return Err(Rejection::Unsupported(format!(
             "{} driver '{}' is not supported",

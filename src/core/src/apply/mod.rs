@@ -1,10 +1,12 @@
 //! State × command → changes or rejection.
 
+mod audit;
 mod cluster;
 mod material;
 mod nodes;
 #[cfg(test)]
 mod nodes_tests;
+mod revoke;
 mod ring;
 #[cfg(test)]
 mod ring_tests;
@@ -16,6 +18,9 @@ mod tests;
 mod trust;
 #[cfg(test)]
 mod trust_tests;
+mod versions;
+#[cfg(test)]
+mod versions_tests;
 
 use alloc::format;
 use alloc::vec::Vec;
@@ -64,10 +69,10 @@ pub fn apply(state: &mut State, proposal: &Proposal, changes: &mut Vec<Change>) 
     let now = state.last_stamp.max(proposal.stamp);
     let applied = Writer { state, changes, now }.command(&proposal.command);
     let outcome = match applied {
-        Ok(version) => {
+        Ok(outcome) => {
             state.last_stamp = now;
             Writer { state, changes, now }.retire_keys();
-            Outcome::Done(version)
+            outcome
         }
         Err(rejection) => Outcome::Rejected(rejection),
     };
@@ -79,15 +84,21 @@ pub fn apply(state: &mut State, proposal: &Proposal, changes: &mut Vec<Change>) 
 }
 
 impl Writer<'_> {
-    fn command(&mut self, command: &Command) -> Applied {
+    fn command(&mut self, command: &Command) -> Result<Outcome, Rejection> {
         match command {
-            Command::ClusterInit(init) => return self.cluster_init(init),
-            Command::Noop => return Ok(0),
-            _ if self.state.cluster.is_none() => return Err(Rejection::NoCluster),
-            _ => {}
+            Command::ClusterInit(init) => self.cluster_init(init).map(Outcome::Done),
+            Command::Noop => Ok(Outcome::Done(0)),
+            _ if self.state.cluster.is_none() => Err(Rejection::NoCluster),
+            Command::MaterialPrune { kind, ids, keep } => {
+                self.material_prune(*kind, ids, *keep).map(Outcome::Pruned)
+            }
+            command => self.write(command).map(Outcome::Done),
         }
+    }
+
+    fn write(&mut self, command: &Command) -> Applied {
         match command {
-            Command::ClusterInit(_) | Command::Noop => Ok(0),
+            Command::ClusterInit(_) | Command::Noop | Command::MaterialPrune { .. } => Ok(0),
             Command::ClusterUpdate { version, spec, tokens, unlock_key } => {
                 self.cluster_update(*version, spec, tokens, unlock_key.as_ref())
             }
@@ -107,15 +118,18 @@ impl Writer<'_> {
             Command::FormatRaise { to } => self.format_raise(*to),
             Command::NodeUpdate { id, version, spec } => self.node_update(id, *version, spec),
             Command::NodeReport(reports) => Ok(self.node_reports(reports)),
-            Command::MaterialCreate { id, kind, spec, size, payload } => {
-                self.material_create(id, *kind, spec, *size, payload)
+            Command::MaterialCreate { id, kind, spec, size, payload, by } => {
+                self.material_create(id, *kind, spec, *size, payload, *by)
             }
             Command::MaterialUpdate { id, version, spec } => {
                 self.material_update(id, *version, spec)
             }
-            Command::MaterialAppend { id, number, size, payload } => {
-                self.material_append(id, *number, *size, payload)
+            Command::MaterialAppend { items, by, keep } => self.material_append(items, *by, *keep),
+            Command::MaterialRevoke { id, service, task, by } => {
+                self.material_revoke(id, service.as_ref(), task.as_ref(), *by)
             }
+            Command::MaterialReseal(items) => self.material_reseal(items),
+            Command::AuditAnchor(anchors) => self.audit_anchors(anchors),
             Command::MaterialRemove { id } => self.material_remove(id),
             Command::ServiceCreate { id, spec } => self.service_create(id, spec),
             Command::ServiceUpdate { id, version, spec } => self.service_update(id, *version, spec),

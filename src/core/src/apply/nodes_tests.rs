@@ -14,7 +14,7 @@ use crate::testing::{self, World, joiner, service_spec, slot};
 fn rejected(outcome: Outcome) -> String {
     match outcome {
         Outcome::Rejected(rejection) => rejection.to_string(),
-        Outcome::Done(version) => panic!("done at {version}"),
+        outcome => panic!("{outcome:?}"),
     }
 }
 
@@ -152,7 +152,7 @@ fn a_promotion_is_checked() {
         change(&mut command);
         match world.run(command) {
             Outcome::Rejected(rejection) => rejection,
-            Outcome::Done(version) => panic!("done at {version}"),
+            outcome => panic!("{outcome:?}"),
         }
     };
     assert_eq!(

@@ -3,6 +3,7 @@
 use alloc::collections::BTreeSet;
 use alloc::format;
 use alloc::string::String;
+use alloc::vec::Vec;
 
 use super::{Applied, Writer};
 use crate::command::{Rejection, TrustSecrets};
@@ -76,9 +77,14 @@ impl Writer<'_> {
         }
     }
 
-    pub(super) fn retire_keys_of(&self, cluster: &mut Cluster) {
+    pub(super) fn retire_keys_of(&mut self, cluster: &mut Cluster) {
         let needed = |key: &RingKey| self.is_needed(cluster, key.version);
-        let keys = cluster.ring.keys.iter().filter(|key| needed(key)).cloned().collect();
+        let keys: Vec<RingKey> =
+            cluster.ring.keys.iter().filter(|key| needed(key)).cloned().collect();
+        if keys.len() < cluster.ring.keys.len() {
+            // Older entries and snapshots still hold the key, and what it opens.
+            self.arm_purge();
+        }
         cluster.ring.keys = keys;
     }
 

@@ -10,7 +10,7 @@ use crate::testing::{self, World, sealed, slot};
 fn rejected(outcome: Outcome) -> String {
     match outcome {
         Outcome::Rejected(rejection) => rejection.to_string(),
-        Outcome::Done(version) => panic!("done at {version}"),
+        outcome => panic!("{outcome:?}"),
     }
 }
 
@@ -50,10 +50,9 @@ fn a_new_version_frees_the_key_of_the_last_one_only_with_it() {
     let mut world = World::new();
     let id = world.secret("a");
     turn(&mut world);
-    for number in 2..=limits::MATERIAL_VERSIONS as u64 + 1 {
+    for number in 2..=u64::from(limits::KEEP_VERSIONS) + 1 {
         assert_eq!(keys(&world), [1, 2]);
-        let payload = sealed(2, 4);
-        world.done(Command::MaterialAppend { id, number, size: 4, payload });
+        world.done(testing::append(id, number, sealed(2, 4)));
     }
     assert_eq!(keys(&world), [2]);
 }
@@ -119,6 +118,7 @@ fn the_ring_is_bounded() {
             spec,
             size: 3,
             payload,
+            by: testing::author(),
         });
         turn(&mut world);
     }

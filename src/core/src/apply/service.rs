@@ -59,8 +59,10 @@ impl Writer<'_> {
         if version != service.meta.version {
             return Err(Rejection::OutOfSequence);
         }
-        service.previous = Some(service.spec.clone());
+        let (old, old_version) = (service.spec.clone(), service.spec_version);
+        service.previous = Some(old.clone());
         install(&mut service, Shared::new(spec.clone()));
+        self.grant_anew(id, &old, &service.spec, old_version);
         let is_stale = |t: &Task| t.desired <= TaskState::Running && is_dirty(&service, t);
         let replaces = self.state.tasks_of_service(id).any(|task| is_stale(task));
         service.update = replaces.then(|| UpdateStatus {
@@ -68,6 +70,7 @@ impl Writer<'_> {
             started: self.now,
             completed: None,
             message: String::from("update in progress"),
+            restarts: false,
         });
         Ok(self.write_service(service))
     }
@@ -103,13 +106,15 @@ impl Writer<'_> {
         self.write_service(service);
     }
 
-    fn start_rollback(&self, service: &mut Service, to: Shared<ServiceSpec>, message: &str) {
+    fn start_rollback(&mut self, service: &mut Service, to: Shared<ServiceSpec>, message: &str) {
+        self.take_back(&service.id, &service.spec, &to, service.spec_version);
         install(service, to);
         service.update = Some(UpdateStatus {
             state: UpdateState::RollbackStarted,
             started: self.now,
             completed: None,
             message: String::from(message),
+            restarts: false,
         });
     }
 
@@ -123,6 +128,7 @@ impl Writer<'_> {
         for task in tasks {
             self.desire(&task, TaskState::Remove);
         }
+        self.forget_revocations(id, None);
         Ok(0)
     }
 

@@ -8,14 +8,18 @@ use alloc::string::String;
 use super::check_labels;
 use crate::command::Rejection;
 use crate::control::constraint;
+use crate::id::MaterialId;
 use crate::isolation::{self, OnIsolation};
 use crate::limits;
 use crate::model::container::ContainerSpec;
-use crate::model::material::MaterialKind;
+use crate::model::material::{Grant, MaterialKind, OnChange};
 use crate::model::name;
 use crate::model::service::{ServiceMode, ServiceSpec};
 use crate::model::task::{Resources, TaskSpec};
 
+/// Signals there are, and those of them that no process can catch: SIGKILL and SIGSTOP.
+const SIGNALS: core::ops::RangeInclusive<i32> = 1..=64;
+const DEADLY: [i32; 2] = [9, 19];
 /// Bytes in a grant's target path, at most.
 const TARGET_BYTES: usize = 4_096;
 /// The smallest CPU share and memory a limit or reservation may name.
@@ -120,6 +124,7 @@ fn check_grants(container: &ContainerSpec) -> Result<(), Rejection> {
             limits::GRANTS
         ));
     }
+    let mut pins: BTreeMap<MaterialId, Option<u64>> = BTreeMap::new();
     let mut taken: BTreeMap<String, (MaterialKind, &str)> = BTreeMap::new();
     for (kind, grant) in container.grants_by_kind() {
         let word = kind.kind().word();
@@ -129,6 +134,14 @@ fn check_grants(container: &ContainerSpec) -> Result<(), Rejection> {
         if !is_target(&grant.target) {
             return invalid(format!(
                 "malformed file {word} reference, invalid target file name provided"
+            ));
+        }
+        check_on_change(word, grant)?;
+        if pins.insert(grant.id, grant.pin).is_some_and(|other| other != grant.pin) {
+            return invalid(format!(
+                "{word} '{}' is granted in two versions, and a task holds one of each {word}: \
+                 grant the same one at both targets",
+                grant.name
             ));
         }
         let Some((other_kind, other)) = taken.insert(grant.path(kind), (kind, &grant.name)) else {
@@ -149,6 +162,22 @@ fn check_grants(container: &ContainerSpec) -> Result<(), Rejection> {
         });
     }
     Ok(())
+}
+
+/// Refuses signals that no process can take as news.
+fn check_on_change(word: &str, grant: &Grant) -> Result<(), Rejection> {
+    match grant.on_change {
+        OnChange::Signal(signal) if !SIGNALS.contains(&signal) || DEADLY.contains(&signal) => {
+            invalid(format!(
+                "signal {signal} on a change of {word} '{}' is none that a process can take: name \
+                 one from {} to {}, but not SIGKILL or SIGSTOP; on-change=restart replaces the task",
+                grant.name,
+                SIGNALS.start(),
+                SIGNALS.end()
+            ))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Whether a target names a file without leaving its directory.

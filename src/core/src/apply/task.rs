@@ -5,7 +5,7 @@ use alloc::string::String;
 
 use super::{Change, Writer};
 use crate::command::{Decision, TaskReport};
-use crate::control::{PENDING, is_dirty};
+use crate::control::{PENDING, is_dirty, started_with};
 use crate::id::{NodeId, TaskId};
 use crate::limits;
 use crate::model::Meta;
@@ -63,7 +63,8 @@ impl Writer<'_> {
             && !slot.any(|task| is_rival(task));
         drop(slot);
         if fits {
-            let mut task = Task { meta: Meta::new(self.now), ..task.clone() };
+            let started_with = started_with(self.state, &task.spec);
+            let mut task = Task { meta: Meta::new(self.now), started_with, ..task.clone() };
             if task.node.is_some_and(|node| !self.state.nodes.contains_key(&node)) {
                 let (at, state, message) = (self.now, TaskState::Pending, String::from(PENDING));
                 task.node = None;
@@ -116,8 +117,10 @@ impl Writer<'_> {
         let Some(old) = self.state.tasks.get(id) else { return };
         let is_gone = old.node.is_none_or(|node| !self.state.nodes.contains_key(&node));
         if is_gone || old.status.state.is_terminal() {
+            let service = old.service;
             self.state.remove_task(id);
             self.changes.push(Change::Task(*id));
+            self.forget_revocations(&service, Some(id));
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::time::Span;
 fn rejected(outcome: Outcome) -> String {
     match outcome {
         Outcome::Rejected(rejection) => rejection.to_string(),
-        Outcome::Done(version) => panic!("done at {version}"),
+        outcome => panic!("{outcome:?}"),
     }
 }
 

@@ -7,6 +7,7 @@ use alloc::vec::Vec;
 
 use sha2::{Digest, Sha256};
 
+use super::started_with;
 use crate::codec;
 use crate::command::Decision;
 use crate::id::{ENTROPY_LEN, ServiceId, TaskId};
@@ -177,6 +178,7 @@ impl<'a> Draft<'a> {
             attempts: 0,
             window_start: self.now,
             running_since: None,
+            started_with: started_with(self.state, &service.spec.task),
         }
     }
 
@@ -228,7 +230,13 @@ impl<'a> Draft<'a> {
         self.decisions.push(Decision::ServiceStatus {
             id: service.id,
             spec_version: service.spec_version,
-            update: UpdateStatus { state, started, completed: ends.then_some(self.now), message },
+            update: UpdateStatus {
+                state,
+                started,
+                completed: ends.then_some(self.now),
+                message,
+                restarts: false,
+            },
         });
     }
 }

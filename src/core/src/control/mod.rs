@@ -30,7 +30,8 @@ use core::mem;
 
 use crate::apply::Change;
 use crate::command::Command;
-use crate::id::{NodeId, ServiceId};
+use crate::id::{MaterialId, NodeId, ServiceId};
+use crate::model::material::Grant;
 use crate::model::service::{Service, ServiceMode};
 use crate::model::task::{Task, TaskSpec, TaskState};
 use crate::state::State;
@@ -240,6 +241,13 @@ fn service_passes(draft: &mut Draft<'_>, id: &ServiceId, dirty: &Dirty) -> Pass 
     }
     let ends = [restart::start_due(draft, &mut slots), reaper::run(draft, &slots)];
     if ends.contains(&Pass::Stopped) { Pass::Stopped } else { pass }
+}
+
+/// What of a template restarts its tasks on change, each with its latest version.
+pub(crate) fn started_with(state: &State, spec: &TaskSpec) -> Vec<(MaterialId, u64)> {
+    let restarting = spec.container.grants().filter(|grant| grant.restarts());
+    let latest = |grant: &Grant| Some((grant.id, state.material(&grant.id)?.last_version));
+    restarting.filter_map(latest).collect()
 }
 
 /// Whether a task was made from another template than its service has now, so that an update

@@ -7,8 +7,9 @@ use alloc::vec::Vec;
 
 use minicbor::{Decode, Encode};
 
+use super::task::Task;
 use super::{Kind, Labels, Meta};
-use crate::id::MaterialId;
+use crate::id::{MaterialId, NodeId, ServiceId, TaskId};
 use crate::limits;
 use crate::time::Stamp;
 
@@ -59,6 +60,10 @@ pub struct MaterialSpec {
     /// The external provider of the payload, if it has one.
     #[n(3)]
     pub driver: Option<Driver>,
+    /// How many versions are kept, the latest ones: 1 to [`limits::MATERIAL_VERSIONS`]; none means
+    /// [`limits::KEEP_VERSIONS`]. Those in use are kept as well.
+    #[n(4)]
+    pub keep: Option<u32>,
 }
 
 /// A named driver with options.
@@ -71,6 +76,23 @@ pub struct Driver {
     /// Options.
     #[n(1)]
     pub options: Labels,
+}
+
+/// Who changed a secret or config: the caller of the API, as the kernel of that node named it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Author {
+    /// The node at whose socket the call came in.
+    #[n(0)]
+    pub node: NodeId,
+    /// The caller's user id there; [`Author::UNKNOWN_UID`] if the socket did not tell.
+    #[n(1)]
+    pub uid: u32,
+}
+
+impl Author {
+    /// Stands for a user nobody knows: no user has this id.
+    pub const UNKNOWN_UID: u32 = u32::MAX;
 }
 
 /// One version of a payload. The bytes are in the state's payload table.
@@ -86,6 +108,38 @@ pub struct MaterialVersion {
     /// When it was added.
     #[n(2)]
     pub created: Stamp,
+    /// Who added it.
+    #[n(3)]
+    pub by: Author,
+    /// The version it repeats: it was added by a rollback.
+    #[n(4)]
+    pub of: Option<u64>,
+}
+
+/// A service's grant of a secret or config that may not be read any more. A later version may,
+/// and so may a grant that the service is given anew by an update.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Revocation {
+    /// Whose grant.
+    #[n(0)]
+    pub service: ServiceId,
+    /// The only task it holds for; none for all of the service.
+    #[n(1)]
+    pub task: Option<TaskId>,
+    /// The last version it holds for.
+    #[n(2)]
+    pub up_to: u64,
+    /// When it was revoked.
+    #[n(3)]
+    pub at: Stamp,
+    /// Who revoked it.
+    #[n(4)]
+    pub by: Author,
+    /// The last version of the service's template it holds for, once an update granted it anew;
+    /// none before. Tasks of older templates do not come by it while they are replaced.
+    #[n(5)]
+    pub until: Option<u64>,
 }
 
 /// A secret or config.
@@ -110,6 +164,10 @@ pub struct Material {
     /// Number of the last version ever added.
     #[n(5)]
     pub last_version: u64,
+    /// Which grants of it are revoked, one entry at most for a service or one of its tasks; at
+    /// most [`limits::REVOCATIONS`].
+    #[n(6)]
+    pub revoked: Vec<Revocation>,
 }
 
 impl Material {
@@ -118,6 +176,49 @@ impl Material {
     pub fn latest(&self) -> Option<&MaterialVersion> {
         self.versions.last()
     }
+
+    /// The version of this number, unless it was dropped or never there.
+    #[must_use]
+    pub fn version(&self, number: u64) -> Option<&MaterialVersion> {
+        self.versions.iter().find(|version| version.number == number)
+    }
+
+    /// How many of the latest versions are kept whether they are in use or not.
+    #[must_use]
+    pub fn keep(&self) -> usize {
+        let keep = self.spec.keep.unwrap_or(limits::KEEP_VERSIONS);
+        usize::try_from(keep).unwrap_or(usize::MAX)
+    }
+
+    /// Whether a task may not read this version although its service grants it.
+    #[must_use]
+    pub fn is_revoked(&self, task: &Task, version: u64) -> bool {
+        self.revoked.iter().any(|entry| entry.holds(task, version))
+    }
+}
+
+impl Revocation {
+    fn holds(&self, task: &Task, version: u64) -> bool {
+        self.service == task.service
+            && self.task.is_none_or(|id| id == task.id)
+            && version <= self.up_to
+            && self.until.is_none_or(|until| task.spec_version <= until)
+    }
+}
+
+/// What becomes of running tasks when a new version reaches them, beside its bytes.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
+pub enum OnChange {
+    /// Nothing.
+    #[default]
+    #[n(0)]
+    Nothing,
+    /// Their first process is sent this signal, once the bytes are in force.
+    #[n(1)]
+    Signal(#[n(0)] i32),
+    /// They are replaced, as the service's update policy has it.
+    #[n(2)]
+    Restart,
 }
 
 /// A service's reference to a secret or config, and the file it becomes.
@@ -145,9 +246,19 @@ pub struct Grant {
     /// The version it is pinned to; none follows the latest.
     #[n(6)]
     pub pin: Option<u64>,
+    /// What becomes of the task when a new version reaches it.
+    #[n(7)]
+    pub on_change: OnChange,
 }
 
 impl Grant {
+    /// Whether a new version makes tasks that hold this grant be replaced. What is pinned never
+    /// changes.
+    #[must_use]
+    pub fn restarts(&self) -> bool {
+        self.on_change == OnChange::Restart && self.pin.is_none()
+    }
+
     /// The absolute path its file appears at.
     #[must_use]
     pub fn path(&self, kind: MaterialKind) -> String {

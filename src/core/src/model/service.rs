@@ -218,6 +218,10 @@ pub struct UpdateStatus {
     /// What happens, in Docker's words.
     #[n(3)]
     pub message: String,
+    /// Whether it replaces tasks only because what they are granted has new versions. Then there
+    /// is no spec to go back to.
+    #[n(4)]
+    pub restarts: bool,
 }
 
 /// A service.

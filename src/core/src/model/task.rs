@@ -10,7 +10,7 @@ use minicbor::{Decode, Encode};
 
 use super::container::ContainerSpec;
 use super::{Labels, Meta};
-use crate::id::{NodeId, ServiceId, TaskId};
+use crate::id::{MaterialId, NodeId, ServiceId, TaskId};
 use crate::time::{Span, Stamp};
 
 /// How far a task has come. The order of the variants is the order of time.
@@ -324,6 +324,10 @@ pub struct Task {
     /// When managers first learned that it runs.
     #[n(14)]
     pub running_since: Option<Stamp>,
+    /// What it was made with of that which restarts it on change: each with its latest version
+    /// then.
+    #[n(15)]
+    pub started_with: Vec<(MaterialId, u64)>,
 }
 
 impl Task {

@@ -173,14 +173,14 @@ impl Play {
                     spec: material_spec(&format!("s{}", pick % 6)),
                     size: 3,
                     payload: sealed(1, 3),
+                    by: testing::author(),
                 };
                 self.try_run(command);
             }
             Op::Append(pick) => {
                 let Some(material) = nth(self.sim.world.state.materials(), pick) else { return };
                 let (id, number) = (material.id, material.last_version + 1);
-                let payload = sealed(1, 4);
-                self.try_run(Command::MaterialAppend { id, number, size: 4, payload });
+                self.try_run(testing::append(id, number, sealed(1, 4)));
             }
             Op::Unsecret(pick) => {
                 let Some(material) = nth(self.sim.world.state.materials(), pick) else { return };
@@ -465,8 +465,9 @@ fn debug_never_shows_a_payload() {
             spec: material_spec("a"),
             size: 7,
             payload: payload.clone(),
+            by: testing::author(),
         },
-        Command::MaterialAppend { id: id(1), number: 2, size: 7, payload: payload.clone() },
+        testing::append(id(1), 2, payload.clone()),
     ];
     let mut world = crate::testing::World::empty();
     let mut shown = Vec::new();

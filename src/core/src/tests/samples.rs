@@ -9,15 +9,16 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use crate::command::{
-    CaChange, ClusterInit, Command, Decision, NodeJoin, NodeReport, Outcome, Rejection, TaskReport,
-    TokenRotation, TrustSecrets,
+    Anchor, Append, CaChange, ClusterInit, Command, Decision, NodeJoin, NodeReport, Outcome,
+    Rejection, Reseal, TaskReport, TokenRotation, TrustSecrets,
 };
 use crate::model::cluster::{
     Cluster, ClusterSpec, FormerSecret, NextRoot, Ring, RingKey, Slot, Trust,
 };
 use crate::model::container::{ContainerSpec, Dns, Health, Mount, MountKind, Ulimit};
 use crate::model::material::{
-    Driver, Grant, Material, MaterialKind, MaterialSpec, MaterialVersion,
+    Author, Driver, Grant, Material, MaterialKind, MaterialSpec, MaterialVersion, OnChange,
+    Revocation,
 };
 use crate::model::node::{
     Availability, ManagerInfo, Node, NodeDescription, NodeSpec, NodeState, NodeStatus, Role,
@@ -33,7 +34,7 @@ use crate::model::task::{
 use crate::model::{Kind, Labels, Meta};
 use crate::sealed::Sealed;
 use crate::shared::Shared;
-use crate::state::State;
+use crate::state::{Anchored, State};
 use crate::testing::id;
 use crate::time::{Span, Stamp};
 
@@ -60,7 +61,12 @@ fn material_spec() -> MaterialSpec {
         labels: labels(),
         templating: Some(driver.clone()),
         driver: Some(driver),
+        keep: Some(7),
     }
+}
+
+fn author() -> Author {
+    Author { node: id(1), uid: 2 }
 }
 
 fn grant(n: u64, name: &str) -> Grant {
@@ -72,6 +78,7 @@ fn grant(n: u64, name: &str) -> Grant {
         gid: 2,
         mode: 0o400,
         pin: Some(3),
+        on_change: OnChange::Signal(1),
     }
 }
 
@@ -230,6 +237,7 @@ fn task() -> Task {
         attempts: 7,
         window_start: Stamp(8),
         running_since: Some(Stamp(9)),
+        started_with: vec![(id(1), 2)],
     }
 }
 
@@ -375,6 +383,15 @@ fn commands_of_many() -> Vec<Command> {
         Command::CaChange(Box::new(CaChange::Moved(vec![id(1)]))),
         Command::CaChange(Box::new(CaChange::Finish { version: 2, force: true, tokens: tokens() })),
         Command::FormatRaise { to: 1 },
+        Command::MaterialPrune { kind: MaterialKind::Config, ids: vec![id(1)], keep: Some(2) },
+        Command::MaterialRevoke {
+            id: id(1),
+            service: Some(id(2)),
+            task: Some(id(3)),
+            by: author(),
+        },
+        Command::MaterialReseal(vec![Reseal { id: id(1), version: 2, payload: sealed() }]),
+        Command::AuditAnchor(vec![Anchor { task: id(1), sequence: 2, hash: [3; 32] }]),
     ]
 }
 
@@ -430,8 +447,22 @@ pub(crate) fn state() -> State {
         kind: MaterialKind::Config,
         meta,
         spec: material_spec(),
-        versions: vec![MaterialVersion { number: 2, size: 3, created: Stamp(4) }],
+        versions: vec![MaterialVersion {
+            number: 2,
+            size: 3,
+            created: Stamp(4),
+            by: author(),
+            of: Some(1),
+        }],
         last_version: 2,
+        revoked: vec![Revocation {
+            service: id(2),
+            task: Some(id(1)),
+            up_to: 1,
+            at: Stamp(5),
+            by: author(),
+            until: Some(4),
+        }],
     });
     state.put_payload((id(1), 2), sealed());
     state.put_service(Service {
@@ -444,6 +475,7 @@ pub(crate) fn state() -> State {
     });
     state.put_task(task());
     state.remember(id(1), Stamp(1), Outcome::Done(1));
+    state.put_anchor(id(1), Anchored { sequence: 1, hash: [2; 32], at: Stamp(3) });
     state
 }
 
@@ -453,6 +485,7 @@ fn update_status() -> UpdateStatus {
         started: Stamp(1),
         completed: Some(Stamp(2)),
         message: text("message"),
+        restarts: true,
     }
 }
 
@@ -470,7 +503,8 @@ pub(crate) fn commands() -> Vec<Command> {
     let (description, status) = (Some(description()), Some(node_status()));
     let advertise = Some(text("10.0.0.1:2377"));
     let report = NodeReport { id: id(1), description, status, advertise };
-    let (kind, size, payload) = (MaterialKind::Config, 3, sealed());
+    let (kind, size, payload, by) = (MaterialKind::Config, 3, sealed(), author());
+    let append = Append { id: id(1), number: 2, size, payload: sealed(), of: Some(1) };
     let replicated = ServiceMode::Replicated { replicas: 3 };
     let job = ServiceMode::ReplicatedJob { max_concurrent: 1, total: 2 };
     let first = vec![
@@ -483,9 +517,9 @@ pub(crate) fn commands() -> Vec<Command> {
         },
         Command::NodeUpdate { id: id(1), version: 2, spec: node_spec() },
         Command::NodeReport(vec![report]),
-        Command::MaterialCreate { id: id(1), kind, spec: material_spec(), size, payload },
+        Command::MaterialCreate { id: id(1), kind, spec: material_spec(), size, payload, by },
         Command::MaterialUpdate { id: id(1), version: 2, spec: material_spec() },
-        Command::MaterialAppend { id: id(1), number: 2, size, payload: sealed() },
+        Command::MaterialAppend { items: vec![append], by, keep: Some(8) },
         Command::MaterialRemove { id: id(1) },
         Command::ServiceCreate { id: id(1), spec: service_spec(replicated) },
         Command::ServiceUpdate { id: id(1), version: 2, spec: service_spec(job) },
@@ -514,5 +548,6 @@ pub(crate) fn outcomes() -> Vec<Outcome> {
         Rejection::NoCluster,
     ];
     let rejected = rejections.into_iter().map(Outcome::Rejected);
-    core::iter::once(Outcome::Done(1)).chain(rejected).collect()
+    let pruned = Outcome::Pruned(vec![(id(1), 2)]);
+    core::iter::once(Outcome::Done(1)).chain(rejected).chain([pruned]).collect()
 }

@@ -18,7 +18,7 @@ use crate::model::task::{
 };
 use crate::sealed::Sealed;
 use crate::task_machine::Local;
-use crate::testing::{grant, material_spec, sealed, service_spec};
+use crate::testing::{append, author, grant, material_spec, sealed, service_spec};
 use crate::time::Span;
 
 /// Tasks users ask for at most, all services together.
@@ -214,7 +214,8 @@ impl Swarm {
         let kind = if self.random.once_in(3) { MaterialKind::Config } else { MaterialKind::Secret };
         let spec = material_spec(&format!("m{}", self.random.below(40)));
         let payload = self.sealed(3);
-        self.commit(Command::MaterialCreate { id, kind, spec, size: 3, payload });
+        let by = author();
+        self.commit(Command::MaterialCreate { id, kind, spec, size: 3, payload, by });
     }
 
     fn append(&mut self) {
@@ -222,7 +223,7 @@ impl Swarm {
         let Some(material) = self.world.state.material(&id) else { return };
         let number = material.last_version + 1;
         let payload = self.sealed(4);
-        self.commit(Command::MaterialAppend { id, number, size: 4, payload });
+        self.commit(append(id, number, payload));
     }
 
     fn set_availability(&mut self, availability: Availability) {
