@@ -24,8 +24,8 @@ use crate::audit::{Head, Next, next};
 use crate::clock::uptime;
 use crate::files::{FileError, make_dir, remove_dir};
 use crate::limits::{
-    AUDIT_BATCH_BYTES, AUDIT_FILES, AUDIT_RECORD_BYTES, AUDIT_RESEND, AUDIT_SCAN,
-    AUDIT_TASK_BYTES, AUDIT_UNSENT_BYTES, SESSION_SILENCE,
+    AUDIT_BATCH_BYTES, AUDIT_FILES, AUDIT_RECORD_BYTES, AUDIT_RESEND, AUDIT_SCAN, AUDIT_TASK_BYTES,
+    AUDIT_UNSENT_BYTES, SESSION_SILENCE,
 };
 use crate::wire::audit::Portion;
 use crate::wire::launch::AUDIT_FILE;
@@ -130,10 +130,11 @@ impl Tails {
             .map(|(id, dir)| (id, dir, false))
             .chain(unsent.into_iter().map(|(id, dir)| (id, dir, true)))
         {
-            let from = self.sent.get(&id).copied().unwrap_or_else(|| Place {
-                sequence: load_sent(&dir),
-                ..Place::default()
-            });
+            let from = self
+                .sent
+                .get(&id)
+                .copied()
+                .unwrap_or_else(|| Place { sequence: load_sent(&dir), ..Place::default() });
             seen.insert(id, from);
             if batch.bytes >= AUDIT_BATCH_BYTES {
                 continue;
@@ -254,7 +255,8 @@ fn read_new(dir: &Path, from: Place) -> io::Result<Taken> {
         file.take(limit).read_to_end(&mut bytes)?;
         let mut done = 0;
         while taken.bytes < AUDIT_TASK_BYTES
-            && let Next::Record { body, taken: length } = next(bytes.get(done..).unwrap_or_default())
+            && let Next::Record { body, taken: length } =
+                next(bytes.get(done..).unwrap_or_default())
         {
             done += length;
             // One that is no record would hold up all that follow it.

@@ -305,7 +305,8 @@ mod tests {
         let key = crate::manager::audit::store::key_from(&founding.seal);
         let audits = crate::manager::audit::store::Store::new(audits, key, Default::default());
         let audits = crate::manager::audit::Audits::new(audits);
-        let manager = Manager::new(raft, cluster, node, peers, founding.seal, String::new(), audits);
+        let manager =
+            Manager::new(raft, cluster, node, peers, founding.seal, String::new(), audits);
         manager.propose(Command::ClusterInit(Box::new(founding.command))).await.unwrap();
         (manager, founding.key)
     }

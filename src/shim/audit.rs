@@ -275,7 +275,8 @@ impl Files {
             let file = create(&next)?;
             for n in (1..self.max_files - 1).rev() {
                 // What is not there yet needs no new name.
-                let _ = fs::rename(self.named(&format!(".{n}")), self.named(&format!(".{}", n + 1)));
+                let _ =
+                    fs::rename(self.named(&format!(".{n}")), self.named(&format!(".{}", n + 1)));
             }
             fs::rename(&self.path, self.named(".1"))?;
             fs::rename(next, &self.path)?;

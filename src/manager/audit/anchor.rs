@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use skep_core::command::{self, Command};
 use skep_core::id::TaskId;
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
 use super::Manager;
 use crate::audit::{Anchor, Head, Record};
+use crate::gate::Refusal;
 use crate::limits::{AUDIT_AGAIN, AUDIT_ANCHOR, AUDIT_ANCHORS};
 use crate::wire::audit::Portion;
 
@@ -81,13 +83,40 @@ pub(super) async fn propose_now_and_then(manager: &Manager) {
 }
 
 impl Manager {
-    /// Has the swarm's state remember these places. Whether it does.
-    pub(super) async fn propose_anchors(&self, _anchors: &[(TaskId, Anchor)]) -> bool {
-        false
+    /// Has the swarm's state remember these places. False if they are to be proposed again.
+    async fn propose_anchors(&self, anchors: &[(TaskId, Anchor)]) -> bool {
+        // A node that lost how far it had come sends old records again.
+        let is_news = |task: &TaskId, anchor: &Anchor| {
+            let held = self.anchors_of(task);
+            held.iter().all(|held| held.sequence < anchor.sequence)
+        };
+        let news = anchors.iter().filter(|(task, anchor)| is_news(task, anchor));
+        let news: Vec<_> = news
+            .map(|(task, Anchor { sequence, hash })| command::Anchor {
+                task: *task,
+                sequence: *sequence,
+                hash: *hash,
+            })
+            .collect();
+        if news.is_empty() {
+            return true;
+        }
+        match self.propose(Command::AuditAnchor(news)).await {
+            // Proposed again, one that is refused would be refused again.
+            Ok(_) | Err(Refusal::Rejected(_)) => true,
+            Err(error) => {
+                tracing::warn!(%error, "anchors of audits wait for the log");
+                false
+            }
+        }
     }
 
     /// What the swarm's state remembers of a task.
     pub(super) fn anchors_of(&self, task: &TaskId) -> Vec<Anchor> {
-        self.audits.anchors.due().get(task).cloned().into_iter().collect()
+        let held = self.raft.view(|state| {
+            let anchor = state.anchor(task)?;
+            Some(Anchor { sequence: anchor.sequence, hash: anchor.hash })
+        });
+        Vec::from_iter(held)
     }
 }

@@ -430,10 +430,7 @@ impl Store {
 }
 
 /// What of a portion is not kept yet.
-fn fresh<'a>(
-    table: &Table,
-    portion: &'a Portion,
-) -> Result<Vec<(Head, &'a ByteVec)>, StoreError> {
+fn fresh<'a>(table: &Table, portion: &'a Portion) -> Result<Vec<(Head, &'a ByteVec)>, StoreError> {
     if portion.bytes() > NET_MESSAGE_BYTES {
         return Err(StoreError::Malformed("it is too long"));
     }
