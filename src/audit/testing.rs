@@ -43,3 +43,12 @@ pub(crate) fn chain(task: &TaskId, material: MaterialId, count: u64) -> Vec<Byte
     });
     records.collect()
 }
+
+/// The record that ends such a chain.
+pub(crate) fn end(bodies: &[ByteVec]) -> ByteVec {
+    let last = bodies.last().map(|body| (Record::parse(body), hash(body)));
+    let Some((Ok(last), previous)) = last else { panic!("no chain to end") };
+    let ended = Event { at: last.at, what: What::Ended };
+    let (sequence, rows) = (last.sequence + 1, Vec::new());
+    Record { sequence, previous, rows, events: vec![ended], ..last }.to_body()
+}

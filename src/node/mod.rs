@@ -1,5 +1,7 @@
 //! The node: takes its parts, which do not know one another, and ties them together.
 
+#[cfg(test)]
+mod audit_tests;
 mod certificate;
 mod force;
 mod found;
