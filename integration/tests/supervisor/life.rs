@@ -62,14 +62,14 @@ fn secrets_at_their_targets_and_nothing_on_the_host() -> Result<()> {
     ensure!(shim.exit_record()? == exit && is_dead(status.pid));
     let records = shim.audit()?;
     ensure!(records.last().is_some_and(Record::is_last), "{records:?}");
-    ensure!(opens(&records, first) == 2 && opens(&records, config) == 1, "{records:?}");
+    ensure!(opened(&records, first) == 2 && opened(&records, config) == 1, "{records:?}");
     let readers = records.iter().flat_map(|record| &record.rows).filter_map(|r| r.reader.as_ref());
     let claims: Vec<_> = readers.map(|reader| reader.executable.as_deref()).collect();
     ensure!(claims.iter().all(|path| path.is_some_and(|p| p.ends_with("busybox"))), "{claims:?}");
     shim.nothing_left()
 }
 
-fn opens(records: &[Record], of: MaterialId) -> u64 {
+fn opened(records: &[Record], of: MaterialId) -> u64 {
     let rows = records.iter().flat_map(|record| &record.rows);
     let of = rows.filter(|row| row.reader.as_ref().is_some_and(|reader| reader.material == of));
     of.map(|row| row.opened).sum()
@@ -87,7 +87,7 @@ fn the_audit_is_a_second_behind_at_most() -> Result<()> {
     shim.deliver(&[(secret, 2, "newer")])?;
     let read = Instant::now();
     shim.output(&["cat", "/run/secrets/s"])?;
-    settle("both opens on record", BOUND, || Ok(opens(&shim.audit()?, secret) == 2))?;
+    settle("both opens on record", BOUND, || Ok(opened(&shim.audit()?, secret) == 2))?;
     // With room for a busy machine; `AUDIT_DELAY` is what keeps it below a second.
     ensure!(read.elapsed() < Duration::from_secs(3), "{:?}", read.elapsed());
     shim.say(&ToShim::Revoke { sequence: 100, materials: vec![secret] })?;
