@@ -8,6 +8,7 @@ pub mod address;
 pub mod agent;
 mod allocator;
 pub mod api;
+pub mod audit;
 mod chain;
 pub mod cli;
 pub mod clock;

@@ -190,3 +190,58 @@ pub const IMAGE_REPORT: Duration = Duration::from_secs(2);
 pub const IMAGE_WANT_BYTES: usize = 1 << 10;
 /// Nodes that are asked for an image, one after the other.
 pub const IMAGE_HOLDERS: usize = 16;
+/// How long a shim gathers what it writes to its audit: with the writing itself less than a second.
+pub const AUDIT_DELAY: Duration = Duration::from_millis(800);
+/// Rows and events in one record of the audit, of each.
+pub const AUDIT_RECORD_ITEMS: usize = 200;
+/// Bytes of one record of the audit: as many rows with the longest names and paths, and as many
+/// events, fit.
+pub const AUDIT_RECORD_BYTES: usize = 2 << 20;
+/// Events that may wait to be written to the audit.
+pub const AUDIT_EVENTS: usize = 2_000;
+/// Bytes of the reason in an event of the audit.
+pub const AUDIT_REASON_BYTES: usize = 512;
+/// Bytes of one file of a task's audit before it is rotated.
+pub const AUDIT_FILE_BYTES: u64 = 2 << 20;
+/// Files of a task's audit that are kept.
+pub const AUDIT_FILES: u32 = 4;
+/// Time between two looks of an agent at its tasks' audits.
+pub const AUDIT_SCAN: Duration = Duration::from_secs(1);
+/// Bytes of records that an agent sends at once; one record more may be on top.
+pub const AUDIT_BATCH_BYTES: usize = 1 << 20;
+/// Of these, bytes of one task.
+pub const AUDIT_TASK_BYTES: usize = 256 << 10;
+/// How long an agent waits for the word that its records are stored before it sends them again.
+pub const AUDIT_RESEND: Duration = Duration::from_secs(10);
+/// Bytes of audits of removed tasks that wait on their node to be sent.
+pub const AUDIT_UNSENT_BYTES: u64 = 256 << 20;
+/// Batches of agents that may wait on a manager to be stored.
+pub const AUDIT_QUEUE: usize = 1_024;
+/// Bytes of records that a manager stores at once; one batch more may be on top.
+pub const AUDIT_ROUND_BYTES: usize = 4 << 20;
+/// Rounds of storing that other managers may be behind.
+pub const AUDIT_ROUNDS: usize = 8;
+/// Pause after a round that did not reach a majority.
+pub const AUDIT_AGAIN: Duration = Duration::from_secs(1);
+/// Bytes of one segment of a manager's audits.
+pub const AUDIT_SEGMENT_BYTES: u64 = 8 << 20;
+/// Bytes of all audits that a manager keeps.
+pub const AUDIT_STORE_BYTES: u64 = 1 << 30;
+/// How long a manager keeps an audit's records.
+pub const AUDIT_KEPT: Duration = Duration::from_secs(90 * 24 * 3_600);
+/// Bytes of records in one answer of a manager; one portion more may be on top.
+pub const AUDIT_PAGE_BYTES: usize = 4 << 20;
+/// Bytes of its store that a manager reads for one answer.
+pub const AUDIT_READ_BYTES: u64 = 64 << 20;
+/// Records in the answer to a question about audits.
+pub const AUDIT_FOUND: usize = 100_000;
+/// Bytes of one task's records that are checked at once.
+pub const AUDIT_VERIFY_BYTES: usize = 256 << 20;
+/// Time between two looks of one who follows the audit.
+pub const AUDIT_FOLLOW: Duration = Duration::from_millis(500);
+/// Records that one who follows is known to have seen: what several managers keep comes once.
+pub const AUDIT_SEEN: usize = 65_536;
+/// Time between two proposals of anchors, unless a task has ended.
+pub const AUDIT_ANCHOR: Duration = Duration::from_secs(10);
+/// Anchors in one proposal.
+pub const AUDIT_ANCHORS: usize = 512;

@@ -22,7 +22,7 @@ use crate::protected::{ProtectError, Protected};
 /// Bytes of an HPKE encapsulated key.
 const ENCAPPED_BYTES: usize = 32;
 /// Bytes of an AEAD tag.
-const TAG_BYTES: usize = 16;
+pub const TAG_BYTES: usize = 16;
 /// Bytes of a nonce.
 pub const NONCE_BYTES: usize = 12;
 

@@ -6,7 +6,7 @@ use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::limits;
@@ -65,6 +65,58 @@ struct Counts {
     last_ns: i64,
 }
 
+impl Counts {
+    const fn none(at_ns: i64) -> Counts {
+        Counts { opened: 0, refused: 0, first_ns: at_ns, last_ns: at_ns }
+    }
+
+    fn count(&mut self, outcome: Outcome, now_ns: i64) {
+        match outcome {
+            Outcome::Opened => self.opened += 1,
+            Outcome::Refused => self.refused += 1,
+        }
+        self.last_ns = now_ns;
+    }
+
+    fn is_none(&self) -> bool {
+        self.opened == 0 && self.refused == 0
+    }
+
+    fn row(&self, reader: Option<Reader>) -> Row {
+        let Counts { opened, refused, first_ns, last_ns } = *self;
+        Row { reader, opened, refused, first_ns, last_ns }
+    }
+}
+
+/// What one reader did, in all and of that what nobody has kept yet.
+#[derive(Clone, Copy, Debug)]
+struct Tally {
+    all: Counts,
+    unkept: Counts,
+}
+
+impl Tally {
+    const fn none(at_ns: i64) -> Tally {
+        Tally { all: Counts::none(at_ns), unkept: Counts::none(at_ns) }
+    }
+
+    fn count(&mut self, outcome: Outcome, now_ns: i64) {
+        if self.unkept.is_none() {
+            self.unkept.first_ns = now_ns;
+        }
+        self.all.count(outcome, now_ns);
+        self.unkept.count(outcome, now_ns);
+    }
+
+    /// What a row says is kept; what came since stays. When the first of that came is known only
+    /// so far as that it was not before the row's last.
+    fn keep(&mut self, row: &Row) {
+        self.unkept.opened = self.unkept.opened.saturating_sub(row.opened);
+        self.unkept.refused = self.unkept.refused.saturating_sub(row.refused);
+        self.unkept.first_ns = row.last_ns;
+    }
+}
+
 /// A reader before it has a row of its own.
 #[derive(Clone, Copy, Debug)]
 struct Seen<'a> {
@@ -90,6 +142,15 @@ impl Seen<'_> {
             .then_with(|| row.executable.as_deref().map(bytes).cmp(&self.executable.map(bytes)))
     }
 
+    fn of(reader: &Reader) -> Seen<'_> {
+        Seen {
+            secret: &reader.secret,
+            version: reader.version,
+            caller: Caller { uid: reader.uid, gid: reader.gid, pid: 0 },
+            executable: reader.executable.as_deref(),
+        }
+    }
+
     fn to_reader(self) -> Reader {
         Reader {
             secret: self.secret.to_owned(),
@@ -104,14 +165,17 @@ impl Seen<'_> {
 #[derive(Debug, Default)]
 struct Table {
     /// In order, so that a reader is found without a copy of it.
-    rows: Vec<(Reader, Counts)>,
-    other: Option<Counts>,
+    rows: Vec<(Reader, Tally)>,
+    other: Option<Tally>,
+    /// Whether there may be something that [`Audit::await_change`] has not told of.
+    changed: bool,
 }
 
 /// The audit of one task. Bounded: see [`limits::AUDIT_ROWS`].
 #[derive(Debug, Default)]
 pub struct Audit {
     table: Mutex<Table>,
+    change: Condvar,
     cached_reads: AtomicU64,
 }
 
@@ -119,17 +183,60 @@ impl Audit {
     /// Every row, ordered by reader, the row of the others last.
     pub fn snapshot(&self) -> Vec<Row> {
         let table = self.table();
-        let row = |reader, counts: &Counts| Row {
-            reader,
-            opened: counts.opened,
-            refused: counts.refused,
-            first_ns: counts.first_ns,
-            last_ns: counts.last_ns,
-        };
-        let mut rows: Vec<Row> =
-            table.rows.iter().map(|(reader, counts)| row(Some(reader.clone()), counts)).collect();
-        rows.extend(table.other.iter().map(|counts| row(None, counts)));
+        let row = |(reader, tally): &(Reader, Tally)| tally.all.row(Some(reader.clone()));
+        let mut rows: Vec<Row> = table.rows.iter().map(row).collect();
+        rows.extend(table.other.iter().map(|tally| tally.all.row(None)));
         rows
+    }
+
+    /// What was counted and not kept yet: at most `limit` rows. Their numbers are those of the
+    /// opens since the last that were kept. What it tells it tells again until that is kept.
+    pub fn unkept(&self, limit: usize) -> Vec<Row> {
+        let table = self.table();
+        let own = table.rows.iter().map(|(reader, tally)| (Some(reader), tally));
+        let all = own.chain(table.other.iter().map(|tally| (None, tally)));
+        let new = all.filter(|(_, tally)| !tally.unkept.is_none());
+        new.take(limit).map(|(reader, tally)| tally.unkept.row(reader.cloned())).collect()
+    }
+
+    /// These rows, which [`Audit::unkept`] told, are kept.
+    pub fn keep(&self, kept: &[Row]) {
+        let mut table = self.table();
+        let Table { rows, other, .. } = &mut *table;
+        for row in kept {
+            let tally = match &row.reader {
+                None => other.as_mut(),
+                Some(reader) => {
+                    let seen = Seen::of(reader);
+                    let found = rows.binary_search_by(|(row, _)| seen.order(row));
+                    found.ok().and_then(|at| rows.get_mut(at)).map(|(_, tally)| tally)
+                }
+            };
+            if let Some(tally) = tally {
+                tally.keep(row);
+            }
+        }
+    }
+
+    /// Waits until something was counted, or somebody called [`Audit::wake`], since it last
+    /// returned.
+    pub fn await_change(&self) {
+        let mut table = self.table();
+        while !std::mem::take(&mut table.changed) {
+            table = self.change.wait(table).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Ends a wait for a change.
+    pub fn wake(&self) {
+        self.note_change(&mut self.table());
+    }
+
+    /// Only the first of several changes costs more than a look.
+    fn note_change(&self, table: &mut Table) {
+        if !std::mem::replace(&mut table.changed, true) {
+            self.change.notify_one();
+        }
     }
 
     /// Reads that went through the kernel's page cache: private maps and readahead.
@@ -151,23 +258,20 @@ impl Audit {
 
     fn count(&self, seen: Seen<'_>, outcome: Outcome, now_ns: i64) {
         let mut table = self.table();
-        let Table { rows, other } = &mut *table;
-        let fresh = Counts { opened: 0, refused: 0, first_ns: now_ns, last_ns: now_ns };
+        let Table { rows, other, .. } = &mut *table;
+        let fresh = Tally::none(now_ns);
         let found = rows.binary_search_by(|(row, _)| seen.order(row));
-        let counts = match found {
-            Ok(at) => rows.get_mut(at).map(|(_, counts)| counts),
+        let tally = match found {
+            Ok(at) => rows.get_mut(at).map(|(_, tally)| tally),
             Err(at) if rows.len() < limits::AUDIT_ROWS => {
                 rows.insert(at, (seen.to_reader(), fresh));
-                rows.get_mut(at).map(|(_, counts)| counts)
+                rows.get_mut(at).map(|(_, tally)| tally)
             }
             Err(_) => Some(other.get_or_insert(fresh)),
         };
-        let Some(counts) = counts else { return };
-        match outcome {
-            Outcome::Opened => counts.opened += 1,
-            Outcome::Refused => counts.refused += 1,
-        }
-        counts.last_ns = now_ns;
+        let Some(tally) = tally else { return };
+        tally.count(outcome, now_ns);
+        self.note_change(&mut table);
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -250,6 +354,57 @@ mod tests {
             let is_one = row.reader == Some(one.to_reader());
             assert_eq!(row.opened, if is_one { 4 } else { 2 }, "{row:?}");
         }
+    }
+
+    #[test]
+    fn tells_what_is_new_until_it_is_kept() {
+        let audit = Audit::default();
+        assert!(audit.unkept(10).is_empty());
+        audit.count(seen(1), Outcome::Opened, 5);
+        audit.count(seen(2), Outcome::Refused, 6);
+        audit.count(seen(1), Outcome::Opened, 7);
+        let told = audit.unkept(10);
+        let numbers = |rows: &[Row]| -> Vec<_> {
+            rows.iter().map(|r| (r.opened, r.refused, r.first_ns, r.last_ns)).collect()
+        };
+        assert_eq!(numbers(&told), [(2, 0, 5, 7), (0, 1, 6, 6)]);
+        assert_eq!(audit.unkept(1), told[..1]);
+        // One that comes between telling and keeping is told next.
+        audit.count(seen(1), Outcome::Opened, 9);
+        audit.keep(&told);
+        assert_eq!(numbers(&audit.unkept(10)), [(1, 0, 7, 9)]);
+        audit.keep(&audit.unkept(10));
+        assert!(audit.unkept(10).is_empty());
+        audit.count(seen(1), Outcome::Refused, 20);
+        assert_eq!(numbers(&audit.unkept(10)), [(0, 1, 20, 20)]);
+        assert_eq!(numbers(&audit.snapshot()), [(3, 1, 5, 20), (0, 1, 6, 6)]);
+    }
+
+    #[test]
+    fn the_row_of_the_others_is_told_and_kept_too() {
+        let audit = Audit::default();
+        let all = limits::AUDIT_ROWS as u64;
+        (0..all + 3).for_each(|version| audit.count(seen(version), Outcome::Opened, 1));
+        let told = audit.unkept(usize::MAX);
+        assert_eq!(told.len(), limits::AUDIT_ROWS + 1);
+        let last = told.last().unwrap();
+        assert_eq!((last.reader.as_ref(), last.opened), (None, 3));
+        audit.keep(&told);
+        assert!(audit.unkept(usize::MAX).is_empty());
+    }
+
+    #[test]
+    fn a_change_ends_the_wait_for_one() {
+        let audit = std::sync::Arc::new(Audit::default());
+        let wait = |change: fn(&Audit)| {
+            let waiting = std::sync::Arc::clone(&audit);
+            let waiter = std::thread::spawn(move || waiting.await_change());
+            change(&audit);
+            waiter.join().unwrap();
+            assert!(!audit.table().changed);
+        };
+        wait(|audit| audit.count(seen(1), Outcome::Opened, 1));
+        wait(Audit::wake);
     }
 
     #[test]

@@ -43,14 +43,14 @@ pub(crate) struct State {
 #[derive(Debug)]
 pub(crate) struct Shared {
     state: Mutex<State>,
-    pub(crate) audit: Audit,
+    pub(crate) audit: Arc<Audit>,
     bounces: Mutex<Vec<Bounce>>,
 }
 
 impl Shared {
     pub(crate) fn new(born_ns: i64, bounces: Vec<Bounce>) -> Shared {
         let state = State { files: Files::new(born_ns), known: false, parked: Vec::new() };
-        Shared { state: Mutex::new(state), audit: Audit::default(), bounces: Mutex::new(bounces) }
+        Shared { state: Mutex::new(state), audit: Arc::default(), bounces: Mutex::new(bounces) }
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {

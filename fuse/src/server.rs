@@ -209,7 +209,7 @@ impl Server {
     }
 
     /// Who opened what so far.
-    pub fn audit(&self) -> &Audit {
+    pub fn audit(&self) -> &Arc<Audit> {
         &self.shared.audit
     }
 

@@ -1,6 +1,7 @@
 //! The agent half of a node: it runs what managers assign, each task behind a shim of its own,
 //! and reports what it sees.
 
+mod audit;
 pub mod exec;
 mod isolation;
 mod leftovers;
@@ -129,6 +130,7 @@ pub struct Agent {
     tasks: Mutex<HashMap<TaskId, Handle>>,
     /// When a manager was last heard of, by [`uptime`].
     contact: Mutex<Span>,
+    mail: audit::Mail,
 }
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -144,7 +146,8 @@ impl Agent {
         make_dir(&context.tasks_dir(), 0o700)?;
         make_dir(&context.run_root.join("tasks"), 0o700)?;
         let contact = Mutex::new(uptime());
-        Ok(Self { context: Arc::new(context), tasks: Mutex::default(), contact })
+        let mail = audit::Mail::default();
+        Ok(Self { context: Arc::new(context), tasks: Mutex::default(), contact, mail })
     }
 
     /// Finds the tasks of an earlier daemon again: their shims went on without it.
@@ -177,7 +180,13 @@ impl Agent {
         while let Some(order) = orders.recv().await {
             *lock(&self.contact) = uptime();
             match order {
-                ToAgent::Assign(diff) => self.assign(diff),
+                ToAgent::Assign(diff) => {
+                    if diff.sequence == 1 {
+                        self.mail.begin_session();
+                    }
+                    self.assign(diff);
+                }
+                ToAgent::AuditStored { batch } => self.mail.is_stored(batch),
                 // No more than a sign of life, or for the one who holds the session.
                 ToAgent::Beat | ToAgent::Directory(_) | ToAgent::Role { .. } => {}
                 ToAgent::Deliver { task, delivery } => {

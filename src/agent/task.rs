@@ -18,6 +18,7 @@ use skep_core::time::Stamp;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 
+use super::audit::set_aside;
 use super::leftovers::Traces;
 use super::link::{Incoming, ShimLink};
 use super::shown::Shown;
@@ -525,8 +526,15 @@ impl Actor {
             self.drain_until_end().await;
         }
         self.abandon().await;
-        let dir = self.context.task_dir(&self.id);
-        let removed = tokio::task::spawn_blocking(move || store::remove(&dir)).await;
+        let (context, id) = (Arc::clone(&self.context), self.id);
+        let removed = tokio::task::spawn_blocking(move || {
+            let dir = context.task_dir(&id);
+            if let Err(error) = set_aside(&context.data_root, &dir, &id) {
+                tracing::error!(task = %id, error = chain(&error), "a task's audit is lost");
+            }
+            store::remove(&dir)
+        });
+        let removed = removed.await;
         if let Ok(Err(error)) = removed {
             tracing::warn!(task = %self.id, error = chain(&error), "a task's files stay");
         }

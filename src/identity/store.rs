@@ -34,14 +34,18 @@ pub(super) const STORAGE_KEY_FILE: &str = "storage.key";
 /// nothing.
 const OF_THE_SWARM: [&str; 4] = [STORAGE_KEY_FILE, KEY_FILE, CERTIFICATE_FILE, DIRECTORY_FILE];
 
+/// Audits: those that this node keeps as a manager, in a directory of their own, and what it has
+/// not sent yet.
+const AUDIT_DIR: &str = "audit";
 /// What may stand in a data root; the last is made by the filesystem.
-const OWN: [&str; 11] = [
+const OWN: [&str; 12] = [
     NODE_FILE,
     CERTIFICATE_FILE,
     DIRECTORY_FILE,
     KEY_FILE,
     STORAGE_KEY_FILE,
     "raft",
+    AUDIT_DIR,
     "images",
     "layers",
     "tasks",
@@ -329,6 +333,7 @@ impl IdentityStore {
             remove_file(&self.path(name))?;
         }
         self.let_go();
+        remove_dir(&self.path(AUDIT_DIR))?;
         Ok(remove_dir(&self.raft_dir())?)
     }
 
@@ -339,6 +344,7 @@ impl IdentityStore {
     /// [`StoreError`].
     pub fn forget_log(&self) -> Result<(), StoreError> {
         remove_file(&self.path(STORAGE_KEY_FILE))?;
+        remove_dir(&self.path(AUDIT_DIR).join("log"))?;
         Ok(remove_dir(&self.raft_dir())?)
     }
 }

@@ -305,7 +305,12 @@ mod tests {
         let net = crate::net::Net::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let book = std::sync::Arc::new(Book::new(cluster, Default::default()));
         let peers = Peers::new(net, book);
-        let manager = Manager::new(raft, cluster, node, peers, founding.seal, String::new());
+        let audits = dir.join("audit");
+        let key = crate::manager::audit::store::key_from(&founding.seal);
+        let audits = crate::manager::audit::store::Store::new(audits, key, Default::default());
+        let audits = crate::manager::audit::Audits::new(audits);
+        let manager =
+            Manager::new(raft, cluster, node, peers, founding.seal, String::new(), audits);
         manager.propose(Command::ClusterInit(Box::new(founding.command))).await.unwrap();
         (manager, founding.key)
     }

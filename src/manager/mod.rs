@@ -1,6 +1,7 @@
 //! The manager half of a node: it seals, proposes, decides and dispatches.
 
 mod admit;
+pub mod audit;
 pub mod dispatch;
 pub mod door;
 mod forward;
@@ -47,6 +48,7 @@ pub struct Manager {
     seal: SealKeyPair,
     ring: Mutex<Vec<Arc<RingSecret>>>,
     log_dir: String,
+    audits: audit::Audits,
     contact: Contact,
     dispatch: dispatch::Dispatch,
     confirmed: forward::Confirmed,
@@ -87,6 +89,7 @@ impl Manager {
         peers: Arc<Peers>,
         seal: SealKeyPair,
         log_dir: String,
+        audits: audit::Audits,
     ) -> Self {
         Self {
             raft,
@@ -97,6 +100,7 @@ impl Manager {
             seal,
             ring: Mutex::default(),
             log_dir,
+            audits,
             dispatch: dispatch::Dispatch::default(),
             contact: Contact(watch::Sender::new(Instant::now())),
             confirmed: forward::Confirmed::default(),

@@ -229,6 +229,8 @@ impl Reception {
             ControlRequest::Directory => {
                 ControlAnswer::Directory(manager.peers.book().directory().borrow().clone())
             }
+            ControlRequest::AuditStore(portions) => manager.audit_store_for(portions).await,
+            ControlRequest::AuditQuery { query, from } => manager.audit_page_for(query, from).await,
             ControlRequest::Reach { node } => return self.reach(&node, (tx, rx)).await,
         };
         send(&mut tx, &answer).await

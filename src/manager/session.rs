@@ -7,11 +7,13 @@ use skep_core::id::{MaterialId, NodeId, TaskId};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, interval};
 
+use super::audit::Offer;
 use super::dispatch::{Due, Place};
 use super::{Manager, failed, stopped};
 use crate::gate::Refusal;
 use crate::limits::SESSION_BEAT;
 use crate::seal::{ShimSeal, seal_to_shim};
+use crate::wire::audit::Portion;
 use crate::wire::control::SessionNews;
 use crate::wire::session::{Directory, FromAgent, Hello, ToAgent};
 use crate::wire::shim::{DeliveredItem, Delivery};
@@ -204,6 +206,7 @@ impl Session<'_> {
                 FromAgent::ShimGone { task } => {
                     self.shims.remove(&task);
                 }
+                FromAgent::Audit { batch, portions } => self.take_audit(batch, portions),
                 FromAgent::Beat | FromAgent::Hello(_) | FromAgent::Leave => {}
             }
         }
@@ -213,6 +216,19 @@ impl Session<'_> {
             }
         }
         true
+    }
+
+    /// Hands an agent's audit to those who store it, as far as the state knows of no other node
+    /// for its tasks.
+    fn take_audit(&self, batch: u64, mut portions: Vec<Portion>) {
+        let node = self.node;
+        self.manager.raft.view(|state| {
+            portions.retain(|portion| {
+                state.task(&portion.task).is_none_or(|task| task.node == Some(node))
+            });
+        });
+        portions.iter_mut().for_each(|portion| portion.node = node);
+        self.manager.audits.offer(Offer { batch, portions, orders: self.orders.clone() });
     }
 
     async fn seal_again(&mut self) -> bool {

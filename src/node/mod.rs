@@ -1,5 +1,7 @@
 //! The node: takes its parts, which do not know one another, and ties them together.
 
+#[cfg(test)]
+mod audit_tests;
 mod certificate;
 mod force;
 mod found;
@@ -35,6 +37,7 @@ use crate::gate::{Refusal, SwarmInit, SwarmJoin};
 use crate::hidden::Hidden;
 use crate::identity::store::{IdentityStore, NodeFile, Standing, StoreError};
 use crate::limits::SESSION_QUEUE;
+use crate::manager::audit::{Audits, store};
 use crate::manager::images::Images;
 use crate::manager::peers::{Book, Peers};
 use crate::manager::stopped;
@@ -441,6 +444,8 @@ impl Node {
         let mut workers = swarm.workers.lock().await;
         let obeying = Arc::clone(&swarm.agent);
         workers.spawn(async move { obeying.obey(obeyed).await });
+        let sending = Arc::clone(&swarm.agent);
+        workers.spawn(async move { sending.send_audit().await });
         let minding = Arc::clone(&swarm.agent);
         workers.spawn(async move { minding.mind_isolation().await });
         workers.spawn(uplink.run());
@@ -457,7 +462,10 @@ impl Node {
         self.finish_rekey(&swarm.file()).await?;
         let raft = self.open_raft(&swarm.file(), &swarm.peers).await?;
         let peers = Arc::clone(&swarm.peers);
-        let manager = Manager::new(raft, swarm.cluster, swarm.node, peers, seal, self.raft_dir());
+        let (audits, key) = (store::dir_in(&self.config.data_root), store::key_from(&seal));
+        let audits = Audits::new(store::Store::new(audits, key, store::Bounds::default()));
+        let (cluster, node, raft_dir) = (swarm.cluster, swarm.node, self.raft_dir());
+        let manager = Manager::new(raft, cluster, node, peers, seal, raft_dir, audits);
         let manager = Arc::new(manager);
         let images = Arc::clone(&self.images);
         let images = Images::new(Arc::clone(&manager), images, Arc::clone(&swarm.reach));

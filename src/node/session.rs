@@ -47,6 +47,8 @@ impl Memory {
             FromAgent::ShimGone { task } => {
                 self.shims.remove(task);
             }
+            // Its sender sends it again by itself.
+            FromAgent::Audit { .. } => {}
             FromAgent::Beat | FromAgent::Hello(_) | FromAgent::Leave => {}
         }
     }
@@ -73,7 +75,10 @@ impl Memory {
                     }
                 }
             }
-            ToAgent::Beat | ToAgent::Directory(_) | ToAgent::Role { .. } => {}
+            ToAgent::Beat
+            | ToAgent::Directory(_)
+            | ToAgent::Role { .. }
+            | ToAgent::AuditStored { .. } => {}
         }
     }
 
@@ -412,9 +417,10 @@ impl Uplink {
                 self.role.send_if_modified(|role| std::mem::replace(role, raft_id) != raft_id);
                 true
             }
-            order @ (ToAgent::Beat | ToAgent::Assign(_) | ToAgent::Deliver { .. }) => {
-                self.orders.send(order).await.is_ok()
-            }
+            order @ (ToAgent::Beat
+            | ToAgent::Assign(_)
+            | ToAgent::Deliver { .. }
+            | ToAgent::AuditStored { .. }) => self.orders.send(order).await.is_ok(),
         }
     }
 

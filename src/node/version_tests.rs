@@ -28,7 +28,7 @@ use crate::wire::refused::Refused;
 use crate::wire::relay::Answer;
 use crate::wire::{frame, receive, send};
 
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 const NEXT: Build = Build { format: FORMAT + 1, names: next_names };
 
 fn next_names(of: Protocol) -> Names {
@@ -41,21 +41,21 @@ fn next_names(of: Protocol) -> Names {
 }
 
 /// One machine with its disk, whatever version it runs.
-struct Machine {
-    dir: TempDir,
+pub(super) struct Machine {
+    pub(super) dir: TempDir,
     name: &'static str,
     /// Where it listens, also after a restart.
     addr: SocketAddr,
 }
 
 impl Machine {
-    fn new(name: &'static str) -> Self {
+    pub(super) fn new(name: &'static str) -> Self {
         let free = UdpSocket::bind("127.0.0.1:0").unwrap();
         let addr = free.local_addr().unwrap();
         Self { dir: tempfile::tempdir().unwrap(), name, addr }
     }
 
-    async fn start(
+    pub(super) async fn start(
         &self,
         build: Build,
         join: Option<(&Node, &str)>,
@@ -84,12 +84,12 @@ impl Machine {
     }
 }
 
-fn manager(node: &Node) -> Arc<Manager> {
+pub(super) fn manager(node: &Node) -> Arc<Manager> {
     node.swarm().unwrap().manager().unwrap()
 }
 
 /// Waits until the state of this manager is so.
-async fn until(node: &Node, what: &str, is_so: impl Fn(&Manager, &State) -> bool) {
+pub(super) async fn until(node: &Node, what: &str, is_so: impl Fn(&Manager, &State) -> bool) {
     let manager = manager(node);
     let mut changes = manager.raft.subscribe();
     let wait = async {
@@ -101,12 +101,12 @@ async fn until(node: &Node, what: &str, is_so: impl Fn(&Manager, &State) -> bool
     assert!(timeout(PATIENCE, wait).await.is_ok(), "waited for: {what}");
 }
 
-fn are_ready(state: &State, count: usize) -> bool {
+pub(super) fn are_ready(state: &State, count: usize) -> bool {
     state.nodes().filter(|node| node.status.state == NodeState::Ready).count() == count
 }
 
 /// Stops a node and waits until its directories can be used again.
-async fn stop(node: Arc<Node>) {
+pub(super) async fn stop(node: Arc<Node>) {
     node.stop().await;
     let last = Arc::downgrade(&node);
     drop(node);

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use skep_core::id::MaterialId;
+use skep_core::limits::GRANTS;
 use skep_core::model::material::MaterialKind;
 use skep_core::time::Stamp;
 use skep_fuse::limits::VAULT_BYTES;
@@ -15,6 +16,8 @@ use skep_fuse::server::{DeliverError as TreeRefusal, Member, MountError, Server}
 use skep_fuse::tree::Grant;
 use skep_fuse::vault::{Slot, StoreError, UnknownKind, Vault, VaultError};
 
+use super::audit::Audit;
+use crate::chain::chain;
 use crate::seal::{SealError, SealKeyPair, ShimSeal, open_in_shim};
 use crate::wire::launch::{Launch, LaunchFile};
 use crate::wire::shim::{AuditRow, DeliveredItem, Delivery};
@@ -32,6 +35,8 @@ pub(super) enum SetupError {
     Directory(#[source] io::Error),
     #[error("the secrets' filesystem cannot be mounted")]
     Mount(#[from] MountError),
+    #[error("the audit's thread cannot be started")]
+    Audit(#[source] io::Error),
 }
 
 /// A delivery that changed nothing.
@@ -65,6 +70,7 @@ struct Held {
 struct Shown {
     vault: Vault,
     server: Server,
+    audit: Audit,
 }
 
 /// Secrets and configs of one task.
@@ -86,7 +92,10 @@ impl Materials {
         } else {
             let vault = Vault::new(kind.parse()?, VAULT_BYTES)?;
             fs::create_dir_all(at).map_err(SetupError::Directory)?;
-            Some(Shown { vault, server: Server::mount(at)? })
+            let server = Server::mount(at)?;
+            let counts = Arc::clone(server.audit());
+            let audit = Audit::start(launch, &pair.public(), counts).map_err(SetupError::Audit)?;
+            Some(Shown { vault, server, audit })
         };
         Ok(Self { pair, shown, held: BTreeMap::new(), sequence: 0 })
     }
@@ -111,6 +120,19 @@ impl Materials {
     /// Applies a delivery as one. Returns the changed files, below the mount, that watchers
     /// must hear of.
     pub(super) fn deliver(
+        &mut self,
+        launch: &Launch,
+        delivery: &Delivery,
+    ) -> Result<Vec<PathBuf>, DeliveryError> {
+        let applied = self.apply(launch, delivery);
+        if let (Err(error), Some(shown)) = (&applied, &self.shown) {
+            let materials = delivery.items.iter().map(|item| item.material).take(GRANTS);
+            shown.audit.refused(materials.collect(), delivery.sequence, chain(error));
+        }
+        applied
+    }
+
+    fn apply(
         &mut self,
         launch: &Launch,
         delivery: &Delivery,
@@ -140,6 +162,12 @@ impl Materials {
             Some(shown) if !members.is_empty() => shown.server.deliver(members)?.replaced,
             _ => Vec::new(),
         };
+        for (id, new) in &fresh {
+            if let Some(shown) = &self.shown {
+                let from = self.held.get(id).map(|held| held.version);
+                shown.audit.delivered(*id, from, new.version, delivery.sequence);
+            }
+        }
         self.held.append(&mut fresh);
         self.sequence = delivery.sequence;
         Ok(replaced)
@@ -203,6 +231,12 @@ impl Materials {
         if let Some(shown) = &self.shown {
             // In force even if the kernel still has mapped pages to drop.
             let _ = shown.server.revoke(&targets);
+            for id in launch.files.iter().map(|file| file.material).collect::<BTreeSet<_>>() {
+                if gone.contains(&id) {
+                    let version = self.held.get(&id).map(|held| held.version);
+                    shown.audit.revoked(id, version, sequence);
+                }
+            }
         }
         self.held.retain(|id, _| !gone.contains(id));
         self.sequence = self.sequence.max(sequence);
@@ -223,14 +257,24 @@ impl Materials {
         }
     }
 
-    pub(super) fn audit(&self) -> Vec<AuditRow> {
+    /// The last record of the audit, and all of it on the disk.
+    pub(super) fn end_audit(&self) -> io::Result<()> {
+        self.shown.as_ref().map_or(Ok(()), |shown| shown.audit.end())
+    }
+
+    /// Who opened what so far. Of what a file is made is named as in `launch`.
+    pub(super) fn audit(&self, launch: &Launch) -> Vec<AuditRow> {
         let stamp = |ns: i64| Stamp(u64::try_from(ns).unwrap_or(0));
+        let name = |id: &str| {
+            let mut files = launch.files.iter();
+            files.find(|f| f.material.as_str() == id).map(|f| f.name.clone()).unwrap_or_default()
+        };
         let row = |row: skep_fuse::audit::Row| {
             let reader = row.reader;
             let executable = reader.as_ref().and_then(|r| r.executable.as_deref());
             AuditRow {
                 executable: executable.map(|p| p.to_string_lossy().into()).unwrap_or_default(),
-                name: reader.as_ref().map(|r| r.secret.clone()).unwrap_or_default(),
+                name: reader.as_ref().map(|r| name(&r.secret)).unwrap_or_default(),
                 version: reader.as_ref().map_or(0, |r| r.version),
                 uid: reader.as_ref().map_or(0, |r| r.uid),
                 gid: reader.as_ref().map_or(0, |r| r.gid),
@@ -259,7 +303,8 @@ fn members(launch: &Launch, fresh: &BTreeMap<MaterialId, Held>) -> Vec<Member> {
         let held = fresh.get(&file.material)?;
         let grant = Grant {
             target: target(file),
-            secret: file.name.clone(),
+            // Of a secret and a config of one name the audit knows which is which.
+            secret: file.material.to_string(),
             version: held.version,
             uid: file.uid,
             gid: file.gid,

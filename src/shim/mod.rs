@@ -4,6 +4,7 @@
 //! The main thread owns the state ([`task`]). Beside it: the reaper, the log's copier, the
 //! filesystem's own threads, and one thread for each start or exec while it lasts.
 
+mod audit;
 mod bundle;
 mod console;
 mod events;

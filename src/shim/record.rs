@@ -46,9 +46,14 @@ impl ExitRecord {
 }
 
 /// An error text that fits the record.
-pub(super) fn bounded(mut text: String) -> String {
-    if text.len() > ERROR_BYTES {
-        let end = (0..=ERROR_BYTES).rev().find(|i| text.is_char_boundary(*i)).unwrap_or(0);
+pub(super) fn bounded(text: String) -> String {
+    bounded_to(text, ERROR_BYTES)
+}
+
+/// A text of at most `limit` bytes, or as many of it and a mark.
+pub(super) fn bounded_to(mut text: String, limit: usize) -> String {
+    if text.len() > limit {
+        let end = (0..=limit).rev().find(|i| text.is_char_boundary(*i)).unwrap_or(0);
         text.truncate(end);
         text.push('…');
     }

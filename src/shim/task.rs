@@ -1,7 +1,6 @@
 //! The shim's main thread: its state, the daemon's requests, and the order of the end.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::fs;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
@@ -273,7 +272,9 @@ impl Task {
                 }
             }
             ToShim::Probe => self.say(&FromShim::Status(self.status(None))),
-            ToShim::Audit => self.say(&FromShim::Audit(materials.audit())),
+            ToShim::Audit => {
+                self.say(&FromShim::Audit(materials.audit(&self.plan.launch)));
+            }
         }
     }
 
@@ -443,9 +444,9 @@ impl Task {
     /// log whole, its record on disk; then everybody may know.
     fn finish(&mut self, state: ShimState, mut exit: Exit, materials: Option<&mut Materials>) -> ! {
         let plan = Arc::clone(&self.plan);
-        let audit = materials.map(|materials| {
+        let materials = materials.map(|materials| {
             materials.end();
-            materials.audit()
+            &*materials
         });
         // Calls of the runtime first: one in the middle of its work would go on to make more
         // processes. What outlives the wait has no better judge than the daemon.
@@ -460,11 +461,12 @@ impl Task {
         }
         let late = self.queue.drain();
         self.explain(&mut exit, &late);
+        // Whoever knows of the end may count on the audit. Losing it must not hide the end.
+        if let Some(Err(error)) = materials.map(Materials::end_audit) {
+            exit.error.get_or_insert_with(|| bounded(format!("its audit is not whole: {error}")));
+        }
         if let Err(error) = self.record.write(&exit) {
             exit.error.get_or_insert_with(|| format!("no exit record: {error}"));
-        }
-        if let Some(rows) = audit.filter(|rows| !rows.is_empty()) {
-            self.keep_audit(&FromShim::Audit(rows));
         }
         self.state = state;
         self.end_execs(late);
@@ -521,13 +523,6 @@ impl Task {
         while let Some((id, _)) = self.execs.pop_first() {
             self.say(&FromShim::ExecExited { id, code: STOPPED_CODE, error: None });
         }
-    }
-
-    /// Who read what outlives the shim beside its exit record.
-    fn keep_audit(&self, rows: &FromShim) {
-        // Losing the audit must not hide the exit.
-        let _ = fs::write(self.plan.task_dir().join("audit"), crate::wire::frame(rows));
-        self.say(rows);
     }
 
     fn exit(&self, code: i32, at_ns: u64, error: Option<String>) -> Exit {

@@ -6,7 +6,9 @@ use skep_core::command::{Command, Outcome};
 use skep_core::id::{ClusterId, NodeId, RequestId};
 use skep_core::model::node::NodeDescription;
 
+use super::audit::{Mark, Page, Portion};
 use super::session::Directory;
+use crate::audit::AuditQuery;
 
 /// The first message of either end: which swarm it speaks of.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
@@ -53,6 +55,19 @@ pub enum ControlRequest {
         #[n(0)]
         node: NodeId,
     },
+    /// Store these records of audits. Answered by `Done` once they are on the disk.
+    #[n(11)]
+    AuditStore(#[n(0)] Vec<Portion>),
+    /// Which of the records that you keep match? From `from` on, in the order of your store.
+    #[n(12)]
+    AuditQuery {
+        /// What is asked for.
+        #[n(0)]
+        query: AuditQuery,
+        /// The beginning, or `next` of the page before.
+        #[n(1)]
+        from: Mark,
+    },
 }
 
 /// The answer.
@@ -85,6 +100,9 @@ pub enum ControlAnswer {
     /// Nothing was done: this manager's version does not know the question.
     #[n(8)]
     NotUnderstood,
+    /// A part of what the manager keeps of audits.
+    #[n(11)]
+    AuditPage(#[n(0)] Box<Page>),
 }
 
 /// Why a write was not proposed.

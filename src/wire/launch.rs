@@ -12,6 +12,8 @@ pub const LAUNCH_FILE: &str = "launch.cbor";
 pub const SHIM_SOCKET: &str = "shim.sock";
 /// Exit record in the task's directory.
 pub const EXIT_FILE: &str = "exit.json";
+/// Audit in the task's directory; older files of it have `.1` and so on behind the name.
+pub const AUDIT_FILE: &str = "audit";
 /// Log directory and file in the task's directory.
 pub const LOG_FILE: &str = "logs/json.log";
 

@@ -9,6 +9,7 @@
 //! `crate::net`, says that the reader knows it. Commands are never forwarded beyond that format,
 //! so none loses a field on its way to the log.
 
+pub mod audit;
 pub mod control;
 pub mod image;
 pub mod join;

@@ -6,6 +6,7 @@ use skep_core::command::TaskReport;
 use skep_core::id::{ClusterId, MaterialId, NodeId, TaskId};
 use skep_core::model::node::NodeDescription;
 
+use super::audit::Portion;
 use super::shim::Delivery;
 
 /// Who the managers are, as an agent keeps it. Only what comes from one of them replaces it.
@@ -99,6 +100,13 @@ pub enum ToAgent {
         #[n(0)]
         raft_id: u64,
     },
+    /// A majority of the managers has stored what [`FromAgent::Audit`] of this number held.
+    #[n(8)]
+    AuditStored {
+        /// Which.
+        #[n(0)]
+        batch: u64,
+    },
 }
 
 /// What an agent says.
@@ -139,4 +147,14 @@ pub enum FromAgent {
     /// The node leaves the swarm on purpose.
     #[n(5)]
     Leave,
+    /// Records of its tasks' audits, to be stored. Sent again until [`ToAgent::AuditStored`] comes.
+    #[n(9)]
+    Audit {
+        /// Counts up in the life of a daemon.
+        #[n(0)]
+        batch: u64,
+        /// The records.
+        #[n(1)]
+        portions: Vec<Portion>,
+    },
 }

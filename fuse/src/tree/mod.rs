@@ -35,7 +35,7 @@ const BLOCK: u64 = 4_096;
 pub struct Grant {
     /// Relative to `/run/secrets`, or an absolute path.
     pub target: String,
-    /// The secret's name, for the audit.
+    /// What the audit calls the secret.
     pub secret: String,
     /// The secret's version: never lower than one delivered before.
     pub version: u64,

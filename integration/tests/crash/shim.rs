@@ -59,7 +59,7 @@ fn end(node: &Node, strike: Strike, away: bool) -> Result<Value> {
 fn killed_before_it_tells_of_the_record() -> Result<()> {
     for away in [false, true] {
         let node = Node::start(Options::default())?;
-        // The directory is flushed after the rename: the next change would be the audit.
+        // The directory is flushed after the rename.
         let status = end(&node, Strike::After("rename", "exit.json"), away)?;
         ensure!(status["ContainerStatus"]["ExitCode"] == 7, "away {away}: {status}");
     }

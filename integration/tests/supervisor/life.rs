@@ -2,12 +2,17 @@
 
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use nix::sys::signal::Signal;
+use skep::audit::{Record, What};
 use skep::wire::shim::{ExecStart, FromShim, ShimState, ToShim};
+use skep_core::id::MaterialId;
 use skep_core::model::material::MaterialKind;
+use skep_integration::settle;
 
 use crate::rig::{BOUND, GRANTS, Rig, Shim, exec, is_dead};
 
@@ -55,7 +60,51 @@ fn secrets_at_their_targets_and_nothing_on_the_host() -> Result<()> {
     ensure!(exit.started_ns == status.started.0 && exit.at_ns > exit.started_ns);
     ensure!(shim.gone()?.success());
     ensure!(shim.exit_record()? == exit && is_dead(status.pid));
+    let records = shim.audit()?;
+    ensure!(records.last().is_some_and(Record::is_last), "{records:?}");
+    ensure!(opened(&records, first) == 2 && opened(&records, config) == 1, "{records:?}");
+    let readers = records.iter().flat_map(|record| &record.rows).filter_map(|r| r.reader.as_ref());
+    let claims: Vec<_> = readers.map(|reader| reader.executable.as_deref()).collect();
+    ensure!(claims.iter().all(|path| path.is_some_and(|p| p.ends_with("busybox"))), "{claims:?}");
     shim.nothing_left()
+}
+
+fn opened(records: &[Record], of: MaterialId) -> u64 {
+    let rows = records.iter().flat_map(|record| &record.rows);
+    let of = rows.filter(|row| row.reader.as_ref().is_some_and(|reader| reader.material == of));
+    of.map(|row| row.opened).sum()
+}
+
+/// What was read a second before a supervisor is killed is on record, and so is what it did.
+#[test]
+fn the_audit_is_a_second_behind_at_most() -> Result<()> {
+    let mut rig = Rig::new(&FOREVER)?;
+    let secret = rig.grant(MaterialKind::Secret, "s", "s")?;
+    let mut shim = rig.spawn()?;
+    shim.deliver(&[(secret, 1, "old")])?;
+    shim.start()?;
+    shim.output(&["cat", "/run/secrets/s"])?;
+    shim.deliver(&[(secret, 2, "newer")])?;
+    let read = Instant::now();
+    shim.output(&["cat", "/run/secrets/s"])?;
+    settle("both opens on record", BOUND, || Ok(opened(&shim.audit()?, secret) == 2))?;
+    // With room for a busy machine; `AUDIT_DELAY` is what keeps it below a second.
+    ensure!(read.elapsed() < Duration::from_secs(3), "{:?}", read.elapsed());
+    shim.say(&ToShim::Revoke { sequence: 100, materials: vec![secret] })?;
+    ensure!(shim.hear()? == FromShim::Delivered { sequence: 100 });
+    ensure!(shim.exec(&["cat", "/run/secrets/s"])?.code == 1);
+    let is_revoked = |records: &[Record]| {
+        let mut events = records.iter().flat_map(|record| &record.events);
+        events.any(|event| matches!(event.what, What::Revoked { version: Some(2), .. }))
+    };
+    settle("the revocation on record", BOUND, || Ok(is_revoked(&shim.audit()?)))?;
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(shim.pid().cast_signed()), Signal::SIGKILL)?;
+    shim.gone()?;
+    let records = shim.audit()?;
+    let mut events = records.iter().flat_map(|record| &record.events);
+    ensure!(events.any(|e| matches!(e.what, What::Switched { from: 1, to: 2, .. })), "{records:?}");
+    ensure!(!records.last().is_some_and(Record::is_last), "{records:?}");
+    Ok(())
 }
 
 /// As many as a task may have, at the top, in directories that some share, and at absolute

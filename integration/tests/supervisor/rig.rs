@@ -14,9 +14,10 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use serde_json::json;
+use skep::audit::{Next, Record, next, verify};
 use skep::protected::Protected;
 use skep::seal::{ShimSeal, random, seal_to_shim};
-use skep::wire::launch::{EXIT_FILE, LAUNCH_FILE, Launch, LaunchFile, SHIM_SOCKET};
+use skep::wire::launch::{AUDIT_FILE, EXIT_FILE, LAUNCH_FILE, Launch, LaunchFile, SHIM_SOCKET};
 use skep::wire::shim::{
     DeliveredItem, Delivery, ExecStart, Exit, FromShim, Hello, ShimState, ShimStatus, ToShim,
 };
@@ -332,6 +333,20 @@ impl Shim {
     pub(crate) fn exit_record(&self) -> Result<Exit> {
         let path = Path::new(&self.rig.launch.task_dir).join(EXIT_FILE);
         Ok(serde_json::from_slice(&fs::read(path)?)?)
+    }
+
+    /// The audit as it is on the disk, once its chain was checked. A torn end is left out.
+    pub(crate) fn audit(&self) -> Result<Vec<Record>> {
+        let path = Path::new(&self.rig.launch.task_dir).join(AUDIT_FILE);
+        let bytes = fs::read(path).unwrap_or_default();
+        let (mut rest, mut bodies) = (bytes.as_slice(), Vec::new());
+        while let Next::Record { body, taken } = next(rest) {
+            bodies.push(body.to_vec().into());
+            rest = &rest[taken..];
+        }
+        let findings = verify(&self.rig.launch.task, &bodies, &[]);
+        ensure!(findings.is_empty(), "{findings:?}");
+        bodies.iter().map(|body| Ok(Record::parse(body)?)).collect()
     }
 
     /// What the container printed, without the framing.

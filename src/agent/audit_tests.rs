@@ -1,0 +1,148 @@
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use super::super::testing::context;
+use super::*;
+use crate::audit::put;
+use crate::audit::testing::{chain, id};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn framed(bodies: &[ByteVec]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    bodies.iter().for_each(|body| put(&mut bytes, body));
+    bytes
+}
+
+fn write(dir: &Path, name: &str, bodies: &[ByteVec]) {
+    fs::create_dir_all(dir).unwrap();
+    fs::write(dir.join(name), framed(bodies)).unwrap();
+}
+
+fn append(dir: &Path, bytes: &[u8]) {
+    use std::io::Write;
+    let mut file = fs::OpenOptions::new().append(true).open(dir.join(AUDIT_FILE)).unwrap();
+    file.write_all(bytes).unwrap();
+}
+
+#[test]
+fn what_is_new_is_read_across_a_rotation() {
+    let dir = tempfile::tempdir().unwrap();
+    let all = chain(&id(1), id(2), 9);
+    write(dir.path(), "audit", &all[..3]);
+    let first = read_new(dir.path(), Place::default()).unwrap();
+    assert!(first.bodies == all[..3] && first.is_all && first.place.sequence == 3);
+    assert!(read_new(dir.path(), first.place).unwrap().bodies.is_empty());
+    append(dir.path(), &framed(&all[3..5]));
+    fs::rename(dir.path().join("audit"), dir.path().join("audit.1")).unwrap();
+    write(dir.path(), "audit", &all[5..]);
+    let second = read_new(dir.path(), first.place).unwrap();
+    assert!(second.bodies == all[3..] && second.place.sequence == 9);
+    // Whoever knows nothing but how far it had come finds its place too.
+    let known = Place { sequence: 4, ..Place::default() };
+    assert_eq!(read_new(dir.path(), known).unwrap().bodies, all[4..]);
+}
+
+#[test]
+fn a_torn_end_is_no_record_and_is_read_once_it_is_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let all = chain(&id(1), id(2), 3);
+    write(dir.path(), "audit", &all[..2]);
+    let last = framed(&all[2..]);
+    let (begin, end) = last.split_at(last.len() / 2);
+    append(dir.path(), begin);
+    let first = read_new(dir.path(), Place::default()).unwrap();
+    assert_eq!(first.bodies, all[..2]);
+    let again = read_new(dir.path(), first.place).unwrap();
+    assert!(again.bodies.is_empty() && again.is_all);
+    append(dir.path(), end);
+    assert_eq!(read_new(dir.path(), again.place).unwrap().bodies, all[2..]);
+}
+
+#[test]
+fn one_task_takes_its_share_and_goes_on_where_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let all = chain(&id(1), id(2), 4_000);
+    write(dir.path(), "audit", &all);
+    let (mut place, mut read, mut turns) = (Place::default(), Vec::new(), 0);
+    loop {
+        let taken = read_new(dir.path(), place).unwrap();
+        assert!(taken.bytes < AUDIT_TASK_BYTES + AUDIT_RECORD_BYTES);
+        if taken.bodies.is_empty() {
+            break;
+        }
+        (place, turns) = (taken.place, turns + 1);
+        read.extend(taken.bodies);
+    }
+    assert!(read == all && turns > 1);
+}
+
+#[tokio::test]
+async fn a_batch_is_sent_with_each_session_until_it_is_stored_and_then_never_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (session, mut sent) = mpsc::channel(8);
+    let agent = Arc::new(Agent::new(context(dir.path(), session.clone())).unwrap());
+    let task: TaskId = id(1);
+    let task_dir = agent.context.task_dir(&task);
+    let all = chain(&task, id(2), 3);
+    write(&task_dir, "audit", &all[..2]);
+    let sending = tokio::spawn({
+        let agent = Arc::clone(&agent);
+        async move { agent.send_audit().await }
+    });
+    let mut batch = async || match timeout(PATIENCE, sent.recv()).await {
+        Ok(Some(FromAgent::Audit { batch, portions })) => (batch, portions),
+        other => panic!("{other:?}"),
+    };
+    let (number, portions) = batch().await;
+    assert_eq!(portions, [Portion { node: id(3), task, bodies: all[..2].to_vec() }]);
+    agent.mail.begin_session();
+    assert_eq!(batch().await, (number, portions));
+    append(&task_dir, &framed(&all[2..]));
+    agent.mail.is_stored(number);
+    let (next, portions) = batch().await;
+    assert_eq!((next, &portions[0].bodies), (number + 1, &all[2..].to_vec()));
+    agent.mail.is_stored(next);
+    // What is put aside goes once all of it is stored; a new daemon sends no record again.
+    let sent_file = task_dir.join(SENT_FILE);
+    let until = async |is_so: &dyn Fn() -> bool| {
+        let wait = async {
+            while !is_so() {
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        assert!(timeout(PATIENCE, wait).await.is_ok());
+    };
+    until(&|| fs::read_to_string(&sent_file).is_ok_and(|text| text == "3")).await;
+    set_aside(dir.path(), &task_dir, &task).unwrap();
+    let aside = unsent_dir(dir.path()).join(task.as_str());
+    assert!(!task_dir.join("audit").exists());
+    until(&|| !aside.exists()).await;
+    sending.abort();
+    drop(session);
+}
+
+#[test]
+fn what_waits_too_long_gives_way_oldest_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let tails = Tails {
+        node: id(3),
+        tasks_dir: dir.path().join("tasks"),
+        unsent_dir: unsent_dir(dir.path()),
+        sent: HashMap::new(),
+    };
+    for task in [1u8, 2, 3] {
+        let aside = tails.unsent_dir.join(id::<skep_core::id::kind::Task>(task).as_str());
+        fs::create_dir_all(&aside).unwrap();
+        let file = File::create(aside.join(AUDIT_FILE)).unwrap();
+        file.set_len(AUDIT_UNSENT_BYTES / 2 - 1).unwrap();
+        let at = std::time::UNIX_EPOCH + Duration::from_secs(u64::from(task));
+        File::open(&aside).unwrap().set_modified(at).unwrap();
+    }
+    tails.bound_unsent();
+    let left: Vec<_> = directories(&tails.unsent_dir).into_iter().map(|(id, _)| id).collect();
+    assert_eq!(left.len(), 2);
+    assert!(!left.contains(&id(1)));
+}

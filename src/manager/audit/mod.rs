@@ -1,0 +1,194 @@
+//! The audits of the swarm as managers keep them: what agents send is stored on a majority of
+//! managers before it is acknowledged, and questions are answered by all of them together.
+
+mod anchor;
+mod ask;
+pub mod store;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use skep_core::id::NodeId;
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
+use super::{Manager, stopped};
+use crate::chain::chain;
+use crate::clock::now;
+use crate::limits::{AUDIT_AGAIN, AUDIT_QUEUE, AUDIT_ROUND_BYTES, AUDIT_ROUNDS};
+use crate::wire::audit::{Mark, Page, Portion};
+use crate::wire::control::{ControlAnswer, ControlRequest, Refused};
+use crate::wire::session::ToAgent;
+use anchor::Anchors;
+pub use ask::{AuditAnswer, AuditGap, AuditVerdict, TaskVerdict};
+use store::Store;
+
+/// A batch of an agent that is to be stored.
+#[derive(Debug)]
+pub(super) struct Offer {
+    /// Its number at the agent.
+    pub(super) batch: u64,
+    /// What is in it; the node is the session's.
+    pub(super) portions: Vec<Portion>,
+    /// Where the agent is told that it is stored.
+    pub(super) orders: mpsc::Sender<ToAgent>,
+}
+
+/// What a manager has to do with audits.
+#[derive(Debug)]
+pub struct Audits {
+    store: Arc<Store>,
+    offers: mpsc::Sender<Offer>,
+    /// Taken by [`run`].
+    offered: Mutex<Option<mpsc::Receiver<Offer>>>,
+    rounds: Arc<Semaphore>,
+    anchors: Anchors,
+}
+
+impl Audits {
+    /// Keeps audits in `store`.
+    #[must_use]
+    pub fn new(store: Store) -> Self {
+        let (offers, offered) = mpsc::channel(AUDIT_QUEUE);
+        Self {
+            store: Arc::new(store),
+            offers,
+            offered: Mutex::new(Some(offered)),
+            rounds: Arc::new(Semaphore::new(AUDIT_ROUNDS)),
+            anchors: Anchors::default(),
+        }
+    }
+
+    /// Takes a batch, if there is room. Its agent sends it again if there is none.
+    pub(super) fn offer(&self, offer: Offer) {
+        if self.offers.try_send(offer).is_err() {
+            tracing::debug!("no room for an audit; it is sent again");
+        }
+    }
+
+    /// Stores on this node's disk.
+    async fn keep(&self, portions: Vec<Portion>) -> bool {
+        let store = Arc::clone(&self.store);
+        let kept = tokio::task::spawn_blocking(move || store.append(&portions, now())).await;
+        match kept {
+            Ok(Ok(())) => true,
+            Ok(Err(error)) => {
+                tracing::error!(error = chain(&error), "audits cannot be kept");
+                false
+            }
+            Err(_) => false,
+        }
+    }
+}
+
+/// Stores what agents send, and anchors it, until told to stop.
+pub async fn run(manager: Arc<Manager>, mut stop: watch::Receiver<bool>) {
+    let offered = manager.audits.offered.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let Some(offered) = offered else { return };
+    tokio::select! {
+        () = stopped(&mut stop) => {}
+        () = carry(&manager, offered) => {}
+        () = anchor::propose_now_and_then(&manager) => {}
+    }
+}
+
+async fn carry(manager: &Arc<Manager>, mut offered: mpsc::Receiver<Offer>) {
+    while let Some(first) = offered.recv().await {
+        let mut portions = Vec::new();
+        let mut bytes = 0;
+        let mut waiting = Vec::new();
+        let mut next = Some(first);
+        // What came while the last round was under way goes together.
+        while let Some(offer) = next {
+            bytes += offer.portions.iter().map(Portion::bytes).sum::<usize>();
+            portions.extend(offer.portions);
+            waiting.push((offer.batch, offer.orders));
+            next = if bytes < AUDIT_ROUND_BYTES { offered.try_recv().ok() } else { None };
+        }
+        while !manager.store_by_majority(&portions).await {
+            sleep(AUDIT_AGAIN).await;
+        }
+        manager.audits.anchors.note(&portions);
+        for (batch, orders) in waiting {
+            // Where it does not fit, or the session is over, the batch is sent again.
+            let _ = orders.try_send(ToAgent::AuditStored { batch });
+        }
+    }
+}
+
+impl Manager {
+    /// The other managers, by Raft id and node.
+    fn others(&self) -> Vec<(u64, NodeId)> {
+        let directory = self.peers.book().directory();
+        let directory = directory.borrow();
+        let others = directory.managers.iter().filter(|manager| manager.node != self.node);
+        others.map(|manager| (manager.raft_id, manager.node)).collect()
+    }
+
+    /// Stores on this manager and the others. True once a majority has it on disk; the rest goes
+    /// on by itself, within a bound.
+    async fn store_by_majority(self: &Arc<Self>, portions: &[Portion]) -> bool {
+        let Ok(turn) = Arc::clone(&self.audits.rounds).acquire_owned().await else { return false };
+        let others = self.others();
+        let majority = (others.len() + 1) / 2 + 1;
+        let mut asked = JoinSet::new();
+        let (own, all) = (Arc::clone(self), portions.to_vec());
+        asked.spawn(async move { own.audits.keep(all).await });
+        for (raft_id, _) in others {
+            let (own, ask) = (Arc::clone(self), ControlRequest::AuditStore(portions.to_vec()));
+            asked.spawn(async move {
+                matches!(own.peers.ask(raft_id, &ask).await, Ok(ControlAnswer::Done))
+            });
+        }
+        let mut stored = 0;
+        while let Some(done) = asked.join_next().await {
+            stored += usize::from(done.unwrap_or(false));
+            if stored >= majority {
+                tokio::spawn(async move {
+                    while asked.join_next().await.is_some() {}
+                    drop(turn);
+                });
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Stores for another manager.
+    pub(super) async fn audit_store_for(&self, portions: Vec<Portion>) -> ControlAnswer {
+        match self.audits.keep(portions).await {
+            true => ControlAnswer::Done,
+            false => ControlAnswer::Refused(Refused::Other("audits cannot be kept here".into())),
+        }
+    }
+
+    /// Answers another manager, or this one.
+    async fn audit_page(&self, query: crate::audit::AuditQuery, from: Mark) -> Option<Page> {
+        let store = Arc::clone(&self.audits.store);
+        let read = tokio::task::spawn_blocking(move || match from == Mark::MAX {
+            // Only what comes from now on.
+            true => store.end().map(|next| Page { next, is_last: true, ..Page::default() }),
+            false => store.page(&query, from),
+        });
+        match read.await {
+            Ok(Ok(page)) => Some(page),
+            Ok(Err(error)) => {
+                tracing::error!(error = chain(&error), "audits cannot be read");
+                None
+            }
+            Err(_) => None,
+        }
+    }
+
+    /// Answers another manager.
+    pub(super) async fn audit_page_for(
+        &self,
+        query: crate::audit::AuditQuery,
+        from: Mark,
+    ) -> ControlAnswer {
+        match self.audit_page(query, from).await {
+            Some(page) => ControlAnswer::AuditPage(Box::new(page)),
+            None => ControlAnswer::Refused(Refused::Other("audits cannot be read here".into())),
+        }
+    }
+}

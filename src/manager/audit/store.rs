@@ -1,0 +1,490 @@
+//! What one manager keeps of audits: segments that are only appended to.
+//!
+//! A segment is made of frames: length of a head (two bytes, big-endian), four bytes of its hash,
+//! the head, and sealed under a key of this node the records of one task. Heads are not sealed:
+//! they name nodes, tasks and times, so that a start need not open everything. What a crash left of
+//! the last frames is cut off when the store is opened.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use minicbor::bytes::ByteVec;
+use minicbor::{Decode, Encode};
+use skep_core::id::{NodeId, TaskId};
+use skep_core::time::{Span, Stamp};
+use zeroize::Zeroizing;
+
+use crate::audit::{AuditQuery, Head, hash};
+use crate::files::{FileError, make_dir, remove_file};
+use crate::limits::{
+    AUDIT_KEPT, AUDIT_PAGE_BYTES, AUDIT_READ_BYTES, AUDIT_SEGMENT_BYTES, AUDIT_STORE_BYTES,
+    NET_MESSAGE_BYTES,
+};
+use crate::seal::{NONCE_BYTES, SealError, open_under, seal_under};
+use crate::wire::audit::{Mark, Page, Portion};
+
+/// Purpose of the subkey that seals.
+const PURPOSE: &[u8] = b"skep-audit-segment/1";
+/// Bytes before a head.
+const PREFIX_BYTES: usize = 6;
+/// Bytes that a head has at most.
+const HEAD_BYTES: usize = 256;
+
+/// The audits cannot be kept, or read.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The disk.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The seal.
+    #[error("an audit cannot be sealed")]
+    Seal(#[from] SealError),
+    /// What is to be stored is too much, or no audit.
+    #[error("what is to be stored is no audit: {0}")]
+    Malformed(&'static str),
+}
+
+/// How much is kept.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// Bytes of one segment.
+    pub segment_bytes: u64,
+    /// Bytes of all.
+    pub bytes: u64,
+    /// How long.
+    pub kept: Span,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        let kept = Span::from_secs(AUDIT_KEPT.as_secs());
+        Self { segment_bytes: AUDIT_SEGMENT_BYTES, bytes: AUDIT_STORE_BYTES, kept }
+    }
+}
+
+/// What a frame says of itself.
+#[derive(Debug, Clone, Encode, Decode)]
+#[cbor(map)]
+struct FrameHead {
+    #[n(0)]
+    node: NodeId,
+    #[n(1)]
+    task: TaskId,
+    /// Sequences of the records, from and to, each run without a gap.
+    #[n(2)]
+    runs: Vec<(u64, u64)>,
+    /// When the last record was written.
+    #[n(3)]
+    at: Stamp,
+    #[cbor(n(4), with = "minicbor::bytes")]
+    nonce: [u8; NONCE_BYTES],
+    /// Bytes that follow.
+    #[n(5)]
+    sealed: u32,
+}
+
+/// Sequences that are kept of one task, as runs without gaps.
+#[derive(Debug, Default)]
+struct Runs(Vec<(u64, u64)>);
+
+impl Runs {
+    fn holds(&self, sequence: u64) -> bool {
+        self.0.iter().any(|(from, to)| (*from..=*to).contains(&sequence))
+    }
+
+    fn add(&mut self, (from, to): (u64, u64)) {
+        match self.0.last_mut() {
+            Some(last) if last.1.checked_add(1) == Some(from) => last.1 = to,
+            _ => self.0.push((from, to)),
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Segment {
+    bytes: u64,
+    last: Stamp,
+    held: BTreeMap<(NodeId, TaskId), Runs>,
+}
+
+impl Segment {
+    fn add(&mut self, head: &FrameHead, bytes: u64) {
+        self.bytes += bytes;
+        self.last = self.last.max(head.at);
+        let runs = self.held.entry((head.node, head.task)).or_default();
+        head.runs.iter().for_each(|run| runs.add(*run));
+    }
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    segments: BTreeMap<u64, Segment>,
+    /// The last segment, while it can be appended to.
+    file: Option<File>,
+    /// See [`Page::horizon`].
+    horizon: Stamp,
+}
+
+impl Table {
+    fn holds(&self, key: &(NodeId, TaskId), sequence: u64) -> bool {
+        let mut segments = self.segments.values().rev();
+        segments.any(|segment| segment.held.get(key).is_some_and(|runs| runs.holds(sequence)))
+    }
+}
+
+/// The audits that one manager keeps.
+pub struct Store {
+    dir: PathBuf,
+    key: Zeroizing<[u8; 32]>,
+    bounds: Bounds,
+    /// None until it is first used.
+    table: Mutex<Option<Table>>,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Store({})", self.dir.display())
+    }
+}
+
+/// One frame as it stands in a segment.
+struct Frame {
+    head: FrameHead,
+    /// Where the sealed bytes begin.
+    body: u64,
+    end: u64,
+}
+
+impl Store {
+    /// A store in `dir`, sealed under `key`. Nothing is read or made before it is used.
+    #[must_use]
+    pub fn new(dir: PathBuf, key: Zeroizing<[u8; 32]>, bounds: Bounds) -> Self {
+        Self { dir, key, bounds, table: Mutex::new(None) }
+    }
+
+    /// Appends what is not kept yet and waits until it is on the disk. What is no audit is left
+    /// out. Blocking.
+    ///
+    /// # Errors
+    /// [`StoreError`]; then part of it may be kept.
+    pub fn append(&self, portions: &[Portion], now: Stamp) -> Result<(), StoreError> {
+        let mut guard = self.open()?;
+        let Some(table) = guard.as_mut() else { return Ok(()) };
+        let mut is_changed = false;
+        for portion in portions {
+            let appended = fresh(table, portion).and_then(|fresh| match fresh.is_empty() {
+                true => Ok(()),
+                false => {
+                    is_changed = true;
+                    self.append_one(table, portion, &fresh)
+                }
+            });
+            match appended {
+                Ok(()) => {}
+                // Its node's own loss: it must not keep those of others from being stored.
+                Err(error @ StoreError::Malformed(_)) => {
+                    tracing::warn!(node = %portion.node, task = %portion.task, %error, "an audit");
+                }
+                Err(error) => {
+                    // What a write that failed has left is found when the store is opened anew.
+                    *guard = None;
+                    return Err(error);
+                }
+            }
+        }
+        if is_changed && let Some(Err(error)) = table.file.as_ref().map(File::sync_data) {
+            *guard = None;
+            return Err(FileError::on("flush", &self.dir)(error).into());
+        }
+        self.prune(table, now);
+        Ok(())
+    }
+
+    fn append_one(
+        &self,
+        table: &mut Table,
+        portion: &Portion,
+        fresh: &[(Head, &ByteVec)],
+    ) -> Result<(), StoreError> {
+        let number = self.roll(table)?;
+        let offset = table.segments.get(&number).map_or(0, |segment| segment.bytes);
+        let mut runs = Runs::default();
+        fresh.iter().for_each(|(head, _)| runs.add((head.sequence, head.sequence)));
+        let at = fresh.iter().map(|(head, _)| head.at).max().unwrap_or_default();
+        let bodies: Vec<&ByteVec> = fresh.iter().map(|(_, body)| *body).collect();
+        let mut plain = minicbor::to_vec(&bodies).unwrap_or_default();
+        let sealed = u32::try_from(plain.len() + crate::seal::TAG_BYTES)
+            .map_err(|_| StoreError::Malformed("it is too long"))?;
+        let (node, task) = (portion.node, portion.task);
+        let nonce = [0; NONCE_BYTES];
+        let mut head = FrameHead { node, task, runs: runs.0, at, nonce, sealed };
+        // The nonce is made by the seal: what is bound to it is the head without one.
+        let aad = aad(number, offset, &head);
+        let (nonce, sealed) = seal_under(&self.key, PURPOSE, &aad, &mut plain)?;
+        head.nonce = nonce;
+        let raw = minicbor::to_vec(&head).unwrap_or_default();
+        let len = u16::try_from(raw.len()).ok().filter(|len| usize::from(*len) <= HEAD_BYTES);
+        let len = len.ok_or(StoreError::Malformed("its sequences have too many gaps"))?;
+        let check = hash(&raw);
+        let frame =
+            [&len.to_be_bytes(), check.get(..4).unwrap_or_default(), &raw, &sealed].concat();
+        if let Some(file) = &table.file {
+            let path = self.path(number);
+            file.write_all_at(&frame, offset).map_err(FileError::on("write", &path))?;
+        }
+        if let Some(segment) = table.segments.get_mut(&number) {
+            segment.add(&head, frame.len() as u64);
+        }
+        Ok(())
+    }
+
+    /// The segment that the next frame goes to.
+    fn roll(&self, table: &mut Table) -> Result<u64, StoreError> {
+        let last = table.segments.last_key_value().map(|(number, last)| (*number, last.bytes));
+        let number = match last {
+            Some((number, bytes)) if bytes < self.bounds.segment_bytes => number,
+            Some((number, _)) => {
+                if let Some(full) = table.file.take() {
+                    let path = self.path(number);
+                    full.sync_data().map_err(FileError::on("flush", &path))?;
+                }
+                number + 1
+            }
+            None => 1,
+        };
+        if table.file.is_none() {
+            let path = self.path(number);
+            let mut options = OpenOptions::new();
+            options.read(true).write(true).create(true).truncate(false).mode(0o600);
+            let file = options.open(&path).map_err(FileError::on("open", &path))?;
+            let synced = File::open(&self.dir).and_then(|dir| dir.sync_all());
+            synced.map_err(FileError::on("flush", &self.dir))?;
+            table.file = Some(file);
+            table.segments.entry(number).or_default();
+        }
+        Ok(number)
+    }
+
+    /// Drops what is too old or too much.
+    fn prune(&self, table: &mut Table, now: Stamp) {
+        let mut bytes: u64 = table.segments.values().map(|segment| segment.bytes).sum();
+        while table.segments.len() > 1
+            && let Some((number, oldest)) = table.segments.first_key_value()
+        {
+            let is_old = oldest.last + self.bounds.kept < now;
+            if bytes <= self.bounds.bytes && !is_old {
+                return;
+            }
+            let (number, own, last) = (*number, oldest.bytes, oldest.last);
+            if let Err(error) = remove_file(&self.path(number)) {
+                tracing::warn!(error = crate::chain::chain(&error), "an old audit stays");
+                return;
+            }
+            bytes -= own;
+            table.horizon = table.horizon.max(last);
+            table.segments.remove(&number);
+        }
+    }
+
+    /// What matches, from `from` on, up to a bound. Blocking.
+    ///
+    /// # Errors
+    /// [`StoreError`]. A frame that cannot be opened is left out: whoever checks the chain finds
+    /// it missing.
+    pub fn page(&self, query: &AuditQuery, from: Mark) -> Result<Page, StoreError> {
+        let (segments, horizon) = {
+            let guard = self.open()?;
+            let Some(table) = guard.as_ref() else { return Ok(Page::default()) };
+            let behind = table.segments.range(from.segment..);
+            let listed = behind.map(|(number, segment)| {
+                let mut held = segment.held.keys();
+                let may_match = segment.last >= query.since
+                    && held.any(|(node, task)| query.admits(node, task));
+                (*number, segment.bytes, may_match)
+            });
+            (listed.collect::<Vec<_>>(), table.horizon)
+        };
+        let mut page = Page { next: from, is_last: true, horizon, ..Page::default() };
+        let (mut found, mut read) = (0, 0);
+        for (number, bytes, may_match) in segments {
+            let mut offset = if number == from.segment { from.offset.min(bytes) } else { 0 };
+            if !may_match {
+                offset = bytes;
+            }
+            let path = self.path(number);
+            // One that is gone was dropped meanwhile.
+            let Ok(file) = File::open(&path) else { continue };
+            while offset < bytes {
+                if found >= AUDIT_PAGE_BYTES || read >= AUDIT_READ_BYTES {
+                    page.next = Mark { segment: number, offset };
+                    page.is_last = false;
+                    return Ok(page);
+                }
+                let frame = read_frame(&file, offset, bytes);
+                let Some(frame) = frame.map_err(FileError::on("read", &path))? else { break };
+                if query.admits(&frame.head.node, &frame.head.task) && frame.head.at >= query.since
+                {
+                    read += frame.end - offset;
+                    let portion = self.read_portion(&file, (number, offset), &frame);
+                    if let Some(mut portion) = portion {
+                        portion.bodies.retain(|body| query.wants(body));
+                        found += portion.bytes();
+                        page.portions.extend((!portion.bodies.is_empty()).then_some(portion));
+                    }
+                }
+                offset = frame.end;
+            }
+            page.next = Mark { segment: number, offset: bytes };
+        }
+        Ok(page)
+    }
+
+    /// Where what is stored from now on begins. Blocking.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn end(&self) -> Result<Mark, StoreError> {
+        let guard = self.open()?;
+        let last = guard.as_ref().and_then(|table| table.segments.last_key_value());
+        Ok(last.map_or_else(Mark::default, |(number, segment)| Mark {
+            segment: *number,
+            offset: segment.bytes,
+        }))
+    }
+
+    fn read_portion(
+        &self,
+        file: &File,
+        (number, offset): (u64, u64),
+        frame: &Frame,
+    ) -> Option<Portion> {
+        let mut sealed = vec![0; frame.head.sealed as usize];
+        file.read_exact_at(&mut sealed, frame.body).ok()?;
+        let aad = aad(number, offset, &frame.head);
+        let plain = open_under(&self.key, PURPOSE, &aad, &frame.head.nonce, &sealed).ok()?;
+        let bodies = crate::wire::parse(plain.as_slice()).ok()?;
+        Some(Portion { node: frame.head.node, task: frame.head.task, bodies })
+    }
+
+    fn path(&self, number: u64) -> PathBuf {
+        self.dir.join(format!("{number:016}"))
+    }
+
+    fn open(&self) -> Result<MutexGuard<'_, Option<Table>>, StoreError> {
+        let mut guard = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        if guard.is_none() {
+            *guard = Some(self.read_table()?);
+        }
+        Ok(guard)
+    }
+
+    /// Finds what there is, and cuts off what a crash left of the end.
+    fn read_table(&self) -> Result<Table, StoreError> {
+        make_dir(&self.dir, 0o700)?;
+        let mut numbers = Vec::new();
+        let listed = fs::read_dir(&self.dir).map_err(FileError::on("list", &self.dir))?;
+        for entry in listed {
+            let name = entry.map_err(FileError::on("list", &self.dir))?.file_name();
+            numbers.extend(name.to_str().and_then(|name| name.parse::<u64>().ok()));
+        }
+        numbers.sort_unstable();
+        let mut table = Table::default();
+        let last = numbers.last().copied();
+        for number in numbers {
+            let path = self.path(number);
+            let file = OpenOptions::new().read(true).write(true).open(&path);
+            let file = file.map_err(FileError::on("open", &path))?;
+            let is_last = Some(number) == last;
+            let segment = self.read_segment(&file, number, is_last);
+            let segment = segment.map_err(FileError::on("read", &path))?;
+            table.segments.insert(number, segment);
+            if is_last {
+                table.file = Some(file);
+            }
+        }
+        Ok(table)
+    }
+
+    fn read_segment(&self, file: &File, number: u64, is_last: bool) -> io::Result<Segment> {
+        let len = file.metadata()?.len();
+        let mut segment = Segment::default();
+        while let Some(frame) = read_frame(file, segment.bytes, len)? {
+            // Only the last was being written when something went wrong.
+            if is_last && self.read_portion(file, (number, segment.bytes), &frame).is_none() {
+                break;
+            }
+            let bytes = frame.end - segment.bytes;
+            segment.add(&frame.head, bytes);
+        }
+        if is_last && segment.bytes < len {
+            tracing::warn!(from = segment.bytes, len, "the end of the stored audits was torn");
+            file.set_len(segment.bytes)?;
+            file.sync_data()?;
+        }
+        Ok(segment)
+    }
+}
+
+/// What of a portion is not kept yet.
+fn fresh<'a>(table: &Table, portion: &'a Portion) -> Result<Vec<(Head, &'a ByteVec)>, StoreError> {
+    if portion.bytes() > NET_MESSAGE_BYTES {
+        return Err(StoreError::Malformed("it is too long"));
+    }
+    let key = (portion.node, portion.task);
+    let mut fresh = Vec::new();
+    for body in &portion.bodies {
+        let head = Head::parse(body).map_err(|_| StoreError::Malformed("a piece is no record"))?;
+        if !table.holds(&key, head.sequence) {
+            fresh.push((head, body));
+        }
+    }
+    Ok(fresh)
+}
+
+/// Binds a frame to its place.
+fn aad(number: u64, offset: u64, head: &FrameHead) -> Vec<u8> {
+    let head = FrameHead { nonce: [0; NONCE_BYTES], ..head.clone() };
+    let head = minicbor::to_vec(&head).unwrap_or_default();
+    [&number.to_be_bytes(), offset.to_be_bytes().as_slice(), &head].concat()
+}
+
+/// The frame at `offset`; none if there is no whole one.
+fn read_frame(file: &File, offset: u64, len: u64) -> io::Result<Option<Frame>> {
+    if offset + PREFIX_BYTES as u64 > len {
+        return Ok(None);
+    }
+    let mut prefix = [0; PREFIX_BYTES];
+    file.read_exact_at(&mut prefix, offset)?;
+    let [high, low, check @ ..] = prefix;
+    let head_len = usize::from(u16::from_be_bytes([high, low]));
+    let body = offset + (PREFIX_BYTES + head_len) as u64;
+    if !(1..=HEAD_BYTES).contains(&head_len) || body > len {
+        return Ok(None);
+    }
+    let mut raw = vec![0; head_len];
+    file.read_exact_at(&mut raw, offset + PREFIX_BYTES as u64)?;
+    let head = Some(&raw).filter(|raw| hash(raw).starts_with(&check));
+    let head: Option<FrameHead> = head.and_then(|raw| crate::wire::parse(raw).ok());
+    let frame = head.map(|head| Frame { end: body + u64::from(head.sealed), head, body });
+    Ok(frame.filter(|frame| frame.end <= len))
+}
+
+/// The key that seals a node's audits: from its own key, which is locked when the node is.
+#[must_use]
+pub fn key_from(pair: &crate::seal::SealKeyPair) -> Zeroizing<[u8; 32]> {
+    pair.private_bytes()
+}
+
+/// Where a node keeps audits as a manager.
+#[must_use]
+pub fn dir_in(data_root: &Path) -> PathBuf {
+    data_root.join("audit").join("log")
+}
+
+#[cfg(test)]
+#[path = "store_tests.rs"]
+mod tests;

@@ -1,0 +1,120 @@
+//! What shims have written comes to the managers and is found there: whole nodes in one process.
+
+use std::fs;
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use minicbor::bytes::ByteVec;
+use skep_core::id::{MaterialId, TaskId};
+use tokio::time::timeout;
+
+use super::Node;
+use super::version_tests::{Machine, PATIENCE, are_ready, manager, stop, until};
+use crate::audit::testing::{chain, end, id};
+use crate::audit::{AuditQuery, Finding, put};
+use crate::config::Build;
+use crate::manager::Manager;
+use crate::manager::audit::AuditAnswer;
+
+const SECRET: u8 = 40;
+
+/// Writes what the shim of a task would have.
+fn write(machine: &Machine, task: TaskId, bodies: &[ByteVec]) {
+    let dir = machine.dir.path().join("data/tasks").join(task.as_str());
+    fs::create_dir_all(&dir).unwrap();
+    let mut bytes = Vec::new();
+    bodies.iter().for_each(|body| put(&mut bytes, body));
+    fs::write(dir.join("audit"), bytes).unwrap();
+}
+
+fn of_secret() -> AuditQuery {
+    AuditQuery { material: Some(id(SECRET)), ..AuditQuery::default() }
+}
+
+/// What a manager answers once so many entries are there.
+async fn answer(manager: &Manager, query: &AuditQuery, entries: usize) -> AuditAnswer {
+    let ask = async {
+        loop {
+            let answer = manager.audit_query(query).await.unwrap();
+            if answer.entries.len() >= entries {
+                return answer;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, ask).await.unwrap_or_else(|_| panic!("no {entries} entries"))
+}
+
+fn places(answer: &AuditAnswer) -> Vec<(TaskId, u64)> {
+    answer.entries.iter().map(|entry| (entry.task, entry.record.sequence)).collect()
+}
+
+async fn three(machines: &[Machine; 3]) -> [Arc<Node>; 3] {
+    let one = machines[0].start(Build::default(), None).await.unwrap();
+    let token = manager(&one).join_tokens().unwrap().manager;
+    let two = machines[1].start(Build::default(), Some((&one, &token))).await.unwrap();
+    let three = machines[2].start(Build::default(), Some((&one, &token))).await.unwrap();
+    until(&one, "all vote", |manager, state| {
+        manager.raft.members().voters.len() == 3 && are_ready(state, 3)
+    })
+    .await;
+    [one, two, three]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn audits_are_found_on_every_manager_and_without_one_of_them() {
+    let machines = ["first", "second", "third"].map(Machine::new);
+    let [one, two, three] = three(&machines).await;
+    let (task, secret): (TaskId, MaterialId) = (id(1), id(SECRET));
+    let mut followed = manager(&two).audit_follow(of_secret());
+    // It follows from its first look on.
+    let mut first = std::pin::pin!(followed.next());
+    assert!(futures_util::poll!(&mut first).is_pending());
+    let mut all = chain(&task, secret, 3);
+    all.push(end(&all));
+    write(&machines[2], task, &all);
+    for node in [&one, &two, &three] {
+        let found = answer(&manager(node), &of_secret(), 3).await;
+        assert_eq!(places(&found), [(task, 1), (task, 2), (task, 3)]);
+        assert!(found.absent.is_empty() && !found.is_cut);
+        assert!(found.entries.iter().all(|entry| entry.node == three.swarm().unwrap().node));
+    }
+    let shown = timeout(PATIENCE, first).await.unwrap().unwrap().unwrap();
+    assert_eq!((shown.task, shown.record.sequence), (task, 1));
+    until(&one, "it is anchored", |_, state| {
+        state.anchor(&task).is_some_and(|anchor| anchor.sequence == 4)
+    })
+    .await;
+    let verdict = manager(&two).audit_verify(&of_secret()).await.unwrap();
+    let [checked] = verdict.tasks.as_slice() else { panic!("{verdict:?}") };
+    assert_eq!((checked.task, checked.records, checked.anchored), (task, 4, 4));
+    assert!(checked.findings.is_empty() && verdict.absent.is_empty(), "{verdict:?}");
+
+    // A majority is enough, and what is missing in a chain is seen.
+    let gone = three.swarm().unwrap().node;
+    stop(three).await;
+    let other: TaskId = id(2);
+    let mut torn = chain(&other, secret, 4);
+    torn.remove(2);
+    write(&machines[0], other, &torn);
+    let found = answer(&manager(&two), &of_secret(), 6).await;
+    assert_eq!(found.absent, [gone]);
+    let only = AuditQuery { task: Some(other), ..of_secret() };
+    assert_eq!(
+        places(&answer(&manager(&one), &only, 3).await),
+        [(other, 1), (other, 2), (other, 4)]
+    );
+    let verdict = manager(&one).audit_verify(&only).await.unwrap();
+    let gap = Finding::Gap { after: 2, before: 4, is_told: false };
+    assert_eq!(verdict.tasks[0].findings, [gap]);
+
+    // Records that are there are sent no more, also by a daemon that begins anew; and what is on
+    // the disk is found by the next one.
+    stop(one).await;
+    let one = machines[0].start(Build::default(), None).await.unwrap();
+    let found = answer(&manager(&one), &only, 3).await;
+    assert_eq!(places(&found).len(), 3);
+    drop(followed);
+    stop(one).await;
+    stop(two).await;
+}

@@ -1,0 +1,65 @@
+//! Records of audits on their way from shims to managers, and from manager to manager.
+
+use minicbor::bytes::ByteVec;
+use minicbor::{Decode, Encode};
+use skep_core::id::{NodeId, TaskId};
+use skep_core::time::Stamp;
+
+/// Records of one task, byte for byte as its shim wrote them.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Portion {
+    /// The node that they are from. A manager believes its session in this, not the message.
+    #[n(0)]
+    pub node: NodeId,
+    /// The task.
+    #[n(1)]
+    pub task: TaskId,
+    /// The records, in order.
+    #[n(2)]
+    pub bodies: Vec<ByteVec>,
+}
+
+impl Portion {
+    /// Bytes of all its records.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bodies.iter().map(|body| body.len()).sum()
+    }
+}
+
+/// A place in what one manager keeps.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
+#[cbor(map)]
+pub struct Mark {
+    /// Segment.
+    #[n(0)]
+    pub segment: u64,
+    /// Bytes into it.
+    #[n(1)]
+    pub offset: u64,
+}
+
+impl Mark {
+    /// Behind all that there is: the answer tells where that is.
+    pub const MAX: Self = Self { segment: u64::MAX, offset: u64::MAX };
+}
+
+/// A part of what one manager keeps.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Page {
+    /// What was asked for.
+    #[n(0)]
+    pub portions: Vec<Portion>,
+    /// Where the next part begins.
+    #[n(1)]
+    pub next: Mark,
+    /// Whether nothing was behind it when it was read.
+    #[n(2)]
+    pub is_last: bool,
+    /// What was written before this has been dropped for its age or for lack of room; zero if
+    /// nothing has.
+    #[n(3)]
+    pub horizon: Stamp,
+}
