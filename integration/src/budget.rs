@@ -109,5 +109,7 @@ pub const SWARM_BUDGETS: &[Budget] = &[
     ),
     row("leader-kill", "leader `kill -9` → next acknowledged write", "ms", Most(1000.0)),
     row("leader-stop", "leader stopped → next acknowledged write", "ms", Most(200.0)),
+    row("agents-back", "all managers killed and started → 1,000 agents back", "ms", Most(5000.0)),
+    row("agents-moved", "leader killed → its agents with other managers", "ms", Most(5000.0)),
     row("worker-lost", "worker lost → its 10 tasks run elsewhere", "ms", Most(4000.0)),
 ];

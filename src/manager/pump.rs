@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use skep_core::control::SessionEvent;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout, timeout_at};
 
 use super::{Manager, stopped};
 use crate::limits::{OUT_OF_TOUCH, REPORT_BATCH, SESSION_NEWS};
@@ -63,18 +63,25 @@ async fn carry(
     let mut asked = Instant::now();
     let mut passed = Instant::now();
     loop {
-        // The first news after a while go at once, those that follow closely together.
-        if batch.is_empty() {
-            let first = timeout_at(asked + PROBE, news.recv()).await;
-            batch.extend(first.ok().flatten());
+        let due = if batch.is_empty() { asked + PROBE } else { passed + REPORT_BATCH };
+        match timeout_at(due, news.recv()).await {
+            Ok(None) => return,
+            Ok(first) => {
+                batch.extend(first);
+                while batch.len() < SESSION_NEWS
+                    && let Ok(more) = news.try_recv()
+                {
+                    batch.push(more);
+                }
+                // Who was heard of is told with others, who came or went at once.
+                let is_heard = |news: &SessionNews| matches!(news, SessionNews::Heard { .. });
+                if batch.iter().all(is_heard) && passed.elapsed() < REPORT_BATCH {
+                    continue;
+                }
+            }
+            Err(_) => {}
         }
-        sleep_until(passed + REPORT_BATCH).await;
         passed = Instant::now();
-        while batch.len() < SESSION_NEWS
-            && let Ok(more) = news.try_recv()
-        {
-            batch.push(more);
-        }
         if manager.raft.leadership().borrow().here {
             asked = Instant::now();
             for news in batch.drain(..) {

@@ -122,9 +122,7 @@ impl Net {
     /// # Errors
     /// If certificate and key cannot be used.
     pub fn set_identity(&self, identity: Arc<Identity>) -> Result<(), rustls::Error> {
-        if self.serves() {
-            self.endpoint.set_server_config(Some(tls::server_config(&identity, self.names)?));
-        }
+        self.show(tls::server_config(&identity, self.names)?);
         *self.identity.write().unwrap_or_else(PoisonError::into_inner) = Some(identity);
         Ok(())
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use quinn::crypto::rustls::HandshakeData;
-use quinn::{Connection, Incoming};
+use quinn::{Connection, Incoming, ServerConfig};
 use rustls::pki_types::CertificateDer;
 use skep_core::id::NodeId;
 use tokio::sync::{Semaphore, watch};
@@ -63,14 +63,22 @@ pub trait Service: Send + Sync + 'static {
     fn visit(&self, guest: Guest, protocol: Protocol, connection: Connection) -> Visit;
 }
 
-/// Connections that members hold, so that those who are no longer members lose them.
-#[derive(Debug, Default)]
-pub(super) struct Live(HashMap<usize, (NodeId, Protocol, Connection)>);
+/// This node while it answers.
+#[derive(Debug)]
+pub(super) struct Live {
+    /// What it shows to those who come.
+    config: Arc<ServerConfig>,
+    /// Connections that members hold, so that those who are no longer members lose them.
+    members: HashMap<usize, (NodeId, Protocol, Connection)>,
+}
 
 impl Net {
-    /// Whether this node answers.
-    pub(super) fn serves(&self) -> bool {
-        self.live.lock().unwrap_or_else(std::sync::PoisonError::into_inner).is_some()
+    /// Shows this to those who come from now on, if this node answers.
+    pub(super) fn show(&self, config: ServerConfig) {
+        if let Some(live) = self.live().as_mut() {
+            live.config = Arc::new(config.clone());
+            self.endpoint.set_server_config(Some(config));
+        }
     }
 
     /// Answers peers until told to stop.
@@ -86,8 +94,10 @@ impl Net {
         let identity = self
             .identity()
             .ok_or_else(|| rustls::Error::General("this node has no certificate".into()))?;
-        *self.live() = Some(Live::default());
-        self.endpoint.set_server_config(Some(tls::server_config(&identity, self.names)?));
+        let config = tls::server_config(&identity, self.names)?;
+        let live = Live { config: Arc::new(config.clone()), members: HashMap::new() };
+        *self.live() = Some(live);
+        self.endpoint.set_server_config(Some(config));
         let handshakes = Arc::new(Semaphore::new(NET_HANDSHAKES));
         loop {
             let incoming = tokio::select! {
@@ -128,7 +138,7 @@ impl Net {
     /// Ends connections of those who are no longer what they were admitted as.
     pub fn review(&self, admission: &dyn Admission) {
         let live = self.live();
-        for (node, protocol, connection) in live.iter().flat_map(|live| live.0.values()) {
+        for (node, protocol, connection) in live.iter().flat_map(|live| live.members.values()) {
             if let Err(why) = may(*protocol, admission.recorded(node).as_ref()) {
                 let is_gone = why == Closed::Unknown;
                 let why = if is_gone { admission.farewell(node) } else { why };
@@ -147,7 +157,10 @@ impl Net {
         admission: &dyn Admission,
     ) -> Option<(Guest, Protocol, Connection)> {
         let addr = incoming.remote_address();
-        let connection = match timeout(NET_DIAL, incoming).await {
+        // One that was kept waiting came before there was anything to show.
+        let config = self.live().as_ref().map(|live| Arc::clone(&live.config))?;
+        let handshake = async { incoming.accept_with(config)?.await };
+        let connection = match timeout(NET_DIAL, handshake).await {
             Ok(Ok(connection)) => connection,
             Ok(Err(error)) => {
                 tracing::debug!(%addr, %error, "a peer did not get through the handshake");
@@ -219,14 +232,14 @@ impl Net {
         let key = connection.stable_id();
         if let Guest::Member { node, .. } = guest {
             match self.live().as_mut() {
-                Some(live) => live.0.insert(key, (node, protocol, connection.clone())),
+                Some(live) => live.members.insert(key, (node, protocol, connection.clone())),
                 None => return,
             };
         }
         tracing::debug!(?guest, ?protocol, %addr, "connected");
         service.visit(guest, protocol, connection).await;
         if let Some(live) = self.live().as_mut() {
-            live.0.remove(&key);
+            live.members.remove(&key);
         }
     }
 }

@@ -98,11 +98,9 @@ async fn serve(host: &Party, record: &Arc<Record>) -> watch::Sender<bool> {
     let (stop, stopped) = watch::channel(false);
     let admission: Arc<dyn Admission> = Arc::clone(record) as _;
     let net = Arc::clone(&host.net);
+    // Whoever dials before the task's first step is kept waiting.
+    net.hold();
     tokio::spawn(async move { net.serve(admission, Arc::new(Mirror), stopped).await.unwrap() });
-    // Serving begins with the task's first step.
-    while !host.net.serves() {
-        tokio::task::yield_now().await;
-    }
     stop
 }
 
@@ -145,6 +143,22 @@ async fn a_peer_is_admitted_as_what_is_on_record() {
             (found, answer) => assert_eq!(found.err(), answer.err(), "{protocol:?}"),
         }
     }
+}
+
+#[tokio::test]
+async fn one_that_dials_early_is_answered_once_there_is_something_to_show() {
+    let root = Root::generate().unwrap();
+    let (host, worker) = (party(&root, 1, Role::Manager), party(&root, 2, Role::Worker));
+    let record = Arc::new(Record::default());
+    record.0.lock().unwrap().push(worker.recorded(None));
+    host.net.hold();
+    let expected = host.expected();
+    let dialled = worker.net.dial(&expected, Protocol::Agent);
+    tokio::pin!(dialled);
+    let early = tokio::time::timeout(Duration::from_millis(50), &mut dialled).await;
+    assert!(early.is_err(), "{early:?}");
+    let _stop = serve(&host, &record).await;
+    ask(&dialled.await.unwrap()).await.unwrap();
 }
 
 #[tokio::test]

@@ -208,8 +208,13 @@ impl Engine {
         Ok((sent_ns, ms_since(sent_ns)))
     }
 
+    /// Where in a network it is.
+    pub(crate) fn site(&self) -> Option<&Site> {
+        self.site.as_ref()
+    }
+
     /// What it advertises.
-    fn address(&self) -> Ipv4Addr {
+    pub(crate) fn address(&self) -> Ipv4Addr {
         let site = self.site.as_ref();
         site.map_or(Ipv4Addr::LOCALHOST, |site| site.network.address(site.at))
     }

@@ -1,5 +1,6 @@
 //! What is measured of three managers and two workers: each function is one group of rows.
 
+mod agents;
 mod leader;
 mod secrets;
 mod start;
@@ -45,6 +46,7 @@ const GROUPS: &[(&str, Group)] = &[
     ("worker", worker::run),
     ("leader", leader::run),
     ("restart", leader::restart),
+    ("agents", agents::run),
 ];
 
 /// Names of all groups.
