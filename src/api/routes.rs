@@ -11,7 +11,9 @@ use super::error::ApiError;
 use super::peer::Peer;
 use super::query::{Query, decode};
 use super::reply::{self, Outcome, Reply};
-use super::{containers, exec, images, materials, networks, nodes, services, swarm, system, tasks, versions};
+use super::{
+    containers, exec, images, materials, networks, nodes, services, swarm, system, tasks, versions,
+};
 use crate::gate::{Gate, LocalState, NodeView, Refusal};
 use skep_core::model::material::MaterialKind;
 use skep_core::model::node::Role;

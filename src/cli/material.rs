@@ -17,7 +17,7 @@ use super::error::CliError;
 use super::flags::{Arity, Command, Flag};
 use super::output::{FILTER, INSPECT_FORMAT, LIST_FORMAT, Layout, PRETTY, QUIET, print_list, row};
 use super::values::{check_label, labels, open_error};
-use super::{human, inspect, json};
+use super::{human, inspect, json, versions};
 
 /// Bytes of a payload that are read at most; what is too large is for the daemon to refuse.
 const READ_BYTES: usize = 1_024_000;
@@ -66,6 +66,7 @@ pub(super) const SECRET: Command = Command::group(
             Flag::with("template-driver", "string", "Template driver"),
         ])
         .takes(Arity::Between(1, 2)),
+        versions::SECRET_HISTORY,
         Command::client(
             "inspect",
             "[OPTIONS] SECRET [SECRET...]",
@@ -83,6 +84,8 @@ pub(super) const SECRET: Command = Command::group(
         })
         .takes(Arity::AtLeast(1))
         .aliases(&["remove"], &["secret rm", "secret remove"]),
+        versions::SECRET_ROLLBACK,
+        versions::SECRET_UPDATE,
     ],
 )
 .section("Swarm Commands");
@@ -149,7 +152,7 @@ fn create(call: &Call, kind: Kind) -> Result<u8, CliError> {
 }
 
 /// The bytes of a file, or of standard input for `-`.
-fn read(kind: Kind, source: Option<&str>) -> Result<Protected, CliError> {
+pub(super) fn read(kind: Kind, source: Option<&str>) -> Result<Protected, CliError> {
     let fail = |text: String| match (kind, source) {
         (Kind::Config, Some(name)) => {
             CliError::plain(format!("Error reading content from {name:?}: {text}"))
@@ -208,15 +211,39 @@ fn body(spec: &Value, data: Option<&Protected>) -> Result<Bytes, CliError> {
     let text = spec.to_string();
     let Some(data) = data else { return Ok(Bytes::from(text)) };
     let head = format!("{},\"Data\":\"", text.strip_suffix('}').unwrap_or(&text));
-    let encoded = data.len().div_ceil(3) * 4;
+    assemble(&[Piece::Text(head), Piece::Data(data), Piece::Text("\"}".to_owned())])
+}
+
+/// Part of a request body.
+pub(super) enum Piece<'a> {
+    /// As it is.
+    Text(String),
+    /// In base64.
+    Data(&'a Protected),
+}
+
+/// A request body, in protected memory as a whole.
+pub(super) fn assemble(pieces: &[Piece<'_>]) -> Result<Bytes, CliError> {
     let fail = |why: String| CliError::plain(format!("cannot prepare the request: {why}"));
+    let room = |piece: &Piece<'_>| match piece {
+        Piece::Text(text) => text.len(),
+        Piece::Data(data) => data.len().div_ceil(3) * 4,
+    };
     let mut memory =
-        Protected::zeroed(head.len() + encoded + 2).map_err(|why| fail(why.to_string()))?;
-    let (front, rest) = memory.as_mut_slice().split_at_mut(head.len());
-    front.copy_from_slice(head.as_bytes());
-    let (middle, tail) = rest.split_at_mut(encoded);
-    STANDARD.encode_slice(data.as_slice(), middle).map_err(|why| fail(why.to_string()))?;
-    tail.copy_from_slice(b"\"}");
+        Protected::zeroed(pieces.iter().map(room).sum()).map_err(|why| fail(why.to_string()))?;
+    let mut rest = memory.as_mut_slice();
+    for piece in pieces {
+        let (place, behind) = rest.split_at_mut(room(piece));
+        match piece {
+            Piece::Text(text) => place.copy_from_slice(text.as_bytes()),
+            Piece::Data(data) => {
+                STANDARD
+                    .encode_slice(data.as_slice(), place)
+                    .map_err(|why| fail(why.to_string()))?;
+            }
+        }
+        rest = behind;
+    }
     Ok(Bytes::from_owner(Shown(memory)))
 }
 

@@ -38,6 +38,7 @@ mod task;
 mod template;
 mod terminal;
 mod values;
+mod versions;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -1,5 +1,7 @@
 //! New versions of secrets and configs: sent by a user, or an old one once more.
 
+use std::sync::Arc;
+
 use skep_core::command::{Append, Command, Rejection};
 use skep_core::id::MaterialId;
 use skep_core::model::Kind;
@@ -69,7 +71,7 @@ impl Manager {
 
     async fn append(
         &self,
-        key: &mut RingSecret,
+        key: &mut Arc<RingSecret>,
         drafts: &mut [Draft],
         keep: Option<u32>,
         by: Author,
@@ -83,7 +85,7 @@ impl Manager {
                     self.confirm().await?;
                     let next = self.current_key()?;
                     for draft in &mut *drafts {
-                        self.renew(key, &next, draft)?;
+                        self.renumber(key, &next, draft)?;
                     }
                     *key = next;
                 }
@@ -155,7 +157,12 @@ impl Manager {
     }
 
     /// Seals a draft anew, by the number and the key that are due now.
-    fn renew(&self, old: &RingSecret, new: &RingSecret, draft: &mut Draft) -> Result<(), Refusal> {
+    fn renumber(
+        &self,
+        old: &RingSecret,
+        new: &RingSecret,
+        draft: &mut Draft,
+    ) -> Result<(), Refusal> {
         let next = self.find(draft.id)?.next;
         let named = |version| PayloadName {
             cluster: self.cluster,

@@ -6,6 +6,7 @@ mod agents;
 mod herd;
 mod isolation;
 mod join;
+mod living;
 mod managers;
 mod members;
 mod plaintext;
