@@ -52,7 +52,7 @@ fn a_set_is_updated_as_one(scene: &Scene) -> Result<()> {
         Ok(format!("{name}={}", path.display()))
     };
     let [new_key, new_cert] = [file(&key, "key 2")?, file(&cert, "cert 2")?];
-    let refused = skep.run(&["secret", "update", &new_key, "nothing-of-this-name=/dev/null"])?;
+    let refused = skep.run(&["secret", "update", &new_key, &file("nobody", "x")?])?;
     ensure!(refused.code == 1, "{refused:?}");
     ensure!(scene.read(&placed[0], &key)? == "key 1", "a refused set changed something");
     let said = skep.ok(&["secret", "update", "--keep", "2", &new_key, &new_cert])?;
