@@ -106,6 +106,12 @@ fn listed(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(std::fs::read_dir(dir)?.flatten().map(|entry| entry.path()).collect())
 }
 
+/// No file under the data root is left half written; what is being written comes to an end.
+fn nothing_unfinished(node: &Node) -> Result<()> {
+    let ended = settle("the end of all writes", BOUND, || Ok(unfinished(node)?.is_empty()));
+    ended.with_context(|| format!("unfinished files: {:?}", unfinished(node)))
+}
+
 /// Files under the data root that no finished write leaves.
 fn unfinished(node: &Node) -> Result<Vec<PathBuf>> {
     let mut open = vec![node.data_root()];

@@ -28,7 +28,10 @@ fn another_user_of_the_host_reaches_neither_secret_nor_sockets() -> Result<()> {
     let container = bench.container(&service)?;
     let shown = bench.node.get(&format!("/containers/{container}/json"))?;
     let init = shown["State"]["Pid"].as_i64().context("no Pid")?;
+    let task = shown["Config"]["Labels"]["com.docker.swarm.task.id"].as_str().context("no task")?;
+    // Those of other tests' tasks may end meanwhile.
     let supervisors = processes_of(bench.node)?.into_iter().filter(|p| p.is_supervisor());
+    let supervisors = supervisors.filter(|p| p.args.iter().any(|arg| arg.contains(task)));
     let supervisors: Vec<i64> = supervisors.map(|p| i64::from(p.pid)).collect();
     ensure!(!supervisors.is_empty(), "no supervisor");
     for pid in supervisors.iter().chain([&init]) {
