@@ -35,6 +35,9 @@ pub enum What {
     Revoke(Vec<(MaterialId, u64)>),
 }
 
+/// What an order leaves held: none for what it takes away.
+type Effect = Vec<(MaterialId, Option<u64>)>;
+
 /// A task's shim as a session knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shim {
@@ -42,9 +45,8 @@ pub struct Shim {
     held: BTreeMap<MaterialId, u64>,
     /// The last sequence it said, or that was sent to it.
     sequence: u64,
-    /// Orders it has not answered yet, the oldest first: what each leaves held, none for what is
-    /// taken away.
-    flying: VecDeque<(u64, Vec<(MaterialId, Option<u64>)>)>,
+    /// Orders it has not answered yet, the oldest first.
+    flying: VecDeque<(u64, Effect)>,
     /// It spoke up and was sent nothing since.
     is_asking: bool,
 }
