@@ -437,6 +437,10 @@ pub struct TaskReport {
 
 /// One decision of the control loop. A decision that no longer fits the state (its task is
 /// gone, its service was written meanwhile) has no effect; the loop decides anew.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "the large one is most of a long batch: a box each costs more"
+)]
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub enum Decision {
     /// Adds a task.

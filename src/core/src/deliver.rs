@@ -35,6 +35,9 @@ pub enum What {
     Revoke(Vec<(MaterialId, u64)>),
 }
 
+/// What an order leaves held: none for what it takes away.
+type Effect = Vec<(MaterialId, Option<u64>)>;
+
 /// A task's shim as a session knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shim {
@@ -42,9 +45,8 @@ pub struct Shim {
     held: BTreeMap<MaterialId, u64>,
     /// The last sequence it said, or that was sent to it.
     sequence: u64,
-    /// Orders it has not answered yet, the oldest first: what each leaves held, none for what is
-    /// taken away.
-    flying: VecDeque<(u64, Vec<(MaterialId, Option<u64>)>)>,
+    /// Orders it has not answered yet, the oldest first.
+    flying: VecDeque<(u64, Effect)>,
     /// It spoke up and was sent nothing since.
     is_asking: bool,
 }
@@ -144,5 +146,110 @@ impl Shim {
             };
         }
         expected
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec;
+
+    use super::*;
+    use crate::command::{Command, Decision};
+    use crate::id::TaskId;
+    use crate::model::task::TaskState;
+    use crate::testing::{self, World, append, author, grant, sealed, service_spec};
+
+    /// A task that is granted two secrets.
+    fn world() -> (World, TaskId, [MaterialId; 2]) {
+        let mut world = World::new();
+        let ids = [world.secret("a"), world.secret("b")];
+        let mut spec = service_spec("web", 1);
+        spec.task.make_mut().container.secrets = vec![grant(ids[0], "a"), grant(ids[1], "b")];
+        let service = world.create_service(5, spec);
+        let spec = world.state.service(&service).unwrap().spec.task.clone();
+        let task = Task { service, spec, node: Some(world.node), ..testing::task(40) };
+        world.done(Command::Control(vec![Decision::TaskCreate(task)]));
+        (world, testing::id(40), ids)
+    }
+
+    /// Sends what is next; gives its sequence, what it delivers and what it revokes.
+    fn send(world: &World, shim: &mut Shim) -> Option<(u64, Vec<u64>, Vec<MaterialId>)> {
+        let order = shim.next(&world.state, world.state.task(&testing::id(40)).unwrap())?;
+        shim.sent(&order);
+        Some(match order.what {
+            What::Deliver(grants) => {
+                (order.sequence, grants.iter().map(|grant| grant.version).collect(), vec![])
+            }
+            What::Revoke(all) => (order.sequence, vec![], all.iter().map(|(id, _)| *id).collect()),
+        })
+    }
+
+    #[test]
+    fn what_is_missing_is_sent_once_and_again_if_it_did_not_arrive() {
+        let (mut world, task, [a, b]) = world();
+        let mut shim = Shim::new([], 0);
+        assert_eq!(send(&world, &mut shim), Some((1, vec![1, 1], vec![])));
+        assert_eq!(send(&world, &mut shim), None, "it is under way");
+        world.done(append(a, 2, sealed(1, 4)));
+        assert_eq!(send(&world, &mut shim), Some((2, vec![2], vec![])));
+        shim.answers([(a, 1), (b, 1)], 1);
+        assert_eq!(send(&world, &mut shim), None, "the second is under way");
+        let of = world.state.task(&task).unwrap();
+        assert!(!shim.complies(&world.state, of, &a) && shim.complies(&world.state, of, &b));
+        shim.speaks_up([(a, 1), (b, 1)], 1);
+        assert_eq!(send(&world, &mut shim), Some((3, vec![2], vec![])), "no number comes again");
+        // Somebody else's order with this number came first.
+        shim.answers([(a, 1), (b, 1)], 3);
+        assert_eq!(send(&world, &mut shim), Some((4, vec![2], vec![])));
+        shim.answers([(a, 2), (b, 1)], 4);
+        assert_eq!(send(&world, &mut shim), None);
+        assert!(shim.complies(&world.state, of, &a));
+        // A manager that is behind another asks for nothing older.
+        shim.answers([(a, 3), (b, 1)], 9);
+        assert_eq!(send(&world, &mut shim), None);
+    }
+
+    #[test]
+    fn what_is_revoked_goes_first_even_from_a_task_that_ends() {
+        let (mut world, task, [a, b]) = world();
+        let mut shim = Shim::new([(a, 1)], 4);
+        world.done(Command::MaterialRevoke { id: a, service: None, task: None, by: author() });
+        let of = world.state.task(&task).unwrap();
+        assert!(!shim.complies(&world.state, of, &a));
+        assert_eq!(send(&world, &mut shim), Some((5, vec![], vec![a])));
+        assert_eq!(send(&world, &mut shim), Some((6, vec![1], vec![])));
+        assert_eq!(send(&world, &mut shim), None);
+        shim.answers([(b, 1)], 6);
+        let desired = TaskState::Shutdown;
+        world.done(Command::Control(vec![Decision::TaskDesire { id: task, desired }]));
+        world.done(Command::MaterialRevoke { id: b, service: None, task: None, by: author() });
+        world.done(append(a, 2, sealed(1, 4)));
+        assert_eq!(send(&world, &mut shim), Some((7, vec![], vec![b])));
+        assert_eq!(send(&world, &mut shim), None, "a task that is to end gets nothing new");
+        shim.answers([], 7);
+        let of = world.state.task(&task).unwrap();
+        assert!(shim.complies(&world.state, of, &b));
+    }
+
+    #[test]
+    fn a_shim_with_nothing_to_get_is_answered_and_orders_are_bounded() {
+        let (mut world, _, [a, b]) = world();
+        for id in [a, b] {
+            world.done(Command::MaterialRevoke { id, service: None, task: None, by: author() });
+        }
+        let mut shim = Shim::new([], 0);
+        assert_eq!(send(&world, &mut shim), Some((1, vec![], vec![])));
+        assert_eq!(send(&world, &mut shim), None);
+        shim.answers([], 1);
+        assert_eq!(send(&world, &mut shim), None);
+        let versions = 2..2 + limits::ORDERS as u64;
+        for number in versions.clone() {
+            world.done(append(a, number, sealed(1, 4)));
+            assert!(send(&world, &mut shim).is_some());
+        }
+        world.done(append(a, versions.end, sealed(1, 4)));
+        assert_eq!(send(&world, &mut shim), None, "too many are under way");
+        shim.answers([(a, 2)], 2);
+        assert_eq!(send(&world, &mut shim).unwrap().1, [versions.end]);
     }
 }

@@ -504,7 +504,6 @@ fn no_slot_goes_back_and_all_end_on_the_latest() {
 }
 
 #[test]
-#[ignore = "takes seconds when optimised and minutes when not; the one above is the same, smaller"]
 fn ten_thousand_secrets_rotate_on_a_thousand_nodes() {
     play(1, 1_000, 10_000);
 }
