@@ -130,7 +130,8 @@ impl Manager {
     async fn store_by_majority(self: &Arc<Self>, portions: &[Portion]) -> bool {
         let Ok(turn) = Arc::clone(&self.audits.rounds).acquire_owned().await else { return false };
         let others = self.others();
-        let majority = (others.len() + 1) / 2 + 1;
+        // Of all, this one included.
+        let majority = others.len().div_ceil(2) + 1;
         let mut asked = JoinSet::new();
         let (own, all) = (Arc::clone(self), portions.to_vec());
         asked.spawn(async move { own.audits.keep(all).await });
