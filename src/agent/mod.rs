@@ -188,7 +188,10 @@ impl Agent {
                 }
                 ToAgent::AuditStored { batch } => self.mail.is_stored(batch),
                 // No more than a sign of life, or for the one who holds the session.
-                ToAgent::Beat | ToAgent::Directory(_) | ToAgent::Role { .. } => {}
+                ToAgent::Beat
+                | ToAgent::Directory(_)
+                | ToAgent::Role { .. }
+                | ToAgent::Revoke { .. } => {}
                 ToAgent::Deliver { task, delivery } => {
                     let sender = lock(&self.tasks).get(&task).map(|h| h.deliveries.clone());
                     // A task that is gone needs no payload. One that takes none must not hold

@@ -87,6 +87,11 @@ pub async fn serve(
     {
         return;
     }
+    // A manager that was demoted knows it of itself, and those that stay confirm it nothing more.
+    if node == manager.node && session.is_dismissed() {
+        session.tell_role().await;
+        return;
+    }
     // What a manager that was cut off for a while knows may be over: a node that is told of it
     // would run what runs elsewhere.
     if manager.confirm().await.is_err() || !session.tell_role().await || !session.assign().await {
@@ -141,6 +146,14 @@ impl Session<'_> {
 
     async fn beat(&self) -> bool {
         self.orders.send(ToAgent::Beat).await.is_ok()
+    }
+
+    /// Whether this manager's own state says that the node is a manager no more. Its Raft id is
+    /// never given again, so that cannot be out of date.
+    fn is_dismissed(&self) -> bool {
+        self.manager
+            .raft
+            .view(|state| state.node(&self.node).is_some_and(|node| node.manager.is_none()))
     }
 
     /// Tells the node what it is, if that is news. False if it is no member any more.
@@ -207,7 +220,10 @@ impl Session<'_> {
                     self.shims.remove(&task);
                 }
                 FromAgent::Audit { batch, portions } => self.take_audit(batch, portions),
-                FromAgent::Beat | FromAgent::Hello(_) | FromAgent::Leave => {}
+                FromAgent::Beat
+                | FromAgent::Hello(_)
+                | FromAgent::Held { .. }
+                | FromAgent::Leave => {}
             }
         }
         for task in shims {

@@ -263,7 +263,7 @@ async fn the_key_exchange_is_post_quantum_or_there_is_none() {
 }
 
 /// What the version after this one speaks, and one that has dropped this one.
-fn next_names(of: Protocol) -> Names {
+pub(crate) fn next_names(of: Protocol) -> Names {
     match of {
         Protocol::Join => &[b"skep-join/2", b"skep-join/1"],
         Protocol::Raft => &[b"skep-raft/2", b"skep-raft/1"],

@@ -47,6 +47,14 @@ impl Memory {
             FromAgent::ShimGone { task } => {
                 self.shims.remove(task);
             }
+            FromAgent::Held { task, held, sequence, .. } => {
+                if let Some(FromAgent::Shim { held: known, sequence: last, .. }) =
+                    self.shims.get_mut(task)
+                {
+                    known.clone_from(held);
+                    *last = *sequence;
+                }
+            }
             // Its sender sends it again by itself.
             FromAgent::Audit { .. } => {}
             FromAgent::Beat | FromAgent::Hello(_) | FromAgent::Leave => {}
@@ -78,6 +86,7 @@ impl Memory {
             ToAgent::Beat
             | ToAgent::Directory(_)
             | ToAgent::Role { .. }
+            | ToAgent::Revoke { .. }
             | ToAgent::AuditStored { .. } => {}
         }
     }
@@ -420,6 +429,7 @@ impl Uplink {
             order @ (ToAgent::Beat
             | ToAgent::Assign(_)
             | ToAgent::Deliver { .. }
+            | ToAgent::Revoke { .. }
             | ToAgent::AuditStored { .. }) => self.orders.send(order).await.is_ok(),
         }
     }

@@ -21,7 +21,8 @@ use crate::hidden::Hidden;
 use crate::identity::token::Token;
 use crate::limits::NET_MESSAGE_BYTES;
 use crate::manager::Manager;
-use crate::net::{Names, Protocol};
+use crate::net::Protocol;
+use crate::net::tests::next_names;
 use crate::wire::control::{ControlAnswer, ControlRequest};
 use crate::wire::join::JoinAnswer;
 use crate::wire::refused::Refused;
@@ -30,15 +31,6 @@ use crate::wire::{frame, receive, send};
 
 pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 const NEXT: Build = Build { format: FORMAT + 1, names: next_names };
-
-fn next_names(of: Protocol) -> Names {
-    match of {
-        Protocol::Join => &[b"skep-join/2", b"skep-join/1"],
-        Protocol::Raft => &[b"skep-raft/2", b"skep-raft/1"],
-        Protocol::Agent => &[b"skep-agent/2", b"skep-agent/1"],
-        Protocol::Control => &[b"skep-control/2", b"skep-control/1"],
-    }
-}
 
 /// One machine with its disk, whatever version it runs.
 pub(super) struct Machine {

@@ -100,6 +100,20 @@ pub enum ToAgent {
         #[n(0)]
         raft_id: u64,
     },
+    /// These may no longer be read by a task, each up to the version named with it. Answered by
+    /// [`FromAgent::Held`].
+    #[n(5)]
+    Revoke {
+        /// Task.
+        #[n(0)]
+        task: TaskId,
+        /// Orders deliveries and revocations.
+        #[n(1)]
+        sequence: u64,
+        /// What is revoked.
+        #[n(2)]
+        materials: Vec<(MaterialId, u64)>,
+    },
     /// A majority of the managers has stored what [`FromAgent::Audit`] of this number held.
     #[n(8)]
     AuditStored {
@@ -147,6 +161,23 @@ pub enum FromAgent {
     /// The node leaves the swarm on purpose.
     #[n(5)]
     Leave,
+    /// A shim answered a delivery or a revocation.
+    #[n(6)]
+    Held {
+        /// Task.
+        #[n(0)]
+        task: TaskId,
+        /// Versions it holds now.
+        #[n(1)]
+        held: Vec<(MaterialId, u64)>,
+        /// Sequence of the last delivery or revocation that it took, or passed over as it had
+        /// taken a later one.
+        #[n(2)]
+        sequence: u64,
+        /// Why it did not take this one; then what it holds is as before.
+        #[n(3)]
+        refused: Option<String>,
+    },
     /// Records of its tasks' audits, to be stored. Sent again until [`ToAgent::AuditStored`] comes.
     #[n(9)]
     Audit {

@@ -7,7 +7,6 @@ use core::fmt;
 
 use minicbor::{Decode, Encode};
 
-use crate::apply::Change;
 use crate::id::{MaterialId, NodeId, TaskId};
 use crate::model::material::{Grant, MaterialKind, OnChange};
 use crate::model::task::{Task, TaskState};
@@ -160,24 +159,6 @@ impl Assigner {
         Self { node, sequence: 0, told: BTreeMap::new() }
     }
 
-    /// Whether `changes`, just applied to `state`, can be of interest to the node.
-    #[must_use]
-    pub fn is_affected(&self, state: &State, changes: &[Change]) -> bool {
-        let holds = |id: &MaterialId| {
-            self.told.values().any(|told| {
-                told.versions.iter().any(|(held, _)| held == id) || told.revoked.contains(id)
-            })
-        };
-        changes.iter().any(|change| match change {
-            Change::Task(id) => {
-                self.told.contains_key(id)
-                    || state.task(id).is_some_and(|task| task.node == Some(self.node))
-            }
-            Change::Material(id) => holds(id),
-            Change::Cluster | Change::Node(_) | Change::Service(_) => false,
-        })
-    }
-
     /// What to tell the node now. None if it knows all; the first time there is always an
     /// answer.
     pub fn diff(&mut self, state: &State) -> Option<AssignmentDiff> {
@@ -307,11 +288,9 @@ mod tests {
         world.report(id, world.node, TaskState::Running);
         assert_eq!(assigner.diff(&world.state), None, "its own report is no news to it");
 
-        world.changes.clear();
         world.done(append(pinned, 2));
         assert_eq!(assigner.diff(&world.state), None, "a pinned grant stays");
         world.done(append(following, 2));
-        assert!(assigner.is_affected(&world.state, &world.changes));
         let diff = assigner.diff(&world.state).unwrap();
         assert_eq!(diff.sequence, 2);
         let versions = diff.update[0].grants.iter().map(|g| (g.version, g.size));
