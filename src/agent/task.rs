@@ -15,11 +15,12 @@ use skep_core::id::TaskId;
 use skep_core::limits::STOP_GRACE;
 use skep_core::model::task::{ContainerStatus, TaskState, TaskStatus};
 use skep_core::task_machine::{Action, End, Local, Report, step};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use super::audit::set_aside;
 use super::leftovers::Traces;
+use super::orders::{Next, Queue};
 use super::shown::Shown;
 use super::spawn::spawn_shim;
 use super::store::{self, Found, Record};
@@ -32,7 +33,7 @@ use crate::files::remove_dir;
 use crate::limits::SHIM_END;
 use crate::wire::launch::Launch;
 use crate::wire::session::FromAgent;
-use crate::wire::shim::{Delivery, FromShim, ToShim};
+use crate::wire::shim::{FromShim, ToShim};
 use shim::Shim;
 
 /// Time between two questions to a shim that says nothing.
@@ -47,7 +48,7 @@ pub(super) struct Actor {
     context: Arc<Context>,
     id: TaskId,
     wanted: watch::Receiver<Wanted>,
-    deliveries: mpsc::Receiver<Delivery>,
+    orders: Queue,
     shown: Arc<Mutex<Shown>>,
     local: Local,
     shim: Option<Shim>,
@@ -59,8 +60,6 @@ pub(super) struct Actor {
     asked: bool,
     stopping: bool,
     stop_signal: i32,
-    /// Sequence of the delivery that waits for its receipt.
-    delivering: Option<u64>,
     /// What it leaves on the node, once it was planned.
     traces: Option<Traces>,
     /// When its shim last said something.
@@ -71,7 +70,7 @@ pub(super) struct Actor {
 enum News {
     Wanted,
     Silence,
-    Delivery(Option<Delivery>),
+    Order(Next),
     Shim(Option<Box<(FromShim, Vec<OwnedFd>)>>),
 }
 
@@ -80,14 +79,14 @@ impl Actor {
         context: Arc<Context>,
         id: TaskId,
         wanted: watch::Receiver<Wanted>,
-        deliveries: mpsc::Receiver<Delivery>,
+        orders: Queue,
         shown: Arc<Mutex<Shown>>,
     ) -> Self {
         Self {
             context,
             id,
             wanted,
-            deliveries,
+            orders,
             shown,
             local: Local::New,
             shim: None,
@@ -97,7 +96,6 @@ impl Actor {
             asked: false,
             stopping: false,
             stop_signal: libc_sigterm(),
-            delivering: None,
             traces: None,
             heard: Instant::now(),
         }
@@ -118,6 +116,10 @@ impl Actor {
             self.isolated |= matches!(wanted, Wanted::Isolated(_));
             let desired = assignment.task.desired;
             let desired = if self.isolated { desired.max(TaskState::Shutdown) } else { desired };
+            if let Some(why) = self.unfit(assignment) {
+                self.abandon().await;
+                self.local = Local::Rejected(why);
+            }
             let (action, mut report) = step(desired, &self.local);
             if self.isolated && report.state == TaskState::Shutdown {
                 report.err = Some(ISOLATED.to_owned());
@@ -131,6 +133,17 @@ impl Actor {
             self.wait().await;
         }
         self.destroy().await;
+    }
+
+    /// Why a task that has not begun to start cannot: payloads that it may not have never come.
+    fn unfit(&self, assignment: &TaskAssignment) -> Option<String> {
+        let is_waiting = matches!(self.local, Local::New | Local::Launched | Local::Loaded);
+        // What an earlier daemon was told may be over.
+        if !is_waiting || !self.confirmed || self.isolated {
+            return None;
+        }
+        let missing: Vec<String> = assignment.missing().map(|one| one.to_string()).collect();
+        (!missing.is_empty()).then(|| missing.join("; "))
     }
 
     /// Carries out an action. True if the local state changed by it.
@@ -185,7 +198,7 @@ impl Actor {
                     if changed.is_err() { std::future::pending::<()>().await }
                     News::Wanted
                 }
-                delivery = self.deliveries.recv() => News::Delivery(delivery),
+                next = self.orders.next() => News::Order(next),
                 () = sleep(PROBE) => News::Silence,
             }
         };
@@ -193,14 +206,11 @@ impl Actor {
             // Seen by now: the next look finds no change.
             News::Wanted => self.confirmed = true,
             News::Silence => self.probe().await,
-            News::Delivery(Some(delivery)) => {
-                self.delivering = Some(delivery.sequence);
-                self.tell(ToShim::Deliver(delivery)).await;
-            }
-            News::Delivery(None) => std::future::pending().await,
+            News::Order(Next::Order(order)) => self.tell(order.into()).await,
+            News::Order(Next::Missed) => self.announce().await,
             News::Shim(Some(said)) => {
                 let (message, fds) = *said;
-                self.hear(message, fds);
+                self.hear(message, fds).await;
                 if matches!(self.local, Local::Rejected(_)) {
                     self.abandon().await;
                 }
@@ -284,6 +294,7 @@ impl Actor {
                 let _ = timeout(SHIM_END, left).await;
             }
             shim.kill();
+            self.tell_gone().await;
         }
         self.clear_run_state().await;
         lock(&self.shown).ended.send_replace(true);
@@ -384,3 +395,6 @@ fn plan(context: &Context, assignment: &TaskAssignment) -> Result<(Launch, Recor
     store::save_launch(&dir, &plan.launch).map_err(|e| chain(&e))?;
     Ok((plan.launch, record, hold))
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,7 +3,7 @@
 mod end;
 mod orders;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
@@ -15,6 +15,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signalfd::SignalFd;
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use skep_core::id::MaterialId;
 use skep_core::limits::STOP_GRACE;
 use skep_core::time::Stamp;
 
@@ -81,6 +82,9 @@ pub(super) struct Task {
     /// What keeps its log from being written.
     trouble: Option<String>,
     grace: Option<TimerFd>,
+    /// Signals that the container's first process is to get once it runs, each with the secrets and
+    /// configs that changed and the sequence of the last delivery of these.
+    owed: BTreeMap<i32, (BTreeSet<MaterialId>, u64)>,
     /// Execs under way, with the console of those that have one.
     execs: BTreeMap<String, Option<OwnedFd>>,
 }
@@ -106,6 +110,7 @@ impl Task {
             never_ran: false,
             trouble: None,
             grace: None,
+            owed: BTreeMap::new(),
             execs: BTreeMap::new(),
         }
     }
@@ -230,7 +235,10 @@ impl Task {
 
     fn on_event(&mut self, event: Event, materials: &mut Materials) {
         match event {
-            Event::Started(Ok(started)) => self.on_started(started),
+            Event::Started(Ok(started)) => {
+                self.on_started(started);
+                self.pay(materials);
+            }
             Event::Started(Err(StartError { code, mut reason })) => {
                 if self.stop.is_some() {
                     reason.insert_str(0, "stopped while it was started: ");
@@ -308,7 +316,8 @@ impl Task {
     }
 
     fn refuse(&self, request: &str, reason: String) {
-        self.say(&FromShim::Refused { request: request.to_owned(), reason });
+        let request = request.to_owned();
+        self.say(&FromShim::Refused { request, reason, is_outdated: false });
     }
 }
 

@@ -201,7 +201,7 @@ impl Files {
         let (tree, change) = self.tree.deliver(&grants)?;
         self.tree = tree;
         for (&(ino, placement), slot) in change.placed.iter().zip(slots) {
-            if matches!(placement, Placement::Added | Placement::Replaced)
+            if matches!(placement, Placement::Added | Placement::Returned | Placement::Replaced)
                 && let Some(before) = self.contents.insert(ino, slot)
             {
                 self.replaced.entry(ino).or_default().insert(0, Arc::downgrade(&before));

@@ -65,6 +65,20 @@ impl Actor {
         let _ = self.context.session.send(message).await;
     }
 
+    /// Tells the manager what the shim has answered to an order.
+    async fn tell_held(&self, refused: Option<String>) {
+        let Some(shim) = &self.shim else { return };
+        let (held, sequence) = (shim.hello.held.clone(), shim.hello.sequence);
+        let message = FromAgent::Held { task: self.id, held, sequence, refused };
+        // Without a session the next one hears it from what is announced then.
+        let _ = self.context.session.send(message).await;
+    }
+
+    /// Tells the manager that the shim takes nothing any more, and shows nothing.
+    pub(super) async fn tell_gone(&self) {
+        let _ = self.context.session.send(FromAgent::ShimGone { task: self.id }).await;
+    }
+
     pub(super) async fn tell(&self, message: ToShim) {
         if let Some(shim) = &self.shim {
             shim.link.send(message).await;
@@ -83,22 +97,30 @@ impl Actor {
         self.heard = Instant::now();
     }
 
-    pub(super) fn hear(&mut self, message: FromShim, fds: Vec<OwnedFd>) {
+    pub(super) async fn hear(&mut self, message: FromShim, fds: Vec<OwnedFd>) {
         self.heard = Instant::now();
         let execs = &self.context.execs;
         match message {
-            FromShim::Delivered { sequence } => {
-                if self.delivering == Some(sequence) {
-                    self.delivering = None;
-                    if self.local == Local::Launched {
-                        self.local = Local::Loaded;
-                    }
+            FromShim::Delivered { held, last, .. } => {
+                if let Some(shim) = &mut self.shim {
+                    (shim.hello.held, shim.hello.sequence) = (held, last);
                 }
+                self.tell_held(None).await;
             }
-            FromShim::Refused { request, reason } => {
+            FromShim::Refused { request, reason, is_outdated } => {
                 tracing::warn!(task = %self.id, request, reason, "a supervisor refused a request");
-                if matches!(self.local, Local::Launched | Local::Loaded | Local::Starting) {
+                let fails = match request.as_str() {
+                    // One that waits for its first payloads cannot start without. Another goes on
+                    // with those it has.
+                    "deliver" => self.local == Local::Launched && !is_outdated,
+                    "revoke" => false,
+                    _ => matches!(self.local, Local::Launched | Local::Loaded | Local::Starting),
+                };
+                if fails {
                     self.local = Local::Rejected(format!("{request} refused: {reason}"));
+                }
+                if matches!(request.as_str(), "deliver" | "revoke") {
+                    self.tell_held(Some(reason)).await;
                 }
             }
             FromShim::Status(status) => self.observe(status),
@@ -156,7 +178,7 @@ impl Actor {
     pub(super) async fn shim_gone(&mut self) {
         self.shim = None;
         lock(&self.shown).link = None;
-        let _ = self.context.session.send(FromAgent::ShimGone { task: self.id }).await;
+        self.tell_gone().await;
         if matches!(self.local, Local::Ended(_) | Local::Rejected(_)) {
             return;
         }
@@ -170,10 +192,10 @@ impl Actor {
     /// Goes on with a shim that was there before this connection: what was said on an earlier
     /// one may not have reached it, nor its manager.
     pub(super) async fn take_up(&mut self, status: ShimStatus) {
-        (self.asked, self.stopping, self.delivering) = (false, false, None);
+        (self.asked, self.stopping) = (true, false);
         self.local = Local::Launched;
         self.observe(status);
-        if self.local != Local::Launched {
+        if !matches!(self.local, Local::Ended(_)) {
             self.announce().await;
         }
     }
@@ -203,7 +225,7 @@ impl Actor {
         while matches!(self.local, Local::Running { .. } | Local::Starting) {
             let Some(shim) = &mut self.shim else { return };
             match timeout(PROBE, shim.incoming.recv()).await {
-                Ok(Some((message, fds))) => self.hear(message, fds),
+                Ok(Some((message, fds))) => self.hear(message, fds).await,
                 Ok(None) => return,
                 Err(_) => self.probe().await,
             }

@@ -10,10 +10,10 @@ use super::{STOPPED_CODE, Task, timer};
 use crate::chain::chain;
 use crate::limits::EXECS;
 use crate::shim::events::Event;
-use crate::shim::materials::Materials;
+use crate::shim::materials::{Materials, Signals, Switched};
 use crate::shim::start::{Start, start};
 use crate::shim::{WORKER_STACK_BYTES, console, exec, now_ns, trim_heap};
-use crate::wire::shim::{ExecStart, FromShim, ShimState, ToShim};
+use crate::wire::shim::{Delivery, ExecStart, FromShim, ShimState, ToShim};
 
 /// Least time that a start under way is left when it is no longer wanted, and between two
 /// attempts to end it.
@@ -27,18 +27,16 @@ impl Task {
         materials: &mut Materials,
     ) {
         match message {
-            ToShim::Deliver(delivery) => match materials.deliver(&self.plan.launch, &delivery) {
-                Ok(replaced) => {
-                    self.say(&FromShim::Delivered { sequence: delivery.sequence });
-                    replaced.iter().for_each(|path| self.sentinel.touch(path));
-                    drop(delivery);
-                    trim_heap();
+            ToShim::Deliver(delivery) => {
+                self.deliver(&delivery, materials);
+                drop(delivery);
+                trim_heap();
+            }
+            ToShim::Revoke { sequence, materials: revoked } => {
+                match materials.revoke(&self.plan.launch, sequence, &revoked) {
+                    Ok(()) => self.answer(sequence, materials),
+                    Err(error) => self.refuse("revoke", chain(&error)),
                 }
-                Err(error) => self.refuse("deliver", chain(&error)),
-            },
-            ToShim::Revoke { sequence, materials: gone } => {
-                materials.revoke(&self.plan.launch, sequence, &gone);
-                self.say(&FromShim::Delivered { sequence });
             }
             ToShim::Start => self.start(materials),
             ToShim::Stop { signal, grace_ms } => self.stop(signal, grace_ms, materials),
@@ -61,12 +59,60 @@ impl Task {
         }
     }
 
+    fn deliver(&mut self, delivery: &Delivery, materials: &mut Materials) {
+        match materials.deliver(&self.plan.launch, delivery) {
+            Ok(Switched { replaced, signals }) => {
+                replaced.iter().for_each(|path| self.sentinel.touch(path));
+                self.owe(signals, delivery.sequence);
+                self.pay(materials);
+                self.answer(delivery.sequence, materials);
+            }
+            Err(error) => self.say(&FromShim::Refused {
+                request: "deliver".to_owned(),
+                reason: chain(&error),
+                is_outdated: error.is_outdated(),
+            }),
+        }
+    }
+
+    /// Answers an order with what is held now.
+    fn answer(&self, sequence: u64, materials: &Materials) {
+        let (held, last) = (materials.held(), materials.sequence());
+        self.say(&FromShim::Delivered { sequence, held, last });
+    }
+
+    /// Keeps in mind that the container's first process is to get signals. Before the start it
+    /// needs none: it will not have read what was before.
+    fn owe(&mut self, signals: Signals, sequence: u64) {
+        if self.state == ShimState::Waiting {
+            return;
+        }
+        for (signal, materials) in signals {
+            let owed = self.owed.entry(signal).or_default();
+            owed.0.extend(materials);
+            owed.1 = sequence;
+        }
+    }
+
+    /// Sends the signals that are owed, each once, if the container runs.
+    pub(super) fn pay(&mut self, materials: &Materials) {
+        if self.state != ShimState::Running {
+            return;
+        }
+        for (signal, (of, sequence)) in std::mem::take(&mut self.owed) {
+            // Where it cannot be sent, the container is about to be reaped.
+            if self.signal(signal).is_ok() {
+                materials.note_signal(of.into_iter().collect(), signal, sequence);
+            }
+        }
+    }
+
     pub(super) fn start(&mut self, materials: &Materials) {
         if self.state != ShimState::Waiting {
             return self.refuse("start", "the container was started before".to_owned());
         }
-        if let Some(file) = materials.missing(&self.plan.launch) {
-            return self.refuse("start", format!("no payload for {:?} yet", file.name));
+        if let Some(reason) = materials.missing(&self.plan.launch) {
+            return self.refuse("start", reason);
         }
         let (plan, reaper, sentinel, events) = (
             Arc::clone(&self.plan),
