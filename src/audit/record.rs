@@ -58,7 +58,7 @@ pub struct Row {
     /// Opens that succeeded.
     #[n(1)]
     pub opened: u64,
-    /// Opens that were refused because the secret is revoked, or its task over.
+    /// Times that it was to be opened, or looked at, and was revoked, or its task over.
     #[n(2)]
     pub refused: u64,
     /// The first of these opens.

@@ -337,7 +337,7 @@ pub struct AuditRow {
     /// Last.
     #[n(7)]
     pub last: Stamp,
-    /// Opens refused.
+    /// Opens refused, and looks at what was taken away.
     #[n(8)]
     pub refused: u64,
 }

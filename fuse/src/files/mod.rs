@@ -106,6 +106,12 @@ impl Files {
         self.attributes(self.tree.lookup(parent, name)?.ino)
     }
 
+    /// The grant of a file that is there no more, because it is revoked or the task has ended.
+    pub(crate) fn taken_away(&self, ino: u64) -> Option<Arc<Grant>> {
+        let granted = self.tree.grant(ino).filter(|_| self.refusing);
+        granted.or_else(|| self.tree.revoked(ino)).cloned()
+    }
+
     pub(crate) fn list(&self, ino: u64, cookie: u64) -> Option<Vec<Entry>> {
         let mut entries = self.tree.list(ino, cookie)?;
         entries.retain(|entry| !self.refusing || entry.kind == NodeKind::Directory);
