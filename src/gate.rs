@@ -1,6 +1,7 @@
 //! What the local API asks of the node. The API knows nothing else of it.
 
 mod container;
+mod holdings;
 mod refusal;
 
 use std::pin::Pin;
@@ -17,6 +18,7 @@ pub use container::{
     ContainerState, ContainerView, ExecConfig, ExecStreams, ExecView, LogGap, LogLine, LogQuery,
     Logged,
 };
+pub use holdings::{Holder, Holdings};
 pub use refusal::Refusal;
 
 use crate::hidden::Hidden;
