@@ -209,3 +209,39 @@ impl Manager {
         ControlAnswer::Holdings(self.holdings_here(materials, entry, until).await)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use skep_core::id::ENTROPY_LEN;
+
+    use super::*;
+
+    fn id<K>(n: u8) -> skep_core::id::Id<K> {
+        skep_core::id::Id::from_entropy([n; ENTROPY_LEN])
+    }
+
+    fn holding(versions: &[u64], complies: bool, is_live: bool) -> Holding {
+        let held = versions.iter().map(|version| (id(9), *version)).collect();
+        Holding { node: id(1), task: id(2), held, complies, is_live }
+    }
+
+    #[test]
+    fn of_several_managers_the_one_with_the_session_knows_best() {
+        let known = |all: &[Holding]| {
+            let mut gathered = Gathered::default();
+            all.iter().for_each(|one| gathered.add(vec![one.clone()]));
+            gathered.tasks.remove(&id(2)).unwrap()
+        };
+        let (old, live) = (holding(&[1], false, false), holding(&[2], false, true));
+        let done = holding(&[3], true, true);
+        let mut orders = [[&old, &live, &done], [&done, &live, &old], [&live, &done, &old]];
+        for order in &mut orders {
+            assert_eq!(known(&order.map(Clone::clone)), done);
+        }
+        assert_eq!(known(&[old.clone(), live.clone()]), live);
+        assert_eq!(known(&[live.clone(), old.clone()]), live);
+        // Without a session, all that any of them knew of may be there.
+        let both = holding(&[1, 2], false, false);
+        assert_eq!(known(&[holding(&[2], false, false), old.clone(), old]), both);
+    }
+}

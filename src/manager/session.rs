@@ -1,6 +1,8 @@
 //! One agent's session: what it has to run, what its shims hold, what it reports.
 
 mod orders;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeSet;
 
