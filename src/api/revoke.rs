@@ -1,10 +1,12 @@
 //! Taking secrets and configs back from tasks that run.
 
+use http::HeaderMap;
+use hyper::body::Incoming;
 use skep_core::id::{MaterialId, ServiceId, TaskId};
 use skep_core::model::material::{Material, MaterialKind, Revocation};
 use skep_core::state::State;
 
-use super::call::{Call, read_json};
+use super::call::{Call, check_json, collect};
 use super::error::ApiError;
 use super::holders::{holder, ids};
 use super::lookup;
@@ -24,7 +26,7 @@ struct Wanted {
 /// Revokes, and answers once it is in force wherever it can be, or after a bound.
 pub(super) async fn serve(kind: MaterialKind, call: Call, word: &str) -> Outcome {
     let uid = call.peer.uid();
-    let sent: wire::Revoke = read_json(&call.headers, call.body).await?;
+    let sent = read(&call.headers, call.body).await?;
     let wanted = look(&*call.gate, |state| find(state, kind, word, &sent)).await??;
     let Wanted { id, service, task } = wanted;
     call.gate.submit(Request::MaterialRevoke { id, service, task, uid }).await?;
@@ -34,6 +36,18 @@ pub(super) async fn serve(kind: MaterialKind, call: Call, word: &str) -> Outcome
         Ok::<_, ApiError>(show(state, &wanted, &material, &held))
     });
     reply::ok(&shown.await??)
+}
+
+/// A slip in a field's name would mean that all lose it: none is passed over.
+async fn read(headers: &HeaderMap, body: Incoming) -> Result<wire::Revoke, ApiError> {
+    check_json(headers)?;
+    let bytes = collect(body).await?;
+    serde_json::from_slice(&bytes).map_err(|error| {
+        ApiError::bad(format!(
+            "invalid JSON: {error}: send an object with Service and Task, either of which may be \
+             missing"
+        ))
+    })
 }
 
 fn find(

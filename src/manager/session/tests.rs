@@ -320,7 +320,7 @@ async fn a_node_out_of_reach_is_listed_and_let_go_of_when_it_is_back() {
     expected.sort();
     assert_eq!(held, expected);
 
-    let mut agent = world.open();
+    let agent = world.open();
     agent.speak_up(task, vec![(a, 1), (b, 1)], 3).await;
     assert!(world.holdings(PATIENCE).await.tasks[0].is_reachable);
     drop(agent);
