@@ -11,6 +11,7 @@ use super::task::Task;
 use super::{Kind, Labels, Meta};
 use crate::id::{MaterialId, NodeId, ServiceId, TaskId};
 use crate::limits;
+use crate::outcome::Rejection;
 use crate::time::Stamp;
 
 /// Secret or config.
@@ -183,6 +184,24 @@ impl Material {
         self.versions.iter().find(|version| version.number == number)
     }
 
+    /// The version of this number, to be granted.
+    ///
+    /// # Errors
+    /// If it was dropped or never there; the text names those that are.
+    pub fn pinned(&self, number: u64) -> Result<&MaterialVersion, Rejection> {
+        self.version(number).ok_or_else(|| {
+            let there: Vec<String> =
+                self.versions.iter().map(|version| format!("{}", version.number)).collect();
+            let (word, name) = (self.kind.kind().word(), &self.spec.name);
+            let gone = if number <= self.last_version { " any more" } else { "" };
+            Rejection::Invalid(format!(
+                "{word} {name} has no version {number}{gone}: pin to one that it has ({}), or name \
+                 {name} alone to follow the latest",
+                there.join(", ")
+            ))
+        })
+    }
+
     /// How many of the latest versions are kept whether they are in use or not.
     #[must_use]
     pub fn keep(&self) -> usize {
@@ -259,6 +278,15 @@ impl Grant {
     #[must_use]
     pub fn restarts(&self) -> bool {
         self.on_change == OnChange::Restart && self.pin.is_none()
+    }
+
+    /// How a service refers to it: its name, with the version it is pinned to behind an `@`.
+    #[must_use]
+    pub fn reference(&self) -> String {
+        match self.pin {
+            Some(pin) => format!("{}@{pin}", self.name),
+            None => self.name.clone(),
+        }
     }
 
     /// The absolute path its file appears at.
