@@ -11,6 +11,7 @@ mod exec;
 mod filters;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
+mod history;
 mod images;
 mod json;
 mod logs;
@@ -20,6 +21,7 @@ mod names;
 mod networks;
 mod nodes;
 mod peer;
+mod prune;
 mod query;
 mod reply;
 mod routes;

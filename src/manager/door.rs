@@ -41,6 +41,9 @@ impl Manager {
                 self.check_same(id, payload).await?;
                 self.change(Command::MaterialUpdate { id, version, spec }).await
             }
+            Request::MaterialPrune { kind, ids, keep } => {
+                self.prune_versions(kind, ids, keep).await
+            }
             Request::MaterialRemove { id } => self.change(Command::MaterialRemove { id }).await,
             Request::ServiceCreate { spec } => {
                 let id: ServiceId = mint().map_err(sealing)?;

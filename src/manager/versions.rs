@@ -2,15 +2,16 @@
 
 use std::sync::Arc;
 
-use skep_core::command::{Append, Command, Rejection};
+use skep_core::command::{Append, Command, Outcome, Rejection};
 use skep_core::id::MaterialId;
+use skep_core::limits;
 use skep_core::model::Kind;
-use skep_core::model::material::{Author, MaterialKind};
+use skep_core::model::material::{Author, MaterialKind, MaterialSpec};
 use skep_core::sealed::Sealed;
 use subtle::ConstantTimeEq;
 
-use super::Manager;
 use super::door::{RESEALS, sealing, size_rule};
+use super::{Manager, mint};
 use crate::gate::{Done, NewVersion, Refusal, Source};
 use crate::protected::Protected;
 use crate::seal::{PayloadName, RingSecret};
@@ -35,6 +36,13 @@ struct Found {
     is_revoked: bool,
 }
 
+/// Commands that a swarm with all the versions it may have takes to be pruned.
+const PRUNES: usize = limits::MATERIALS * limits::MATERIAL_VERSIONS / limits::PRUNE + 1;
+
+fn missing(id: MaterialId) -> Refusal {
+    Rejection::NotFound { kind: Kind::Secret, what: id.to_string() }.into()
+}
+
 impl Manager {
     /// Appends a version to each, all at once or none. One that has the latest bytes already keeps
     /// its version: nothing has changed for whoever reads it. Answers the versions in the order of
@@ -50,6 +58,7 @@ impl Manager {
     ) -> Result<Done, Refusal> {
         self.confirm().await?;
         let mut key = self.current_key()?;
+        let ids: Vec<MaterialId> = items.iter().map(|item| item.id).collect();
         let mut numbers = Vec::with_capacity(items.len());
         let mut drafts = Vec::with_capacity(items.len());
         for NewVersion { id, source } in items {
@@ -65,8 +74,62 @@ impl Manager {
         if !drafts.is_empty() {
             self.append(&mut key, &mut drafts, keep, Author { node: self.node, uid }).await?;
         }
+        if let Some(keep) = keep {
+            for (id, _) in ids.iter().zip(&numbers).filter(|(_, number)| number.is_ok()) {
+                self.set_keep(*id, keep).await?;
+            }
+        }
         let number = |at: usize| drafts.get(at).map_or(0, |draft| draft.number);
         Ok(Done::Versions(numbers.into_iter().map(|n| n.unwrap_or_else(number)).collect()))
+    }
+
+    /// Sets how many versions one keeps that gets no new one.
+    async fn set_keep(&self, id: MaterialId, keep: u32) -> Result<(), Refusal> {
+        for _ in 0..RESEALS {
+            let found = self.raft.view(|state| {
+                let material = state.material(&id)?;
+                Some((material.meta.version, material.spec.clone()))
+            });
+            let (version, spec) = found.ok_or_else(|| missing(id))?;
+            let spec = MaterialSpec { keep: Some(keep), ..spec };
+            match self.propose(Command::MaterialUpdate { id, version, spec }).await {
+                Ok(_) => return Ok(()),
+                // Somebody else was faster.
+                Err(Refusal::Rejected(Rejection::OutOfSequence)) => self.confirm().await?,
+                Err(refusal) => return Err(refusal),
+            }
+        }
+        Err(Rejection::OutOfSequence.into())
+    }
+
+    /// Drops versions that nobody uses, as many as there are. Answers them. If it fails midway,
+    /// some may be gone: the same request drops the rest.
+    ///
+    /// # Errors
+    /// Why they were not all dropped.
+    pub(super) async fn prune_versions(
+        &self,
+        kind: MaterialKind,
+        ids: Vec<MaterialId>,
+        keep: Option<u32>,
+    ) -> Result<Done, Refusal> {
+        let mut all = Vec::new();
+        for _ in 0..PRUNES {
+            let request = mint().map_err(sealing)?;
+            let command = Command::MaterialPrune { kind, ids: ids.clone(), keep };
+            match self.outcome(request, command).await? {
+                Outcome::Pruned(dropped) => {
+                    let is_last = dropped.len() < limits::PRUNE;
+                    all.extend(dropped);
+                    if is_last {
+                        break;
+                    }
+                }
+                Outcome::Rejected(rejection) => return Err(rejection.into()),
+                Outcome::Done(_) => break,
+            }
+        }
+        Ok(Done::Pruned(all))
     }
 
     async fn append(
@@ -106,8 +169,7 @@ impl Manager {
                 is_revoked: !material.revoked.is_empty(),
             })
         });
-        let missing = || Rejection::NotFound { kind: Kind::Secret, what: id.to_string() };
-        found.ok_or_else(|| missing().into())
+        found.ok_or_else(|| missing(id))
     }
 
     /// Seals what is to be the next version; none if it is the latest already.

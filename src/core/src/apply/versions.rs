@@ -4,12 +4,11 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::vec::Vec;
 
-use super::material::check_keep;
 use super::{Applied, Writer};
 use crate::command::{Append, Rejection, Reseal};
 use crate::id::{MaterialId, ServiceId};
 use crate::limits;
-use crate::model::material::{Author, Material, MaterialKind, MaterialVersion};
+use crate::model::material::{Author, Material, MaterialKind, MaterialVersion, check_keep};
 use crate::model::service::Service;
 use crate::outcome::Dropped;
 

@@ -67,6 +67,23 @@ pub struct MaterialSpec {
     pub keep: Option<u32>,
 }
 
+/// Refuses to keep no version, or more than there may be.
+///
+/// # Errors
+/// [`Rejection::Invalid`] names how many may be kept.
+pub fn check_keep(keep: Option<u32>) -> Result<(), Rejection> {
+    let most = limits::MATERIAL_VERSIONS;
+    match keep {
+        Some(keep) if keep == 0 || usize::try_from(keep).is_ok_and(|keep| keep > most) => {
+            Err(Rejection::Invalid(format!(
+                "cannot keep {keep} versions of a secret or config: keep 1 to {most}, the latest \
+                 included; those in use are kept as well"
+            )))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// A named driver with options.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Encode, Decode)]
 #[cbor(map)]
