@@ -73,8 +73,7 @@ Remove versions of configs that nothing uses
 Options:
       --dry-run     Only display what would be removed
   -f, --force       Do not prompt for confirmation
-      --keep uint   Versions to leave of each (default: as many as each
-                    keeps)
+      --keep uint   Versions to leave of each (default: as many as each keeps)
 ";
     assert_eq!(early("config prune --help"), (expected.to_owned(), 0));
 }

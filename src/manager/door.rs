@@ -266,7 +266,7 @@ pub(super) fn size_rule(kind: MaterialKind) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::identity::ca::NodeKey;
     use crate::identity::store::IdentityStore;
@@ -276,7 +276,8 @@ mod tests {
     use skep_core::id::NodeId;
     use skep_core::model::node::NodeSpec;
 
-    async fn manager(dir: &std::path::Path) -> Manager {
+    /// The only manager of a swarm.
+    pub(in crate::manager) async fn manager(dir: &std::path::Path) -> Manager {
         manager_and_key(dir).await.0
     }
 
@@ -318,7 +319,7 @@ mod tests {
         (manager, founding.key)
     }
 
-    fn secret(name: &str, payload: &[u8]) -> Request {
+    pub(in crate::manager) fn secret(name: &str, payload: &[u8]) -> Request {
         Request::MaterialCreate {
             kind: MaterialKind::Secret,
             spec: MaterialSpec { name: name.into(), ..Default::default() },

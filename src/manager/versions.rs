@@ -250,3 +250,58 @@ impl Draft {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use skep_core::outcome::Dropped;
+
+    use super::super::door::tests::{manager, secret};
+    use super::*;
+    use crate::gate::Request;
+
+    fn update(ids: &[MaterialId], payload: &[u8], keep: Option<u32>) -> Request {
+        let item = |id: &MaterialId| NewVersion {
+            id: *id,
+            source: Source::Payload(Protected::copy_of(payload).unwrap()),
+        };
+        Request::MaterialAppend { items: ids.iter().map(item).collect(), keep, uid: 0 }
+    }
+
+    #[tokio::test]
+    async fn how_many_are_kept_is_taken_over_with_the_same_bytes_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let manager = manager(dir.path()).await;
+        let mut ids = Vec::new();
+        for name in ["a", "b"] {
+            let done = manager.submit(secret(name, b"first")).await.unwrap();
+            let Done::Material(id) = done else { panic!("{done:?}") };
+            ids.push(id);
+        }
+        let keep = |id: &MaterialId| manager.raft.view(|state| state.material(id).unwrap().keep());
+        let versions = |numbers: [u64; 2]| Done::Versions(numbers.to_vec());
+        let done = manager.submit(update(&ids[..1], b"second", None)).await.unwrap();
+        assert_eq!(done, Done::Versions(vec![2]));
+        // One has these bytes, and the other has not.
+        let done = manager.submit(update(&ids, b"second", Some(3))).await.unwrap();
+        assert_eq!(done, versions([2, 2]));
+        assert_eq!((keep(&ids[0]), keep(&ids[1])), (3, 3));
+        for bad in [0, 65] {
+            let error = manager.submit(update(&ids, b"second", Some(bad))).await.unwrap_err();
+            assert!(error.to_string().contains(&format!("cannot keep {bad} versions")), "{error}");
+        }
+        let prune = |ids: Vec<MaterialId>, keep| Request::MaterialPrune {
+            kind: MaterialKind::Secret,
+            ids,
+            keep,
+        };
+        let dropped = |id, version| Dropped { id, version, size: 5 };
+        let done = manager.submit(prune(ids[..1].to_vec(), Some(1))).await.unwrap();
+        assert_eq!(done, Done::Pruned(vec![dropped(ids[0], 1)]));
+        let done = manager.submit(prune(vec![], Some(1))).await.unwrap();
+        assert_eq!(done, Done::Pruned(vec![dropped(ids[1], 1)]));
+        let error = manager.submit(prune(vec![], Some(0))).await.unwrap_err();
+        assert!(error.to_string().contains("cannot keep 0 versions"), "{error}");
+        assert!(manager.open_latest(ids[1]).is_ok());
+        manager.raft.shutdown().await;
+    }
+}
