@@ -13,6 +13,7 @@ use skep_core::model::cluster::ClusterSpec;
 use skep_core::model::material::{MaterialKind, MaterialSpec};
 use skep_core::model::node::{Availability, NodeSpec, Role};
 use skep_core::model::service::ServiceSpec;
+use skep_core::outcome::Dropped;
 use skep_core::state::State;
 
 pub use container::{
@@ -107,6 +108,15 @@ pub enum Request {
         spec: MaterialSpec,
         /// Compared in constant time.
         payload: Option<Protected>,
+    },
+    /// Drops versions that nobody uses.
+    MaterialPrune {
+        /// Of secrets or of configs.
+        kind: MaterialKind,
+        /// Of which; empty for all of the kind.
+        ids: Vec<MaterialId>,
+        /// How many versions each keeps, the latest ones; none for what each says itself.
+        keep: Option<u32>,
     },
     /// Removes a secret or config.
     MaterialRemove {
@@ -209,6 +219,8 @@ pub enum Done {
     Material(MaterialId),
     /// Their latest versions now, in the order they were asked for.
     Versions(Vec<u64>),
+    /// These versions were dropped.
+    Pruned(Vec<Dropped>),
     /// A service was made.
     Service(ServiceId),
     /// Nothing to say.

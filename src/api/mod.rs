@@ -11,6 +11,7 @@ mod exec;
 mod filters;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
+mod history;
 mod holders;
 mod images;
 mod json;
@@ -21,6 +22,7 @@ mod names;
 mod networks;
 mod nodes;
 mod peer;
+mod prune;
 mod query;
 mod reply;
 mod revoke;

@@ -31,6 +31,12 @@ Commands:
   rollback    Give a secret the bytes of an earlier version, as its next one
   update      Give one or more secrets a new version, which running tasks get at once
 
+Beyond Docker:
+  history     Show the versions of a secret
+  prune       Remove versions of secrets that nothing uses
+  rollback    Give a secret the bytes of an earlier version, as its next one
+  update      Give one or more secrets a new version, which running tasks get at once
+
 Run 'skep secret COMMAND --help' for more information on a command.
 ";
     assert_eq!(early("secret --help"), (expected.to_owned(), 0));
@@ -47,10 +53,33 @@ Create a secret from a file or STDIN as content
 
 Options:
   -d, --driver string            Secret driver
+      --keep uint                Versions to keep, those in use aside
+                                 (default 5)
   -l, --label list               Secret labels
       --template-driver string   Template driver
 ";
     assert_eq!(early("secret create --help"), (expected.to_owned(), 0));
+}
+
+#[test]
+fn help_of_config_is_that_of_secret_in_its_words() {
+    for verb in ["update", "history", "rollback", "prune"] {
+        let (secret, config) =
+            (early(&format!("secret {verb} --help")), early(&format!("config {verb} --help")));
+        let expected = secret.0.replace("secret", "config").replace("SECRET", "CONFIG");
+        assert_eq!(config, (expected, 0));
+    }
+    let expected = "\
+Usage:  skep config prune [OPTIONS] [CONFIG...]
+
+Remove versions of configs that nothing uses
+
+Options:
+      --dry-run     Only display what would be removed
+  -f, --force       Do not prompt for confirmation
+      --keep uint   Versions to leave of each (default: as many as each keeps)
+";
+    assert_eq!(early("config prune --help"), (expected.to_owned(), 0));
 }
 
 #[test]

@@ -45,6 +45,9 @@ impl Manager {
                 let by = Author { node: self.node, uid };
                 self.change(Command::MaterialRevoke { id, service, task, by }).await
             }
+            Request::MaterialPrune { kind, ids, keep } => {
+                self.prune_versions(kind, ids, keep).await
+            }
             Request::MaterialRemove { id } => self.change(Command::MaterialRemove { id }).await,
             Request::ServiceCreate { spec } => {
                 let id: ServiceId = mint().map_err(sealing)?;
@@ -277,6 +280,7 @@ pub(super) mod tests {
     use skep_core::id::NodeId;
     use skep_core::model::node::NodeSpec;
 
+    /// The only manager of a swarm.
     pub(in crate::manager) async fn manager(dir: &std::path::Path) -> Manager {
         manager_and_key(dir).await.0
     }
@@ -319,7 +323,7 @@ pub(super) mod tests {
         (manager, founding.key)
     }
 
-    fn secret(name: &str, payload: &[u8]) -> Request {
+    pub(in crate::manager) fn secret(name: &str, payload: &[u8]) -> Request {
         Request::MaterialCreate {
             kind: MaterialKind::Secret,
             spec: MaterialSpec { name: name.into(), ..Default::default() },

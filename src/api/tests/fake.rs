@@ -163,13 +163,17 @@ impl FakeGate {
 
     /// Proposes a command and has it applied.
     pub(super) fn run(&self, command: Command) -> Result<u64, Refusal> {
-        let stamp = Stamp(self.clock.fetch_add(1_000_000_000, Ordering::Relaxed));
-        let proposal = Proposal::new(mint(), stamp, command);
-        match apply(&mut self.state.lock().unwrap(), &proposal, &mut Vec::new()) {
+        match self.outcome(command) {
             Outcome::Done(version) => Ok(version),
             Outcome::Rejected(rejection) => Err(rejection.into()),
             Outcome::Pruned(_) => Ok(0),
         }
+    }
+
+    fn outcome(&self, command: Command) -> Outcome {
+        let stamp = Stamp(self.clock.fetch_add(1_000_000_000, Ordering::Relaxed));
+        let proposal = Proposal::new(mint(), stamp, command);
+        apply(&mut self.state.lock().unwrap(), &proposal, &mut Vec::new())
     }
 
     pub(super) fn service(&self, id: &str) -> Arc<Service> {
@@ -373,6 +377,13 @@ impl Gate for FakeGate {
             }
             Request::MaterialUpdate { id, version, spec, .. } => {
                 run(Command::MaterialUpdate { id, version, spec })
+            }
+            Request::MaterialPrune { kind, ids, keep } => {
+                match self.outcome(Command::MaterialPrune { kind, ids, keep }) {
+                    Outcome::Pruned(dropped) => Ok(Done::Pruned(dropped)),
+                    Outcome::Rejected(rejection) => Err(rejection.into()),
+                    Outcome::Done(_) => Ok(Done::Nothing),
+                }
             }
             Request::MaterialRemove { id } => run(Command::MaterialRemove { id }),
             Request::ServiceCreate { spec } => {

@@ -9,6 +9,7 @@ mod members;
 mod objects;
 mod streams;
 mod transport;
+mod versions;
 
 use bytes::Bytes;
 use http::{HeaderMap, Request};
