@@ -17,7 +17,7 @@ use super::error::CliError;
 use super::flags::{Arity, Command, Flag};
 use super::output::{FILTER, INSPECT_FORMAT, LIST_FORMAT, Layout, PRETTY, QUIET, print_list, row};
 use super::values::{check_label, labels, open_error};
-use super::{human, inspect, json, versions};
+use super::{audit, human, inspect, json, versions};
 
 /// Bytes of a payload that are read at most; what is too large is for the daemon to refuse.
 const READ_BYTES: usize = 1_024_000;
@@ -54,6 +54,7 @@ pub(super) const SECRET: Command = Command::group(
     "secret",
     "Manage Swarm secrets",
     &[
+        audit::SECRET_AUDIT,
         Command::client(
             "create",
             "[OPTIONS] SECRET [file|-]",
@@ -95,6 +96,7 @@ pub(super) const CONFIG: Command = Command::group(
     "config",
     "Manage Swarm configs",
     &[
+        audit::CONFIG_AUDIT,
         Command::client(
             "create",
             "[OPTIONS] CONFIG file|-",

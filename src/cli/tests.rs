@@ -22,10 +22,14 @@ Usage:  skep secret COMMAND
 Manage Swarm secrets
 
 Commands:
+  audit       Show who has read a secret, or all secrets and configs
   create      Create a secret from a file or STDIN as content
+  history     Show the versions of a secret
   inspect     Display detailed information on one or more secrets
   ls          List secrets
   rm          Remove one or more secrets
+  rollback    Give a secret the bytes of an earlier version, as its next one
+  update      Give one or more secrets a new version, which running tasks get at once
 
 Run 'skep secret COMMAND --help' for more information on a command.
 ";

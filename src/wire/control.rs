@@ -3,12 +3,12 @@
 
 use minicbor::{Decode, Encode};
 use skep_core::command::{Command, Outcome};
-use skep_core::id::{ClusterId, NodeId, RequestId};
+use skep_core::id::{ClusterId, MaterialId, NodeId, RequestId};
 use skep_core::model::node::NodeDescription;
 
-use super::audit::{Mark, Page, Portion};
+use super::audit::{Heads, Mark, Page, Portion};
 use super::session::Directory;
-use crate::audit::AuditQuery;
+use crate::audit::{AuditQuery, LastRead};
 
 /// The first message of either end: which swarm it speaks of.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
@@ -68,6 +68,12 @@ pub enum ControlRequest {
         #[n(1)]
         from: Mark,
     },
+    /// Which records do you keep? From there on, in the order of your store.
+    #[n(13)]
+    AuditHeads(#[n(0)] Mark),
+    /// When was this last read, as far as you keep it?
+    #[n(14)]
+    AuditLastRead(#[n(0)] MaterialId),
 }
 
 /// The answer.
@@ -103,6 +109,12 @@ pub enum ControlAnswer {
     /// A part of what the manager keeps of audits.
     #[n(11)]
     AuditPage(#[n(0)] Box<Page>),
+    /// Which records the manager keeps.
+    #[n(12)]
+    AuditHeads(#[n(0)] Box<Heads>),
+    /// When something was last read.
+    #[n(13)]
+    AuditLastRead(#[n(0)] Option<LastRead>),
 }
 
 /// Why a write was not proposed.

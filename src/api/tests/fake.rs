@@ -20,6 +20,7 @@ use skep_core::state::State;
 use skep_core::time::Stamp;
 use tokio::io::AsyncWriteExt;
 
+use crate::audit::{AuditAnswer, AuditGap, AuditQuery, AuditVerdict, Entry};
 use crate::engine::images::{ImageStore, Import};
 use crate::gate::{
     ContainerState, ContainerView, Done, ExecConfig, ExecStreams, ExecView, Gate, JoinTokens,
@@ -46,6 +47,12 @@ pub(super) struct FakeGate {
     pub(super) lines: Mutex<Vec<LogLine>>,
     /// Nodes that cannot be reached.
     pub(super) lost: Mutex<Vec<NodeId>>,
+    /// What managers keep of the audit, and what was asked of it.
+    pub(super) audit: Mutex<AuditAnswer>,
+    pub(super) verdict: Mutex<AuditVerdict>,
+    pub(super) audited: Mutex<Vec<AuditQuery>>,
+    /// What one who follows the audit is told.
+    pub(super) followed: Mutex<Option<BoxStream<'static, Result<Entry, AuditGap>>>>,
     execs: Mutex<Vec<ExecView>>,
     /// The payloads that came in, in plain: what a test may look at and a daemon never keeps.
     pub(super) payloads: Mutex<Vec<(MaterialId, Vec<u8>)>>,
@@ -90,6 +97,10 @@ impl FakeGate {
             elsewhere: Mutex::default(),
             lines: Mutex::default(),
             lost: Mutex::default(),
+            audit: Mutex::default(),
+            verdict: Mutex::default(),
+            audited: Mutex::default(),
+            followed: Mutex::default(),
             execs: Mutex::default(),
             payloads: Mutex::default(),
             dir,
@@ -396,6 +407,26 @@ impl Gate for FakeGate {
         let payloads = self.payloads.lock().unwrap();
         let found = payloads.iter().find(|(of, _)| *of == id).map(|(_, bytes)| bytes.clone());
         Box::pin(async { found.ok_or(Refusal::NotFound("no payload".to_owned())) })
+    }
+
+    fn audit(&self, query: AuditQuery) -> Later<'_, Result<AuditAnswer, Refusal>> {
+        self.audited.lock().unwrap().push(query);
+        let answer = self.audit.lock().unwrap().clone();
+        Box::pin(async { Ok(answer) })
+    }
+
+    fn audit_verify(&self, query: AuditQuery) -> Later<'_, Result<AuditVerdict, Refusal>> {
+        self.audited.lock().unwrap().push(query);
+        let verdict = self.verdict.lock().unwrap().clone();
+        Box::pin(async { Ok(verdict) })
+    }
+
+    fn audit_follow(
+        &self,
+        _: AuditQuery,
+    ) -> Later<'_, Result<BoxStream<'static, Result<Entry, AuditGap>>, Refusal>> {
+        let followed = self.followed.lock().unwrap().take();
+        Box::pin(async { Ok(followed.unwrap_or_else(|| stream::empty().boxed())) })
     }
 
     fn images(&self) -> &ImageStore {
