@@ -465,10 +465,14 @@ TIME                   NODE      TASK           NAME      VERSION   UID       EX
     #[test]
     fn lines_are_parted_however_they_come() {
         let (mut lines, mut found) = (Lines::default(), Vec::new());
+        let mut keep = |line: &[u8]| {
+            found.push(line.to_vec());
+            Ok(())
+        };
         for piece in [b"{\"a\"".as_slice(), b":1}\n{}", b"\n{", b"}"] {
-            lines.take(piece, &mut |line| Ok(found.push(line.to_vec()))).unwrap();
+            lines.take(piece, &mut keep).unwrap();
         }
-        lines.end(&mut |line| Ok(found.push(line.to_vec()))).unwrap();
+        lines.end(&mut keep).unwrap();
         assert_eq!(found, [b"{\"a\":1}\n".to_vec(), b"{}\n".to_vec(), b"{}".to_vec()]);
         let long = vec![b'x'; LINE_BYTES + 1];
         assert!(lines.take(&long, &mut |_| Ok(())).is_err());
