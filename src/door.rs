@@ -13,6 +13,7 @@ use skep_core::model::node::{NodeState, Role};
 use skep_core::state::State;
 
 use crate::agent::exec::no_such;
+use crate::audit::{AuditAnswer, AuditGap, AuditQuery, AuditVerdict, Entry};
 use crate::engine::images::ImageStore;
 use crate::gate::{
     ContainerView, Done, ExecConfig, ExecStreams, ExecView, Gate, Holdings, JoinTokens, Later,
@@ -160,6 +161,21 @@ impl Gate for Node {
         within: Duration,
     ) -> Later<'_, Result<Holdings, Refusal>> {
         Box::pin(async move { self.manager()?.holdings(materials, within).await })
+    }
+
+    fn audit(&self, query: AuditQuery) -> Later<'_, Result<AuditAnswer, Refusal>> {
+        Box::pin(async move { self.manager()?.audit_query(&query).await })
+    }
+
+    fn audit_verify(&self, query: AuditQuery) -> Later<'_, Result<AuditVerdict, Refusal>> {
+        Box::pin(async move { self.manager()?.audit_verify(&query).await })
+    }
+
+    fn audit_follow(
+        &self,
+        query: AuditQuery,
+    ) -> Later<'_, Result<BoxStream<'static, Result<Entry, AuditGap>>, Refusal>> {
+        Box::pin(async move { self.manager()?.audit_follow(query).await })
     }
 
     fn images(&self) -> &ImageStore {

@@ -23,6 +23,7 @@ pub use container::{
 pub use holdings::{Holder, Holdings};
 pub use refusal::Refusal;
 
+use crate::audit::{AuditAnswer, AuditGap, AuditQuery, AuditVerdict, Entry};
 use crate::hidden::Hidden;
 use crate::protected::Protected;
 
@@ -406,6 +407,18 @@ pub trait Gate: Send + Sync + 'static {
         tasks: Vec<(NodeId, TaskId)>,
         query: LogQuery,
     ) -> Later<'_, Result<BoxStream<'static, Logged>, Refusal>>;
+
+    /// What managers keep of the audit.
+    fn audit(&self, query: AuditQuery) -> Later<'_, Result<AuditAnswer, Refusal>>;
+
+    /// Whether the chains hold of all tasks of which anything is asked for.
+    fn audit_verify(&self, query: AuditQuery) -> Later<'_, Result<AuditVerdict, Refusal>>;
+
+    /// What is stored of the audit from the answer on, as long as the stream is read.
+    fn audit_follow(
+        &self,
+        query: AuditQuery,
+    ) -> Later<'_, Result<BoxStream<'static, Result<Entry, AuditGap>>, Refusal>>;
 
     /// The swarm's id, once there is one.
     fn cluster(&self) -> Option<ClusterId>;

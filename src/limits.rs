@@ -238,12 +238,26 @@ pub const AUDIT_PAGE_BYTES: usize = 4 << 20;
 pub const AUDIT_READ_BYTES: u64 = 64 << 20;
 /// Records in the answer to a question about audits.
 pub const AUDIT_FOUND: usize = 100_000;
+/// Bytes of these records.
+pub const AUDIT_FOUND_BYTES: usize = 64 << 20;
+/// Tasks whose chains one question has checked.
+pub const AUDIT_VERIFY_TASKS: usize = 100_000;
+/// Of these, tasks that are read together.
+pub const AUDIT_VERIFY_BATCH: usize = 64;
 /// Bytes of one task's records that are checked at once.
 pub const AUDIT_VERIFY_BYTES: usize = 256 << 20;
 /// Time between two looks of one who follows the audit.
 pub const AUDIT_FOLLOW: Duration = Duration::from_millis(500);
 /// Records that one who follows is known to have seen: what several managers keep comes once.
 pub const AUDIT_SEEN: usize = 65_536;
+/// Those who follow the audit at one manager.
+pub const AUDIT_FOLLOWERS: usize = 64;
+/// Time between two comparisons of what a manager keeps with what the others do.
+pub const AUDIT_COMPARE: Duration = Duration::from_secs(30);
+/// Pieces that a manager tells of in one answer when another compares.
+pub const AUDIT_HEADS: usize = 8_192;
+/// Secrets and configs whose last read a manager knows without looking.
+pub const AUDIT_LAST_READS: usize = 65_536;
 /// Time between two proposals of anchors, unless a task has ended.
 pub const AUDIT_ANCHOR: Duration = Duration::from_secs(10);
 /// Anchors in one proposal.

@@ -2,6 +2,7 @@
 //! look at the state out. Docker's words live here and nowhere else: `types` holds them as they
 //! are on the wire, `convert` turns them into the swarm's nouns and back.
 
+mod audit;
 mod bind;
 mod call;
 mod containers;

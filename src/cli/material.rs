@@ -17,7 +17,7 @@ use super::error::CliError;
 use super::flags::{Arity, Command, Flag};
 use super::output::{FILTER, INSPECT_FORMAT, LIST_FORMAT, Layout, PRETTY, QUIET, print_list, row};
 use super::values::{check_label, labels, open_error};
-use super::{holders, human, inspect, json, versions};
+use super::{audit, holders, human, inspect, json, versions};
 
 /// Bytes of a payload that are read at most: one more than any may have. What is too large is for
 /// the daemon to refuse, and is never cut to what would fit.
@@ -55,6 +55,7 @@ pub(super) const SECRET: Command = Command::group(
     "secret",
     "Manage Swarm secrets",
     &[
+        audit::SECRET_AUDIT,
         Command::client(
             "create",
             "[OPTIONS] SECRET [file|-]",
@@ -99,6 +100,7 @@ pub(super) const CONFIG: Command = Command::group(
     "config",
     "Manage Swarm configs",
     &[
+        audit::CONFIG_AUDIT,
         Command::client(
             "create",
             "[OPTIONS] CONFIG file|-",

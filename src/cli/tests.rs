@@ -23,17 +23,15 @@ Manage Swarm secrets
 
 Commands:
   create      Create a secret from a file or STDIN as content
-  history     Show the versions of a secret
   inspect     Display detailed information on one or more secrets
   ls          List secrets
-  revoke      Take a secret back from running tasks; exits with 2 if some cannot be reached
   rm          Remove one or more secrets
-  rollback    Give a secret the bytes of an earlier version, as its next one
-  update      Give one or more secrets a new version, which running tasks get at once
 
 Beyond Docker:
+  audit       Show who has read a secret, or all secrets and configs
   history     Show the versions of a secret
   prune       Remove versions of secrets that nothing uses
+  revoke      Take a secret back from running tasks; exits with 2 if some cannot be reached
   rollback    Give a secret the bytes of an earlier version, as its next one
   update      Give one or more secrets a new version, which running tasks get at once
 

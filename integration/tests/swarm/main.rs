@@ -3,6 +3,7 @@
 //! process: many at once while they disturb nobody, one alone when it does.
 
 mod agents;
+mod audited;
 mod herd;
 mod isolation;
 mod join;

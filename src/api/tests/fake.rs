@@ -21,6 +21,7 @@ use skep_core::state::State;
 use skep_core::time::Stamp;
 use tokio::io::AsyncWriteExt;
 
+use crate::audit::{AuditAnswer, AuditGap, AuditQuery, AuditVerdict, Entry};
 use crate::engine::images::{ImageStore, Import};
 use crate::gate::{
     ContainerState, ContainerView, Done, ExecConfig, ExecStreams, ExecView, Gate, Holdings,
@@ -49,6 +50,12 @@ pub(super) struct FakeGate {
     pub(super) lost: Mutex<Vec<NodeId>>,
     /// What tasks hold, whatever is asked for.
     pub(super) holdings: Mutex<Holdings>,
+    /// What managers keep of the audit, and what was asked of it.
+    pub(super) audit: Mutex<AuditAnswer>,
+    pub(super) verdict: Mutex<AuditVerdict>,
+    pub(super) audited: Mutex<Vec<AuditQuery>>,
+    /// What one who follows the audit is told.
+    pub(super) followed: Mutex<Option<BoxStream<'static, Result<Entry, AuditGap>>>>,
     execs: Mutex<Vec<ExecView>>,
     /// The payloads that came in, in plain: what a test may look at and a daemon never keeps.
     pub(super) payloads: Mutex<Vec<(MaterialId, Vec<u8>)>>,
@@ -94,6 +101,10 @@ impl FakeGate {
             lines: Mutex::default(),
             lost: Mutex::default(),
             holdings: Mutex::default(),
+            audit: Mutex::default(),
+            verdict: Mutex::default(),
+            audited: Mutex::default(),
+            followed: Mutex::default(),
             execs: Mutex::default(),
             payloads: Mutex::default(),
             dir,
@@ -424,6 +435,26 @@ impl Gate for FakeGate {
     ) -> Later<'_, Result<Holdings, Refusal>> {
         let held = self.holdings.lock().unwrap().clone();
         Box::pin(async { Ok(held) })
+    }
+
+    fn audit(&self, query: AuditQuery) -> Later<'_, Result<AuditAnswer, Refusal>> {
+        self.audited.lock().unwrap().push(query);
+        let answer = self.audit.lock().unwrap().clone();
+        Box::pin(async { Ok(answer) })
+    }
+
+    fn audit_verify(&self, query: AuditQuery) -> Later<'_, Result<AuditVerdict, Refusal>> {
+        self.audited.lock().unwrap().push(query);
+        let verdict = self.verdict.lock().unwrap().clone();
+        Box::pin(async { Ok(verdict) })
+    }
+
+    fn audit_follow(
+        &self,
+        _: AuditQuery,
+    ) -> Later<'_, Result<BoxStream<'static, Result<Entry, AuditGap>>, Refusal>> {
+        let followed = self.followed.lock().unwrap().take();
+        Box::pin(async { Ok(followed.unwrap_or_else(|| stream::empty().boxed())) })
     }
 
     fn images(&self) -> &ImageStore {

@@ -1,6 +1,7 @@
 //! The API over a socket, against a node of memory: real HTTP, real state, no daemon.
 
 mod archives;
+mod audits;
 mod elsewhere;
 mod fake;
 mod goldens;

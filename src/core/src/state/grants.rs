@@ -84,6 +84,11 @@ impl State {
         self.anchors.get(task)
     }
 
+    /// Tasks of which managers have agreed how far their audits had come.
+    pub fn anchors(&self) -> impl Iterator<Item = (&TaskId, &Anchored)> {
+        self.anchors.iter()
+    }
+
     /// Sets how far a task's audit has come, and forgets the oldest beyond the limit.
     pub(crate) fn put_anchor(&mut self, task: TaskId, anchor: Anchored) {
         self.index.anchors_by_age.insert((anchor.at, task));
