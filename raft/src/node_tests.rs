@@ -181,6 +181,28 @@ async fn too_large_a_command_is_refused() {
     node.shutdown().await;
 }
 
+/// Who asks for a purge gets it long before its deadline, and learns which keys are left.
+#[tokio::test]
+async fn a_purge_that_is_asked_for_is_done_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = start(dir.path()).await;
+    node.initialize().await.unwrap();
+    done(&node, 1, init()).await;
+    done(&node, 2, create(2, &[2; 40])).await;
+    done(&node, 3, Command::MaterialRemove { id: id(2) }).await;
+    let removed = node.applied().borrow().unwrap();
+    assert_eq!((node.metrics().purged_index, node.oldest_key()), (None, None));
+    node.purge_soon();
+    let purged = async {
+        while node.oldest_key() != Some(1) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(4), purged).await.unwrap();
+    assert!(node.metrics().purged_index >= Some(removed));
+    node.shutdown().await;
+}
+
 /// A deletion starts a snapshot and a purge in time, on an idle node too.
 #[tokio::test]
 async fn a_deleted_payload_is_purged_before_its_deadline() {
