@@ -22,6 +22,7 @@ mod nodes;
 mod peer;
 mod query;
 mod reply;
+mod ring;
 mod routes;
 mod server;
 mod services;

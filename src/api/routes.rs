@@ -12,7 +12,8 @@ use super::peer::Peer;
 use super::query::{Query, decode};
 use super::reply::{self, Outcome, Reply};
 use super::{
-    containers, exec, images, materials, networks, nodes, services, swarm, system, tasks, versions,
+    containers, exec, images, materials, networks, nodes, ring, services, swarm, system, tasks,
+    versions,
 };
 use crate::gate::{Gate, LocalState, NodeView, Refusal};
 use skep_core::model::material::MaterialKind;
@@ -104,6 +105,7 @@ async fn dispatch(mut call: Call, path: &[&str]) -> Outcome {
 async fn own(call: Call, path: &[&str]) -> Outcome {
     match path {
         ["v1", "secrets", rest @ ..] => versions::serve(MaterialKind::Secret, call, rest).await,
+        ["v1", "swarm", rest @ ..] => ring::serve(call, rest).await,
         ["v1", "configs", rest @ ..] => versions::serve(MaterialKind::Config, call, rest).await,
         _ => Err(ApiError::PageNotFound),
     }
@@ -113,7 +115,7 @@ async fn own(call: Call, path: &[&str]) -> Outcome {
 fn is_of_swarm(method: &Method, path: &[&str]) -> bool {
     match path {
         ["nodes" | "secrets" | "configs" | "services" | "tasks", ..] => true,
-        ["skep", "v1", "secrets" | "configs", ..] => true,
+        ["skep", "v1", "secrets" | "configs" | "swarm", ..] => true,
         ["swarm"] => method == Method::GET,
         ["swarm", verb] => matches!(*verb, "update" | "unlockkey"),
         _ => false,

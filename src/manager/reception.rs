@@ -231,6 +231,10 @@ impl Reception {
             }
             ControlRequest::AuditStore(portions) => manager.audit_store_for(portions).await,
             ControlRequest::AuditQuery { query, from } => manager.audit_page_for(query, from).await,
+            ControlRequest::RingPurge(key) => match manager.purge_keys_before(key) {
+                true => ControlAnswer::Done,
+                false => ControlAnswer::NotYet,
+            },
             ControlRequest::Reach { node } => return self.reach(&node, (tx, rx)).await,
         };
         send(&mut tx, &answer).await

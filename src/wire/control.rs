@@ -68,6 +68,10 @@ pub enum ControlRequest {
         #[n(1)]
         from: Mark,
     },
+    /// Are the ring's keys before this one gone from your log and snapshots? If not, purge them
+    /// now. Answered by `Done` or `NotYet`.
+    #[n(20)]
+    RingPurge(#[n(0)] u64),
 }
 
 /// The answer.
@@ -103,6 +107,9 @@ pub enum ControlAnswer {
     /// A part of what the manager keeps of audits.
     #[n(11)]
     AuditPage(#[n(0)] Box<Page>),
+    /// It is not so yet, but will be.
+    #[n(20)]
+    NotYet,
 }
 
 /// Why a write was not proposed.
