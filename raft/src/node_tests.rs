@@ -192,6 +192,18 @@ async fn a_purge_that_is_asked_for_is_done_at_once() {
     done(&node, 3, Command::MaterialRemove { id: id(2) }).await;
     let removed = node.applied().borrow().unwrap();
     assert_eq!((node.metrics().purged_index, node.oldest_key()), (None, None));
+    let holds = || {
+        let mut found = Vec::new();
+        let config = config(dir.path(), no_fatal());
+        Raft::each_remnant(&config, &mut |file, record| {
+            if record.windows(40).any(|part| part == [2; 40]) {
+                found.push(file.to_owned());
+            }
+        })
+        .unwrap();
+        found
+    };
+    assert_eq!(holds().len(), 1);
     node.purge_soon();
     let purged = async {
         while node.oldest_key() != Some(1) {
@@ -200,6 +212,7 @@ async fn a_purge_that_is_asked_for_is_done_at_once() {
     };
     tokio::time::timeout(Duration::from_secs(4), purged).await.unwrap();
     assert!(node.metrics().purged_index >= Some(removed));
+    assert_eq!(holds(), Vec::<String>::new());
     node.shutdown().await;
 }
 
