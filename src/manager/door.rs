@@ -168,7 +168,15 @@ impl Manager {
         sealed: &Sealed,
     ) -> Result<Protected, SealError> {
         let name = PayloadName { cluster: self.cluster, kind, id, version };
-        self.ring_key(sealed.key)?.open(&name, sealed)
+        match self.ring_key(sealed.key) {
+            Ok(key) => key.open(&name, sealed),
+            Err(error) => {
+                // It was sealed anew since the caller looked, and its old key is gone.
+                let now = self.raft.view(|state| state.payload(&id, version).cloned());
+                let now = now.filter(|now| now.key != sealed.key).ok_or(error)?;
+                self.ring_key(now.key)?.open(&name, &now)
+            }
+        }
     }
 
     /// The join tokens.
@@ -366,6 +374,7 @@ mod tests {
             ids.push(id);
         }
         let old = manager.current_key().unwrap();
+        let sealed_before = manager.raft.view(|s| s.payload(&ids[5], 1).unwrap().clone());
         let turn = |force| manager.submit(Request::RingTurn { force });
         assert_eq!(turn(false).await.unwrap(), Done::Key { version: 2, turned: true });
         // Nobody seals yet: the turn goes on, and only force begins another.
@@ -382,6 +391,9 @@ mod tests {
             assert_eq!(manager.open_latest(*id).unwrap().as_slice()[0], u8::try_from(n).unwrap());
         }
         assert!(manager.ring_key(old.version).is_err(), "the old key is still in memory");
+        // Whoever looked before the turn and opens after it.
+        let opened = manager.open(MaterialKind::Secret, ids[5], 1, &sealed_before).unwrap();
+        assert_eq!(opened.as_slice(), [5; 9]);
         stop.send_replace(true);
         sealing.await.unwrap();
         manager.raft.shutdown().await;
