@@ -16,11 +16,13 @@ use crate::agent::exec::no_such;
 use crate::audit::{AuditAnswer, AuditGap, AuditQuery, AuditVerdict, Entry};
 use crate::engine::images::ImageStore;
 use crate::gate::{
-    ContainerView, Done, ExecConfig, ExecStreams, ExecView, Gate, Holdings, JoinTokens, Later,
-    LocalState, LogQuery, Logged, ManagerView, NodeView, Reachability, Refusal, Request,
+    ContainerView, Done, ExecConfig, ExecStreams, ExecView, Gate, Holdings, JoinTokens,
+    KeyProgress, Later, LocalState, LogQuery, Logged, ManagerView, NodeView, Reachability, Refusal,
+    Request,
 };
 use crate::hidden::Hidden;
 use crate::manager::Manager;
+use crate::manager::reseal::watch_key;
 use crate::node::{Node, Swarm};
 use crate::wire::session::ManagerEntry;
 
@@ -141,6 +143,13 @@ impl Gate for Node {
             let key = self.current_manager().await?.unlock_key()?;
             Ok(key.map(|key| Hidden::new(key.to_text().to_string())))
         })
+    }
+
+    fn key_progress(
+        &self,
+        key: u64,
+    ) -> Later<'_, Result<BoxStream<'static, KeyProgress>, Refusal>> {
+        Box::pin(async move { Ok(watch_key(self.current_manager().await?, key)) })
     }
 
     fn config_payload(&self, id: MaterialId) -> Later<'_, Result<Vec<u8>, Refusal>> {

@@ -3,6 +3,7 @@
 mod container;
 mod holdings;
 mod refusal;
+mod ring;
 
 use std::pin::Pin;
 use std::time::Duration;
@@ -22,6 +23,7 @@ pub use container::{
 };
 pub use holdings::{Holder, Holdings};
 pub use refusal::Refusal;
+pub use ring::{KeyHolder, KeyProgress, KeyStage, Purged};
 
 use crate::audit::{AuditAnswer, AuditGap, AuditQuery, AuditVerdict, Entry};
 use crate::hidden::Hidden;
@@ -62,6 +64,11 @@ pub enum Request {
         rotate_unlock: bool,
         /// Whether a new root takes over from the swarm's own.
         rotate_ca: bool,
+    },
+    /// Turns the ring to a new key, under which the leader then seals every payload anew.
+    RingTurn {
+        /// Whether to turn it even if payloads wait for the key of the last turn.
+        force: bool,
     },
     /// Changes what a user says of a node. Another role promotes or demotes it.
     NodeUpdate {
@@ -224,6 +231,13 @@ pub enum Done {
     Pruned(Vec<Dropped>),
     /// A service was made.
     Service(ServiceId),
+    /// The ring's current key.
+    Key {
+        /// Its version.
+        version: u64,
+        /// Whether the request made it; else the turn that made it goes on.
+        turned: bool,
+    },
     /// Nothing to say.
     Nothing,
 }
@@ -357,6 +371,11 @@ pub trait Gate: Send + Sync + 'static {
 
     /// The key that unlocks managers; none while they lock nothing.
     fn unlock_key(&self) -> Later<'_, Result<Option<Hidden>, Refusal>>;
+
+    /// How far the swarm has come to this key of the ring, whenever that changes, until it is done
+    /// or nothing more is to be awaited.
+    fn key_progress(&self, key: u64)
+    -> Later<'_, Result<BoxStream<'static, KeyProgress>, Refusal>>;
 
     /// The payload of a config's latest version. Refused for secrets.
     fn config_payload(&self, id: MaterialId) -> Later<'_, Result<Vec<u8>, Refusal>>;

@@ -110,6 +110,21 @@ pub const NET_CONNECTIONS: usize = 10_500;
 pub const NET_MESSAGE_BYTES: usize = 20 << 20;
 /// Bytes of a message from somebody who is not known yet.
 pub const NET_ANONYMOUS_BYTES: usize = 64 << 10;
+/// Payloads that wait for the ring's current key and are looked up at once.
+pub const RESEAL_LOOK: usize = 4_096;
+/// Bytes of payloads sealed anew in one entry of the log, give or take the last one: other writes
+/// wait for no more.
+pub const RESEAL_BYTES: u64 = 1 << 20;
+/// Pause before payloads that could not be sealed anew are tried again.
+pub const RESEAL_RETRY: Duration = Duration::from_secs(5);
+/// Time between two looks at how far a turn of the ring has come, for who watches it.
+pub const RING_LOOK: Duration = Duration::from_millis(100);
+/// How long who watches a turn of the ring waits for the next payload to be sealed anew.
+pub const RING_STALL: Duration = Duration::from_secs(30);
+/// How long who watches a turn of the ring waits for a manager that does not answer.
+pub const RING_SILENCE: Duration = Duration::from_secs(5);
+/// How long who watches a turn of the ring waits for managers to purge old keys.
+pub const RING_PURGE: Duration = Duration::from_secs(120);
 /// How long an answer from a manager may take.
 pub const NET_ANSWER: Duration = Duration::from_secs(5);
 /// A manager that has not been in touch with a leader for this long closes the sessions of its

@@ -27,6 +27,7 @@ mod prune;
 mod query;
 mod reply;
 mod revoke;
+mod ring;
 mod routes;
 mod server;
 mod services;

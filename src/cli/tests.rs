@@ -81,6 +81,21 @@ Options:
 }
 
 #[test]
+fn help_of_rotate_key() {
+    let expected = "\
+Usage:  skep swarm rotate-key [OPTIONS]
+
+Seal secrets and configs with a new key; unlock-key is about that of managers
+
+Options:
+  -d, --detach   Exit once the new key is current: the swarm goes on by itself
+      --force    Make a new key even while the last rotation is not finished
+  -q, --quiet    Suppress progress output, and only display the key's number
+";
+    assert_eq!(early("swarm rotate-key --help"), (expected.to_owned(), 0));
+}
+
+#[test]
 fn long_usages_are_wrapped_as_in_docker() {
     let (text, _) = early("swarm leave --help");
     assert!(text.ends_with(

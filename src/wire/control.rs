@@ -88,6 +88,10 @@ pub enum ControlRequest {
     /// When was this last read, as far as you keep it?
     #[n(15)]
     AuditLastRead(#[n(0)] MaterialId),
+    /// Are the ring's keys before this one gone from your log and snapshots? If not, purge them
+    /// now. Answered by `Done` or `NotYet`.
+    #[n(20)]
+    RingPurge(#[n(0)] u64),
 }
 
 /// The answer.
@@ -123,6 +127,9 @@ pub enum ControlAnswer {
     /// A part of what the manager keeps of audits.
     #[n(11)]
     AuditPage(#[n(0)] Box<Page>),
+    /// It is not so yet, but will be.
+    #[n(20)]
+    NotYet,
     /// One for each task whose session is there, or was there last.
     #[n(13)]
     Holdings(#[n(0)] Vec<Holding>),

@@ -12,6 +12,7 @@ mod managers;
 mod members;
 mod pinned;
 mod plaintext;
+mod rekeyed;
 mod seeds;
 mod survival;
 

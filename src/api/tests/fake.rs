@@ -25,8 +25,8 @@ use crate::audit::{AuditAnswer, AuditGap, AuditQuery, AuditVerdict, Entry};
 use crate::engine::images::{ImageStore, Import};
 use crate::gate::{
     ContainerState, ContainerView, Done, ExecConfig, ExecStreams, ExecView, Gate, Holdings,
-    JoinTokens, Later, LocalState, LogGap, LogLine, LogQuery, Logged, ManagerView, NodeView,
-    Reachability, Refusal, Request,
+    JoinTokens, KeyHolder, KeyProgress, KeyStage, Later, LocalState, LogGap, LogLine, LogQuery,
+    Logged, ManagerView, NodeView, Purged, Reachability, Refusal, Request,
 };
 use crate::hidden::Hidden;
 use crate::seal::random;
@@ -386,6 +386,10 @@ impl Gate for FakeGate {
                 let by = Author { node: mint(), uid };
                 run(Command::MaterialRevoke { id, service, task, by })
             }
+            Request::RingTurn { .. } => {
+                self.asked.lock().unwrap().push(request);
+                Ok(Done::Key { version: 3, turned: true })
+            }
             Request::MaterialUpdate { id, version, spec, .. } => {
                 run(Command::MaterialUpdate { id, version, spec })
             }
@@ -420,6 +424,20 @@ impl Gate for FakeGate {
     fn unlock_key(&self) -> Later<'_, Result<Option<Hidden>, Refusal>> {
         let key = self.unlock_key.lock().unwrap().clone();
         Box::pin(async { Ok(key.map(Hidden::new)) })
+    }
+
+    fn key_progress(
+        &self,
+        key: u64,
+    ) -> Later<'_, Result<BoxStream<'static, KeyProgress>, Refusal>> {
+        let at = |done, stage, managers| KeyProgress { key, done, total: 2, stage, managers };
+        let purged = |purged| KeyHolder { node: mint(), hostname: "n1".into(), purged };
+        let all = [
+            at(1, KeyStage::Sealing, vec![]),
+            at(2, KeyStage::Purging, vec![purged(Purged::NotYet)]),
+            at(2, KeyStage::Done, vec![purged(Purged::Yes)]),
+        ];
+        Box::pin(async move { Ok(futures_util::stream::iter(all).boxed()) })
     }
 
     fn config_payload(&self, id: MaterialId) -> Later<'_, Result<Vec<u8>, Refusal>> {

@@ -77,6 +77,24 @@ impl State {
         self.index.payloads_of_key.get(&version).copied().unwrap_or_default()
     }
 
+    /// How many payloads keys of the ring seal that are older than this one.
+    #[must_use]
+    pub fn payloads_before_key(&self, version: u64) -> u64 {
+        self.index.payloads_of_key.range(..version).map(|(_, count)| count).sum()
+    }
+
+    /// How many payloads there are.
+    #[must_use]
+    pub fn payload_count(&self) -> u64 {
+        self.payloads.len() as u64
+    }
+
+    /// The oldest key that is in the ring; none before there is one.
+    #[must_use]
+    pub fn oldest_key(&self) -> Option<u64> {
+        self.cluster.as_ref()?.ring.keys.iter().map(|key| key.version).min()
+    }
+
     /// How far the audit of a task had come when managers last agreed on it; none if they never
     /// did, or have forgotten.
     #[must_use]
