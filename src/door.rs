@@ -3,6 +3,7 @@
 mod anywhere;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::stream::BoxStream;
 use skep_core::command::Rejection;
@@ -14,8 +15,8 @@ use skep_core::state::State;
 use crate::agent::exec::no_such;
 use crate::engine::images::ImageStore;
 use crate::gate::{
-    ContainerView, Done, ExecConfig, ExecStreams, ExecView, Gate, JoinTokens, Later, LocalState,
-    LogQuery, Logged, ManagerView, NodeView, Reachability, Refusal, Request,
+    ContainerView, Done, ExecConfig, ExecStreams, ExecView, Gate, Holdings, JoinTokens, Later,
+    LocalState, LogQuery, Logged, ManagerView, NodeView, Reachability, Refusal, Request,
 };
 use crate::hidden::Hidden;
 use crate::manager::Manager;
@@ -151,6 +152,14 @@ impl Gate for Node {
             }
             Ok(manager.open_latest(id)?.as_slice().to_vec())
         })
+    }
+
+    fn holdings(
+        &self,
+        materials: Vec<MaterialId>,
+        within: Duration,
+    ) -> Later<'_, Result<Holdings, Refusal>> {
+        Box::pin(async move { self.manager()?.holdings(materials, within).await })
     }
 
     fn images(&self) -> &ImageStore {

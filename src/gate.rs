@@ -1,9 +1,11 @@
 //! What the local API asks of the node. The API knows nothing else of it.
 
 mod container;
+mod holdings;
 mod refusal;
 
 use std::pin::Pin;
+use std::time::Duration;
 
 use futures_util::stream::BoxStream;
 use skep_core::id::{ClusterId, MaterialId, NodeId, ServiceId, TaskId};
@@ -17,6 +19,7 @@ pub use container::{
     ContainerState, ContainerView, ExecConfig, ExecStreams, ExecView, LogGap, LogLine, LogQuery,
     Logged,
 };
+pub use holdings::{Holder, Holdings};
 pub use refusal::Refusal;
 
 use crate::hidden::Hidden;
@@ -109,6 +112,17 @@ pub enum Request {
     MaterialRemove {
         /// Which.
         id: MaterialId,
+    },
+    /// Takes a secret or config back from tasks that are granted it.
+    MaterialRevoke {
+        /// Which.
+        id: MaterialId,
+        /// The only service; none for all that hold it.
+        service: Option<ServiceId>,
+        /// The only task; none for all of them.
+        task: Option<TaskId>,
+        /// Who asks.
+        uid: u32,
     },
     /// Makes a service.
     ServiceCreate {
@@ -333,6 +347,14 @@ pub trait Gate: Send + Sync + 'static {
 
     /// The payload of a config's latest version. Refused for secrets.
     fn config_payload(&self, id: MaterialId) -> Later<'_, Result<Vec<u8>, Refusal>>;
+
+    /// What tasks hold of these secrets and configs. Answered once all that can be reached hold
+    /// what they should, or after `within`.
+    fn holdings(
+        &self,
+        materials: Vec<MaterialId>,
+        within: Duration,
+    ) -> Later<'_, Result<Holdings, Refusal>>;
 
     /// The images of this node.
     fn images(&self) -> &crate::engine::images::ImageStore;

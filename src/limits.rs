@@ -248,3 +248,13 @@ pub const AUDIT_SEEN: usize = 65_536;
 pub const AUDIT_ANCHOR: Duration = Duration::from_secs(10);
 /// Anchors in one proposal.
 pub const AUDIT_ANCHORS: usize = 512;
+/// How long a manager waits at most, in one answer, for its agents' tasks to hold what they should.
+pub const HOLDINGS_ROUND: Duration = Duration::from_secs(2);
+/// How much longer than that its answer may take to come.
+pub const HOLDINGS_SLACK: Duration = Duration::from_millis(500);
+/// Tasks in one such answer; those beyond count as not reached.
+pub const HOLDINGS: usize = 65_536;
+/// How long a revocation waits to be in force everywhere before it is told where it is not.
+pub const REVOKE_WAIT: Duration = Duration::from_secs(2);
+/// The longest that a client may ask to wait until tasks hold a new version.
+pub const UPDATE_WAIT_MAX: Duration = Duration::from_secs(600);

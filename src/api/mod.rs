@@ -11,6 +11,7 @@ mod exec;
 mod filters;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
+mod holders;
 mod images;
 mod json;
 mod logs;
@@ -22,6 +23,7 @@ mod nodes;
 mod peer;
 mod query;
 mod reply;
+mod revoke;
 mod routes;
 mod server;
 mod services;

@@ -17,6 +17,7 @@ use super::materials::{Parts, Payload, bad_size, payload_error};
 use super::reply::{self, Outcome};
 use super::time::rfc3339;
 use super::types::material as wire;
+use super::{holders, revoke};
 use crate::gate::{Done, NewVersion, Request, Source, look};
 
 pub(super) async fn serve(kind: MaterialKind, call: Call, path: &[&str]) -> Outcome {
@@ -24,6 +25,8 @@ pub(super) async fn serve(kind: MaterialKind, call: Call, path: &[&str]) -> Outc
         ("POST", ["update"]) => update(kind, call).await,
         ("GET", [word, "history"]) => history(kind, &call, word).await,
         ("POST", [word, "rollback"]) => rollback(kind, call, word).await,
+        ("POST", [word, "revoke"]) => revoke::serve(kind, call, word).await,
+        ("GET", [word, "holders"]) => holders::of_material(kind, &call, word).await,
         _ => Err(call.unsupported()),
     }
 }

@@ -17,7 +17,7 @@ use super::error::CliError;
 use super::flags::{Arity, Command, Flag};
 use super::output::{FILTER, INSPECT_FORMAT, LIST_FORMAT, Layout, PRETTY, QUIET, print_list, row};
 use super::values::{check_label, labels, open_error};
-use super::{human, inspect, json, versions};
+use super::{holders, human, inspect, json, versions};
 
 /// Bytes of a payload that are read at most; what is too large is for the daemon to refuse.
 const READ_BYTES: usize = 1_024_000;
@@ -79,6 +79,7 @@ pub(super) const SECRET: Command = Command::group(
             .flags(&[FILTER, LIST_FORMAT, QUIET])
             .takes(Arity::None)
             .aliases(&["list"], &["secret ls", "secret list"]),
+        holders::SECRET_REVOKE,
         Command::client("rm", "SECRET [SECRET...]", "Remove one or more secrets", |call| {
             remove(call, Kind::Secret)
         })
@@ -118,6 +119,7 @@ pub(super) const CONFIG: Command = Command::group(
             .flags(&[FILTER, LIST_FORMAT, QUIET])
             .takes(Arity::None)
             .aliases(&["list"], &["config ls", "config list"]),
+        holders::CONFIG_REVOKE,
         Command::client("rm", "CONFIG [CONFIG...]", "Remove one or more configs", |call| {
             remove(call, Kind::Config)
         })
@@ -259,9 +261,16 @@ impl AsRef<[u8]> for Shown {
 fn inspect_all(call: &Call, kind: Kind) -> Result<u8, CliError> {
     let mut client = call.client()?;
     let get = |client: &mut Client, name: &str| client.get(&Target::new(&[kind.path(), name]));
+    let with_facts = |client: &mut Client, name: &str| {
+        let object = get(client, name)?;
+        Ok(holders::joined(&object, &holders::of(client, kind, name)?))
+    };
     match call.on("pretty") {
-        true => inspect::pretty(call, &mut client, get, |_, value| Ok(pretty(kind, value))),
-        false => inspect::print(call, &mut client, get),
+        true => inspect::pretty(call, &mut client, get, |client, value| {
+            let facts = holders::of(client, kind, json::text(value, &["ID"]))?;
+            Ok(pretty(kind, value) + &holders::pretty(&facts))
+        }),
+        false => inspect::print(call, &mut client, with_facts),
     }
 }
 

@@ -23,9 +23,13 @@ Manage Swarm secrets
 
 Commands:
   create      Create a secret from a file or STDIN as content
+  history     Show the versions of a secret
   inspect     Display detailed information on one or more secrets
   ls          List secrets
+  revoke      Take a secret back from running tasks; exits with 2 if some cannot be reached
   rm          Remove one or more secrets
+  rollback    Give a secret the bytes of an earlier version, as its next one
+  update      Give one or more secrets a new version, which running tasks get at once
 
 Run 'skep secret COMMAND --help' for more information on a command.
 ";

@@ -8,7 +8,7 @@ use super::error::CliError;
 use super::flags::{Arity, Command, Flag};
 use super::material::{Kind, Piece, assemble, read};
 use super::output::{LIST_FORMAT, Layout, QUIET, print_list, row};
-use super::{human, json as text_of};
+use super::{holders, human, json as text_of};
 use crate::protected::Protected;
 
 pub(super) const SECRET_UPDATE: Command = Command::client(
@@ -17,7 +17,11 @@ pub(super) const SECRET_UPDATE: Command = Command::client(
     "Give one or more secrets a new version, which running tasks get at once",
     |call| update(call, Kind::Secret),
 )
-.flags(&[Flag::with("keep", "uint", "Versions to keep of each, those in use aside")])
+.flags(&[
+    Flag::with("keep", "uint", "Versions to keep of each, those in use aside"),
+    holders::TIMEOUT,
+    holders::WAIT,
+])
 .takes(Arity::AtLeast(1));
 
 pub(super) const SECRET_HISTORY: Command =
@@ -81,7 +85,15 @@ fn update(call: &Call, kind: Kind) -> Result<u8, CliError> {
     let body = assemble(&pieces)?;
     drop(payloads);
     let target = Target::new(&["skep", "v1", kind.path(), "update"]);
-    print_versions(&call.client()?.post(&target, body)?)
+    let mut client = call.client()?;
+    let answer = client.post(&target, body)?;
+    let code = print_versions(&answer)?;
+    if !call.on("wait") {
+        return Ok(code);
+    }
+    let items = text_of::list(&answer, &[]).iter();
+    let names: Vec<String> = items.map(|item| text_of::text(item, &["Name"]).to_owned()).collect();
+    holders::wait(call, &mut client, kind, &names)
 }
 
 fn rollback(call: &Call, kind: Kind) -> Result<u8, CliError> {

@@ -41,6 +41,10 @@ impl Manager {
                 self.check_same(id, payload).await?;
                 self.change(Command::MaterialUpdate { id, version, spec }).await
             }
+            Request::MaterialRevoke { id, service, task, uid } => {
+                let by = Author { node: self.node, uid };
+                self.change(Command::MaterialRevoke { id, service, task, by }).await
+            }
             Request::MaterialRemove { id } => self.change(Command::MaterialRemove { id }).await,
             Request::ServiceCreate { spec } => {
                 let id: ServiceId = mint().map_err(sealing)?;
@@ -263,7 +267,7 @@ pub(super) fn size_rule(kind: MaterialKind) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::identity::ca::NodeKey;
     use crate::identity::store::IdentityStore;
@@ -273,7 +277,7 @@ mod tests {
     use skep_core::id::NodeId;
     use skep_core::model::node::NodeSpec;
 
-    async fn manager(dir: &std::path::Path) -> Manager {
+    pub(in crate::manager) async fn manager(dir: &std::path::Path) -> Manager {
         manager_and_key(dir).await.0
     }
 

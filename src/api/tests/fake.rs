@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
@@ -22,9 +23,9 @@ use tokio::io::AsyncWriteExt;
 
 use crate::engine::images::{ImageStore, Import};
 use crate::gate::{
-    ContainerState, ContainerView, Done, ExecConfig, ExecStreams, ExecView, Gate, JoinTokens,
-    Later, LocalState, LogGap, LogLine, LogQuery, Logged, ManagerView, NodeView, Reachability,
-    Refusal, Request,
+    ContainerState, ContainerView, Done, ExecConfig, ExecStreams, ExecView, Gate, Holdings,
+    JoinTokens, Later, LocalState, LogGap, LogLine, LogQuery, Logged, ManagerView, NodeView,
+    Reachability, Refusal, Request,
 };
 use crate::hidden::Hidden;
 use crate::seal::random;
@@ -46,6 +47,8 @@ pub(super) struct FakeGate {
     pub(super) lines: Mutex<Vec<LogLine>>,
     /// Nodes that cannot be reached.
     pub(super) lost: Mutex<Vec<NodeId>>,
+    /// What tasks hold, whatever is asked for.
+    pub(super) holdings: Mutex<Holdings>,
     execs: Mutex<Vec<ExecView>>,
     /// The payloads that came in, in plain: what a test may look at and a daemon never keeps.
     pub(super) payloads: Mutex<Vec<(MaterialId, Vec<u8>)>>,
@@ -90,6 +93,7 @@ impl FakeGate {
             elsewhere: Mutex::default(),
             lines: Mutex::default(),
             lost: Mutex::default(),
+            holdings: Mutex::default(),
             execs: Mutex::default(),
             payloads: Mutex::default(),
             dir,
@@ -363,6 +367,10 @@ impl Gate for FakeGate {
                 self.asked.lock().unwrap().push(request);
                 Ok(Done::Versions(vec![2]))
             }
+            Request::MaterialRevoke { id, service, task, uid } => {
+                let by = Author { node: mint(), uid };
+                run(Command::MaterialRevoke { id, service, task, by })
+            }
             Request::MaterialUpdate { id, version, spec, .. } => {
                 run(Command::MaterialUpdate { id, version, spec })
             }
@@ -396,6 +404,15 @@ impl Gate for FakeGate {
         let payloads = self.payloads.lock().unwrap();
         let found = payloads.iter().find(|(of, _)| *of == id).map(|(_, bytes)| bytes.clone());
         Box::pin(async { found.ok_or(Refusal::NotFound("no payload".to_owned())) })
+    }
+
+    fn holdings(
+        &self,
+        _materials: Vec<MaterialId>,
+        _within: Duration,
+    ) -> Later<'_, Result<Holdings, Refusal>> {
+        let held = self.holdings.lock().unwrap().clone();
+        Box::pin(async { Ok(held) })
     }
 
     fn images(&self) -> &ImageStore {

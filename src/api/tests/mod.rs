@@ -4,6 +4,7 @@ mod archives;
 mod elsewhere;
 mod fake;
 mod goldens;
+mod holders;
 mod members;
 mod objects;
 mod streams;
