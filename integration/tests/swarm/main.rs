@@ -10,6 +10,7 @@ mod living;
 mod managers;
 mod members;
 mod plaintext;
+mod revoked;
 mod seeds;
 mod survival;
 
