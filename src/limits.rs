@@ -22,6 +22,9 @@ pub const SHIM_START: Duration = Duration::from_secs(10);
 pub const SHIM_SILENCE: Duration = Duration::from_secs(30);
 /// How long a shim may take to clear up after it has told the end of its task.
 pub const SHIM_END: Duration = Duration::from_secs(15);
+/// Orders of managers that may wait for one task: as many as a session has under way, and those of
+/// the session before.
+pub const TASK_ORDERS: usize = 2 * skep_core::limits::ORDERS;
 /// How long one runc call may take.
 pub const RUNC_CALL: Duration = Duration::from_secs(60);
 /// Bytes of one task log file before it is rotated.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use skep_core::assign::TaskAssignment;
 use skep_core::id::{ClusterId, NodeId};
 use skep_core::model::container::{ContainerSpec, Dns, MountKind};
-use skep_core::model::material::Driver;
+use skep_core::model::material::{Driver, OnChange};
 use skep_core::model::task::NetworkAttachment;
 
 use super::bundle::{self, Inputs};
@@ -308,6 +308,10 @@ fn files(assignment: &TaskAssignment) -> Vec<LaunchFile> {
         uid: grant.uid,
         gid: grant.gid,
         mode: grant.mode,
+        signal: match grant.on_change {
+            OnChange::Signal(signal) => Some(signal),
+            OnChange::Nothing | OnChange::Restart => None,
+        },
     };
     assignment.grants.iter().map(file).collect()
 }
