@@ -13,6 +13,7 @@ mod members;
 mod pinned;
 mod plaintext;
 mod rekeyed;
+mod revoked;
 mod seeds;
 mod survival;
 
