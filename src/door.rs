@@ -3,6 +3,7 @@
 mod anywhere;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::stream::BoxStream;
 use skep_core::command::Rejection;
@@ -15,8 +16,8 @@ use crate::agent::exec::no_such;
 use crate::audit::{AuditAnswer, AuditGap, AuditQuery, AuditVerdict, Entry};
 use crate::engine::images::ImageStore;
 use crate::gate::{
-    ContainerView, Done, ExecConfig, ExecStreams, ExecView, Gate, JoinTokens, Later, LocalState,
-    LogQuery, Logged, ManagerView, NodeView, Reachability, Refusal, Request,
+    ContainerView, Done, ExecConfig, ExecStreams, ExecView, Gate, Holdings, JoinTokens, Later,
+    LocalState, LogQuery, Logged, ManagerView, NodeView, Reachability, Refusal, Request,
 };
 use crate::hidden::Hidden;
 use crate::manager::Manager;
@@ -152,6 +153,14 @@ impl Gate for Node {
             }
             Ok(manager.open_latest(id)?.as_slice().to_vec())
         })
+    }
+
+    fn holdings(
+        &self,
+        materials: Vec<MaterialId>,
+        within: Duration,
+    ) -> Later<'_, Result<Holdings, Refusal>> {
+        Box::pin(async move { self.manager()?.holdings(materials, within).await })
     }
 
     fn audit(&self, query: AuditQuery) -> Later<'_, Result<AuditAnswer, Refusal>> {

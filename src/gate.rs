@@ -1,9 +1,11 @@
 //! What the local API asks of the node. The API knows nothing else of it.
 
 mod container;
+mod holdings;
 mod refusal;
 
 use std::pin::Pin;
+use std::time::Duration;
 
 use futures_util::stream::BoxStream;
 use skep_core::id::{ClusterId, MaterialId, NodeId, ServiceId, TaskId};
@@ -11,12 +13,14 @@ use skep_core::model::cluster::ClusterSpec;
 use skep_core::model::material::{MaterialKind, MaterialSpec};
 use skep_core::model::node::{Availability, NodeSpec, Role};
 use skep_core::model::service::ServiceSpec;
+use skep_core::outcome::Dropped;
 use skep_core::state::State;
 
 pub use container::{
     ContainerState, ContainerView, ExecConfig, ExecStreams, ExecView, LogGap, LogLine, LogQuery,
     Logged,
 };
+pub use holdings::{Holder, Holdings};
 pub use refusal::Refusal;
 
 use crate::audit::{AuditAnswer, AuditGap, AuditQuery, AuditVerdict, Entry};
@@ -106,10 +110,30 @@ pub enum Request {
         /// Compared in constant time.
         payload: Option<Protected>,
     },
+    /// Drops versions that nobody uses.
+    MaterialPrune {
+        /// Of secrets or of configs.
+        kind: MaterialKind,
+        /// Of which; empty for all of the kind.
+        ids: Vec<MaterialId>,
+        /// How many versions each keeps, the latest ones; none for what each says itself.
+        keep: Option<u32>,
+    },
     /// Removes a secret or config.
     MaterialRemove {
         /// Which.
         id: MaterialId,
+    },
+    /// Takes a secret or config back from tasks that are granted it.
+    MaterialRevoke {
+        /// Which.
+        id: MaterialId,
+        /// The only service; none for all that hold it.
+        service: Option<ServiceId>,
+        /// The only task; none for all of them.
+        task: Option<TaskId>,
+        /// Who asks.
+        uid: u32,
     },
     /// Makes a service.
     ServiceCreate {
@@ -196,6 +220,8 @@ pub enum Done {
     Material(MaterialId),
     /// Their latest versions now, in the order they were asked for.
     Versions(Vec<u64>),
+    /// These versions were dropped.
+    Pruned(Vec<Dropped>),
     /// A service was made.
     Service(ServiceId),
     /// Nothing to say.
@@ -334,6 +360,14 @@ pub trait Gate: Send + Sync + 'static {
 
     /// The payload of a config's latest version. Refused for secrets.
     fn config_payload(&self, id: MaterialId) -> Later<'_, Result<Vec<u8>, Refusal>>;
+
+    /// What tasks hold of these secrets and configs. Answered once all that can be reached hold
+    /// what they should, or after `within`.
+    fn holdings(
+        &self,
+        materials: Vec<MaterialId>,
+        within: Duration,
+    ) -> Later<'_, Result<Holdings, Refusal>>;
 
     /// The images of this node.
     fn images(&self) -> &crate::engine::images::ImageStore;

@@ -22,6 +22,9 @@ pub const SHIM_START: Duration = Duration::from_secs(10);
 pub const SHIM_SILENCE: Duration = Duration::from_secs(30);
 /// How long a shim may take to clear up after it has told the end of its task.
 pub const SHIM_END: Duration = Duration::from_secs(15);
+/// Orders of managers that may wait for one task: as many as a session has under way, and those of
+/// the session before.
+pub const TASK_ORDERS: usize = 2 * skep_core::limits::ORDERS;
 /// How long one runc call may take.
 pub const RUNC_CALL: Duration = Duration::from_secs(60);
 /// Bytes of one task log file before it is rotated.
@@ -259,3 +262,13 @@ pub const AUDIT_LAST_READS: usize = 65_536;
 pub const AUDIT_ANCHOR: Duration = Duration::from_secs(10);
 /// Anchors in one proposal.
 pub const AUDIT_ANCHORS: usize = 512;
+/// How long a manager waits at most, in one answer, for its agents' tasks to hold what they should.
+pub const HOLDINGS_ROUND: Duration = Duration::from_secs(2);
+/// How much longer than that its answer may take to come.
+pub const HOLDINGS_SLACK: Duration = Duration::from_millis(500);
+/// Tasks in one such answer; those beyond count as not reached.
+pub const HOLDINGS: usize = 65_536;
+/// How long a revocation waits to be in force everywhere before it is told where it is not.
+pub const REVOKE_WAIT: Duration = Duration::from_secs(2);
+/// The longest that a client may ask to wait until tasks hold a new version.
+pub const UPDATE_WAIT_MAX: Duration = Duration::from_secs(600);

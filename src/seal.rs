@@ -19,6 +19,8 @@ use zeroize::Zeroizing;
 
 use crate::protected::{ProtectError, Protected};
 
+/// What seals payloads at rest, by the name that others know it by.
+pub const CIPHER: &str = "AES-256-GCM-SIV";
 /// Bytes of an HPKE encapsulated key.
 const ENCAPPED_BYTES: usize = 32;
 /// Bytes of an AEAD tag.

@@ -34,7 +34,8 @@ pub struct Row {
     pub reader: Option<Reader>,
     /// Opens that succeeded.
     pub opened: u64,
-    /// Opens that the server refused. What permissions forbid never gets that far.
+    /// Opens that the server refused, and looks at what was taken away. What permissions forbid
+    /// never gets that far.
     pub refused: u64,
     /// First open, in nanoseconds since 1970.
     pub first_ns: i64,

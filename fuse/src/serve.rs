@@ -72,6 +72,13 @@ impl Shared {
         self.record(record);
     }
 
+    /// Counts as refused that somebody wanted what was taken away: the kernel asks for a file's
+    /// attributes before it opens it, and gets no further. It does not say what it asks for: a mere
+    /// look counts too.
+    fn deny(&self, grant: Option<Arc<Grant>>, req: &Request) {
+        self.record(grant.map(|grant| (grant, caller(req), Outcome::Refused)));
+    }
+
     fn record(&self, records: impl IntoIterator<Item = Record>) {
         for (grant, caller, outcome) in records {
             self.audit.record(&grant, caller, outcome);
@@ -144,7 +151,7 @@ impl Filesystem for Fs {
         Ok(())
     }
 
-    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         if name.len() > limits::NAME_BYTES {
             return reply.error(Errno::ENAMETOOLONG);
         }
@@ -159,18 +166,29 @@ impl Filesystem for Fs {
                 &file_attr(&found),
                 Generation(0),
             ),
-            None => reply.error(Errno::ENOENT),
+            None => {
+                reply.error(Errno::ENOENT);
+                let sought = name.to_str().and_then(|n| state.files.tree().child(parent.0, n));
+                let denied = sought.and_then(|ino| state.files.taken_away(ino));
+                drop(state);
+                self.shared.deny(denied, req);
+            }
         }
     }
 
     fn forget(&self, _req: &Request, _ino: INodeNo, _nlookup: u64) {}
 
-    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+    fn getattr(&self, req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
         let mut state = self.shared.state();
         state.known = true;
         match state.files.attributes(ino.0) {
             Some(found) => reply.attr(&limits::CACHE_TTL, &file_attr(&found)),
-            None => reply.error(Errno::ENOENT),
+            None => {
+                reply.error(Errno::ENOENT);
+                let denied = state.files.taken_away(ino.0);
+                drop(state);
+                self.shared.deny(denied, req);
+            }
         }
     }
 
@@ -187,8 +205,7 @@ impl Filesystem for Fs {
             OpenAccMode::O_WRONLY => Access::Touch,
             OpenAccMode::O_RDWR => return reply.error(Errno::EROFS),
         };
-        let caller = Caller { uid: req.uid(), gid: req.gid(), pid: req.pid() };
-        self.shared.open(Parked { ino: ino.0, access, caller, reply });
+        self.shared.open(Parked { ino: ino.0, access, caller: caller(req), reply });
     }
 
     fn read(
@@ -378,6 +395,10 @@ impl Filesystem for Fs {
     ) {
         reply.error(Errno::EROFS);
     }
+}
+
+fn caller(req: &Request) -> Caller {
+    Caller { uid: req.uid(), gid: req.gid(), pid: req.pid() }
 }
 
 fn errno(refusal: Refusal) -> Errno {

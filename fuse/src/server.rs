@@ -37,7 +37,8 @@ pub struct Delivered {
     /// Number `N` of the new set `/run/secrets/..N`, if anything below there changed.
     pub set: Option<u64>,
     /// Files with new content, below the mount's directory: what the sentinel writes to so
-    /// that watchers hear of it. Files that are new themselves are not among them.
+    /// that watchers hear of it. Those that come back after a revocation are among them, files that
+    /// are new themselves are not.
     pub replaced: Vec<PathBuf>,
     /// Why the kernel may still show the old size or mode for a moment.
     pub unsettled: Option<NotifyError>,
@@ -149,7 +150,9 @@ impl Server {
         }
         let set = set.into_iter().map(|member| (member.grant, member.content)).collect();
         let change = state.files.deliver(set)?;
-        let is_replaced = |&&(_, placement): &&(u64, Placement)| placement == Placement::Replaced;
+        let is_replaced = |&&(_, placement): &&(u64, Placement)| {
+            matches!(placement, Placement::Replaced | Placement::Returned)
+        };
         let tree = state.files.tree();
         let replaced = change.placed.iter().filter(is_replaced);
         let replaced = replaced.filter_map(|&(ino, _)| tree.path(ino)).collect();

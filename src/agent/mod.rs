@@ -6,6 +6,7 @@ pub mod exec;
 mod isolation;
 mod leftovers;
 pub mod link;
+mod orders;
 pub mod program;
 pub mod remote;
 pub mod shown;
@@ -19,12 +20,10 @@ mod wanted;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use skep_core::assign::{AssignmentDiff, TaskAssignment};
 use skep_core::id::{ClusterId, NodeId, TaskId};
 use skep_core::time::Span;
-use tokio::sync::mpsc::error::SendTimeoutError;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
@@ -36,18 +35,14 @@ use crate::engine::plan::NodeContext;
 use crate::files::{FileError, make_dir};
 use crate::gate::{ContainerView, ExecConfig, ExecStreams, Refusal};
 use crate::wire::session::{FromAgent, ToAgent};
-use crate::wire::shim::{Delivery, ToShim};
+use crate::wire::shim::ToShim;
 use exec::{ExecTable, no_such};
 use link::ShimLink;
+use orders::{Order, Orders, orders};
 use program::Supervisor;
 use shown::Shown;
 use task::Actor;
 use wanted::Wanted;
-
-/// Deliveries that may wait for one task.
-const DELIVERIES: usize = 16;
-/// How long the next one waits for its turn.
-const DELIVERY_WAIT: Duration = Duration::from_secs(5);
 
 /// What every task's actor shares.
 #[derive(Debug)]
@@ -118,7 +113,7 @@ impl Context {
 #[derive(Debug)]
 struct Handle {
     wanted: watch::Sender<Wanted>,
-    deliveries: mpsc::Sender<Delivery>,
+    orders: Orders,
     shown: Arc<Mutex<Shown>>,
     actor: JoinHandle<()>,
 }
@@ -188,22 +183,21 @@ impl Agent {
                 }
                 ToAgent::AuditStored { batch } => self.mail.is_stored(batch),
                 // No more than a sign of life, or for the one who holds the session.
-                ToAgent::Beat
-                | ToAgent::Directory(_)
-                | ToAgent::Role { .. }
-                | ToAgent::Revoke { .. } => {}
-                ToAgent::Deliver { task, delivery } => {
-                    let sender = lock(&self.tasks).get(&task).map(|h| h.deliveries.clone());
-                    // A task that is gone needs no payload. One that takes none must not hold
-                    // up the orders of the others.
-                    if let Some(sender) = sender
-                        && let Err(SendTimeoutError::Timeout(_)) =
-                            sender.send_timeout(delivery, DELIVERY_WAIT).await
-                    {
-                        tracing::error!(%task, "a task takes no payloads");
-                    }
+                ToAgent::Beat | ToAgent::Directory(_) | ToAgent::Role { .. } => {}
+                ToAgent::Deliver { task, delivery } => self.order(&task, Order::Deliver(delivery)),
+                ToAgent::Revoke { task, sequence, materials } => {
+                    self.order(&task, Order::Revoke { sequence, materials });
                 }
             }
+        }
+    }
+
+    /// Hands an order on to a task. One that is gone needs none.
+    fn order(&self, task: &TaskId, order: Order) {
+        if let Some(handle) = lock(&self.tasks).get(task)
+            && !handle.orders.put(order)
+        {
+            tracing::warn!(%task, "a task is behind with its orders, and asks for them anew");
         }
     }
 
@@ -236,11 +230,10 @@ impl Agent {
         }
         let shown = Arc::new(Mutex::new(Shown::new(Arc::clone(&assignment))));
         let (wanted, wanted_rx) = watch::channel(Wanted::Run(assignment));
-        let (deliveries, deliveries_rx) = mpsc::channel(DELIVERIES);
-        let actor =
-            Actor::new(Arc::clone(&self.context), id, wanted_rx, deliveries_rx, Arc::clone(&shown));
+        let (orders, queue) = orders();
+        let actor = Actor::new(Arc::clone(&self.context), id, wanted_rx, queue, Arc::clone(&shown));
         let actor = tokio::spawn(actor.run(found));
-        tasks.insert(id, Handle { wanted, deliveries, shown, actor });
+        tasks.insert(id, Handle { wanted, orders, shown, actor });
     }
 
     /// Ends every task of this node and removes what they left.

@@ -1,26 +1,26 @@
 //! One task on this node: the core's task machine decides, this carries it out.
 
 mod image;
+mod shim;
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::Signal;
 use skep_core::assign::{AssignedGrant, TaskAssignment};
 use skep_core::command::TaskReport;
 use skep_core::id::TaskId;
 use skep_core::limits::STOP_GRACE;
 use skep_core::model::task::{ContainerStatus, TaskState, TaskStatus};
 use skep_core::task_machine::{Action, End, Local, Report, step};
-use skep_core::time::Stamp;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use super::audit::set_aside;
 use super::leftovers::Traces;
-use super::link::{Incoming, ShimLink};
+use super::orders::{Next, Queue};
 use super::shown::Shown;
 use super::spawn::spawn_shim;
 use super::store::{self, Found, Record};
@@ -30,10 +30,11 @@ use crate::chain::chain;
 use crate::engine;
 use crate::engine::images::Hold;
 use crate::files::remove_dir;
-use crate::limits::{SHIM_END, SHIM_SILENCE};
+use crate::limits::SHIM_END;
 use crate::wire::launch::Launch;
 use crate::wire::session::FromAgent;
-use crate::wire::shim::{Delivery, Exit, FromShim, Hello, ShimState, ShimStatus, ToShim};
+use crate::wire::shim::{FromShim, ToShim};
+use shim::Shim;
 
 /// Time between two questions to a shim that says nothing.
 const PROBE: Duration = Duration::from_secs(10);
@@ -41,32 +42,13 @@ const PROBE: Duration = Duration::from_secs(10);
 /// What is told of a task that was ended because its node was cut off.
 const ISOLATED: &str = "stopped while its node was cut off from the managers";
 
-/// One connection to the shim.
-#[derive(Debug)]
-struct Shim {
-    link: ShimLink,
-    incoming: Incoming,
-    hello: Hello,
-    /// The process itself, whoever has its number later; none if it is gone already.
-    process: Option<OwnedFd>,
-}
-
-impl Shim {
-    fn kill(&self) {
-        if let Some(process) = &self.process {
-            // It may have ended by itself meanwhile.
-            let _ = pidfd_send_signal(process, Signal::KILL);
-        }
-    }
-}
-
 /// The task's actor.
 #[derive(Debug)]
 pub(super) struct Actor {
     context: Arc<Context>,
     id: TaskId,
     wanted: watch::Receiver<Wanted>,
-    deliveries: mpsc::Receiver<Delivery>,
+    orders: Queue,
     shown: Arc<Mutex<Shown>>,
     local: Local,
     shim: Option<Shim>,
@@ -78,8 +60,6 @@ pub(super) struct Actor {
     asked: bool,
     stopping: bool,
     stop_signal: i32,
-    /// Sequence of the delivery that waits for its receipt.
-    delivering: Option<u64>,
     /// What it leaves on the node, once it was planned.
     traces: Option<Traces>,
     /// When its shim last said something.
@@ -90,7 +70,7 @@ pub(super) struct Actor {
 enum News {
     Wanted,
     Silence,
-    Delivery(Option<Delivery>),
+    Order(Next),
     Shim(Option<Box<(FromShim, Vec<OwnedFd>)>>),
 }
 
@@ -99,14 +79,14 @@ impl Actor {
         context: Arc<Context>,
         id: TaskId,
         wanted: watch::Receiver<Wanted>,
-        deliveries: mpsc::Receiver<Delivery>,
+        orders: Queue,
         shown: Arc<Mutex<Shown>>,
     ) -> Self {
         Self {
             context,
             id,
             wanted,
-            deliveries,
+            orders,
             shown,
             local: Local::New,
             shim: None,
@@ -116,7 +96,6 @@ impl Actor {
             asked: false,
             stopping: false,
             stop_signal: libc_sigterm(),
-            delivering: None,
             traces: None,
             heard: Instant::now(),
         }
@@ -137,6 +116,10 @@ impl Actor {
             self.isolated |= matches!(wanted, Wanted::Isolated(_));
             let desired = assignment.task.desired;
             let desired = if self.isolated { desired.max(TaskState::Shutdown) } else { desired };
+            if let Some(why) = self.unfit(assignment) {
+                self.abandon().await;
+                self.local = Local::Rejected(why);
+            }
             let (action, mut report) = step(desired, &self.local);
             if self.isolated && report.state == TaskState::Shutdown {
                 report.err = Some(ISOLATED.to_owned());
@@ -150,6 +133,17 @@ impl Actor {
             self.wait().await;
         }
         self.destroy().await;
+    }
+
+    /// Why a task that has not begun to start cannot: payloads that it may not have never come.
+    fn unfit(&self, assignment: &TaskAssignment) -> Option<String> {
+        let is_waiting = matches!(self.local, Local::New | Local::Launched | Local::Loaded);
+        // What an earlier daemon was told may be over.
+        if !is_waiting || !self.confirmed || self.isolated {
+            return None;
+        }
+        let missing: Vec<String> = assignment.missing().map(|one| one.to_string()).collect();
+        (!missing.is_empty()).then(|| missing.join("; "))
     }
 
     /// Carries out an action. True if the local state changed by it.
@@ -204,7 +198,7 @@ impl Actor {
                     if changed.is_err() { std::future::pending::<()>().await }
                     News::Wanted
                 }
-                delivery = self.deliveries.recv() => News::Delivery(delivery),
+                next = self.orders.next() => News::Order(next),
                 () = sleep(PROBE) => News::Silence,
             }
         };
@@ -212,37 +206,16 @@ impl Actor {
             // Seen by now: the next look finds no change.
             News::Wanted => self.confirmed = true,
             News::Silence => self.probe().await,
-            News::Delivery(Some(delivery)) => {
-                self.delivering = Some(delivery.sequence);
-                self.tell(ToShim::Deliver(delivery)).await;
-            }
-            News::Delivery(None) => std::future::pending().await,
+            News::Order(Next::Order(order)) => self.tell(order.into()).await,
+            News::Order(Next::Missed) => self.announce().await,
             News::Shim(Some(said)) => {
                 let (message, fds) = *said;
-                self.hear(message, fds);
+                self.hear(message, fds).await;
                 if matches!(self.local, Local::Rejected(_)) {
                     self.abandon().await;
                 }
             }
             News::Shim(None) => self.shim_gone().await,
-        }
-    }
-
-    /// Asks a shim that said nothing for a while, and kills one that says nothing at all: its
-    /// sentinel then ends the container.
-    async fn probe(&mut self) {
-        let Some(shim) = &self.shim else { return };
-        if self.heard.elapsed() < SHIM_SILENCE {
-            return self.tell(ToShim::Probe).await;
-        }
-        tracing::warn!(task = %self.id, "a supervisor is silent and is killed");
-        shim.kill();
-        self.heard = Instant::now();
-    }
-
-    async fn tell(&self, message: ToShim) {
-        if let Some(shim) = &self.shim {
-            shim.link.send(message).await;
         }
     }
 
@@ -268,19 +241,6 @@ impl Actor {
         Err(said.unwrap_or_else(|| chain(&error)))
     }
 
-    async fn connect(&mut self) -> Result<ShimStatus, super::link::LinkError> {
-        // Where the plan says: this daemon may have been started with another run root.
-        let run_dir = self.traces.as_ref().map(|traces| traces.run_dir.clone());
-        let run_dir = run_dir.unwrap_or_else(|| self.context.run_dir(&self.id));
-        let (link, hello, incoming) = ShimLink::connect(&run_dir).await?;
-        let status = hello.status.clone();
-        lock(&self.shown).status = Some(status.clone());
-        let process = open_process(hello.pid);
-        self.shim = Some(Shim { link, incoming, hello, process });
-        self.heard = Instant::now();
-        Ok(status)
-    }
-
     /// Asks the manager for payloads, once. True if none is needed: the shim of an earlier
     /// daemon may hold them all.
     async fn load(&mut self, assignment: &TaskAssignment) -> bool {
@@ -296,137 +256,6 @@ impl Actor {
             self.announce().await;
         }
         false
-    }
-
-    async fn announce(&self) {
-        let Some(shim) = &self.shim else { return };
-        let hello = &shim.hello;
-        // One that could not make itself ready has none: its end is on the way.
-        if hello.key == [0; 32] {
-            return;
-        }
-        let message = FromAgent::Shim {
-            task: self.id,
-            key: hello.key,
-            held: hello.held.clone(),
-            sequence: hello.sequence,
-        };
-        // Without a session the next one asks again.
-        let _ = self.context.session.send(message).await;
-    }
-
-    fn hear(&mut self, message: FromShim, fds: Vec<OwnedFd>) {
-        self.heard = Instant::now();
-        let execs = &self.context.execs;
-        match message {
-            FromShim::Delivered { sequence } => {
-                if self.delivering == Some(sequence) {
-                    self.delivering = None;
-                    if self.local == Local::Launched {
-                        self.local = Local::Loaded;
-                    }
-                }
-            }
-            FromShim::Refused { request, reason } => {
-                tracing::warn!(task = %self.id, request, reason, "a supervisor refused a request");
-                if matches!(self.local, Local::Launched | Local::Loaded | Local::Starting) {
-                    self.local = Local::Rejected(format!("{request} refused: {reason}"));
-                }
-            }
-            FromShim::Status(status) => self.observe(status),
-            FromShim::ExecStarted { id, pid } => {
-                execs.running(&id, pid, fds.into_iter().next());
-            }
-            FromShim::ExecExited { id, code, error } => execs.ended(&id, code, error.as_deref()),
-            FromShim::Hello(_) | FromShim::Audit(_) => {}
-        }
-    }
-
-    /// Takes over what the shim says of its container.
-    fn observe(&mut self, status: ShimStatus) {
-        let mut shown = lock(&self.shown);
-        let old = shown.status.as_ref().and_then(|old| old.trouble.as_ref());
-        if let Some(trouble) = status.trouble.as_ref().filter(|new| Some(*new) != old) {
-            tracing::warn!(task = %self.id, trouble, "a task runs with trouble");
-        }
-        match status.state {
-            ShimState::Waiting => {}
-            ShimState::Starting => self.local = Local::Starting,
-            ShimState::Running => {
-                self.local = Local::Running { pid: status.pid };
-                shown.link = self.shim.as_ref().map(|shim| shim.link.clone());
-            }
-            ShimState::Exited | ShimState::Failed => {
-                let exit = status.exit.clone().unwrap_or_else(lost);
-                drop(shown);
-                self.local = self.end(exit);
-                shown = lock(&self.shown);
-            }
-        }
-        shown.status = Some(status);
-    }
-
-    /// Records the end of the process.
-    fn end(&self, exit: Exit) -> Local {
-        let end = End {
-            code: exit.code,
-            oom: exit.oom,
-            error: exit.error.clone(),
-            ran: exit.started_ns > 0,
-        };
-        let mut shown = lock(&self.shown);
-        shown.link = None;
-        shown.exit = Some(exit);
-        shown.ended.send_replace(true);
-        if let Some(container) = shown.container_id() {
-            self.context.execs.container_ended(container);
-        }
-        Local::Ended(end)
-    }
-
-    /// The connection ended: the shim left after its exit record, or was killed.
-    async fn shim_gone(&mut self) {
-        self.shim = None;
-        lock(&self.shown).link = None;
-        let _ = self.context.session.send(FromAgent::ShimGone { task: self.id }).await;
-        if matches!(self.local, Local::Ended(_) | Local::Rejected(_)) {
-            return;
-        }
-        // A daemon that was replaced on the socket by nobody: the shim may still be there.
-        match self.connect().await {
-            Ok(status) => self.take_up(status).await,
-            Err(_) => self.bury().await,
-        }
-    }
-
-    /// Goes on with a shim that was there before this connection: what was said on an earlier
-    /// one may not have reached it, nor its manager.
-    async fn take_up(&mut self, status: ShimStatus) {
-        (self.asked, self.stopping, self.delivering) = (false, false, None);
-        self.local = Local::Launched;
-        self.observe(status);
-        if self.local != Local::Launched {
-            self.announce().await;
-        }
-    }
-
-    /// The shim is gone for good: its exit record says how, or there is none.
-    async fn bury(&mut self) {
-        let dir = self.context.task_dir(&self.id);
-        self.clear_run_state().await;
-        let exit = store::load_exit(&dir).unwrap_or_else(|| {
-            let mut shown = lock(&self.shown);
-            let started = shown.status.as_ref().map_or(Stamp(0), |status| status.started);
-            let exit = Exit { started_ns: started.0, ..lost() };
-            if let Some(record) = &mut shown.record {
-                record.lost = Some(exit.clone());
-                if let Err(error) = record.save(&dir) {
-                    tracing::warn!(task = %self.id, error = chain(&error), "cannot keep a record");
-                }
-            }
-            exit
-        });
-        self.local = self.end(exit);
     }
 
     /// Ends what a killed shim may have left: the container, its cgroups, its run directory.
@@ -465,6 +294,7 @@ impl Actor {
                 let _ = timeout(SHIM_END, left).await;
             }
             shim.kill();
+            self.tell_gone().await;
         }
         self.clear_run_state().await;
         lock(&self.shown).ended.send_replace(true);
@@ -539,40 +369,10 @@ impl Actor {
             tracing::warn!(task = %self.id, error = chain(&error), "a task's files stay");
         }
     }
-
-    /// Hears the shim out. It kills after the grace by itself, and one that is silent is killed:
-    /// so this ends.
-    async fn drain_until_end(&mut self) {
-        while matches!(self.local, Local::Running { .. } | Local::Starting) {
-            let Some(shim) = &mut self.shim else { return };
-            match timeout(PROBE, shim.incoming.recv()).await {
-                Ok(Some((message, fds))) => self.hear(message, fds),
-                Ok(None) => return,
-                Err(_) => self.probe().await,
-            }
-        }
-    }
-}
-
-/// A hold on the process that has this number now.
-fn open_process(pid: u32) -> Option<OwnedFd> {
-    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw)?;
-    pidfd_open(pid, PidfdFlags::empty()).ok()
 }
 
 fn libc_sigterm() -> i32 {
     Signal::TERM.as_raw()
-}
-
-/// The exit of a task whose supervisor left no record.
-fn lost() -> Exit {
-    Exit {
-        code: 137,
-        oom: false,
-        at_ns: crate::clock::now().0,
-        error: Some("the task's supervisor was killed; the container was stopped with it".into()),
-        started_ns: 0,
-    }
 }
 
 /// Makes the complete plan of a task and its files, and holds its image. Blocking.
@@ -595,3 +395,6 @@ fn plan(context: &Context, assignment: &TaskAssignment) -> Result<(Launch, Recor
     store::save_launch(&dir, &plan.launch).map_err(|e| chain(&e))?;
     Ok((plan.launch, record, hold))
 }
+
+#[cfg(test)]
+mod tests;

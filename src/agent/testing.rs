@@ -37,7 +37,7 @@ impl Stage {
         let shown = running(&agent.context, &task, link);
         let handle = Handle {
             wanted: watch::Sender::new(Wanted::Gone),
-            deliveries: mpsc::channel(1).0,
+            orders: orders().0,
             shown: Arc::new(Mutex::new(shown)),
             actor: tokio::spawn(async {}),
         };

@@ -12,8 +12,8 @@ use super::peer::Peer;
 use super::query::{Query, decode};
 use super::reply::{self, Outcome, Reply};
 use super::{
-    audit, containers, exec, images, materials, networks, nodes, services, swarm, system, tasks,
-    versions,
+    audit, containers, exec, holders, images, materials, networks, nodes, services, swarm, system,
+    tasks, versions,
 };
 use crate::gate::{Gate, LocalState, NodeView, Refusal};
 use skep_core::model::material::MaterialKind;
@@ -113,6 +113,10 @@ async fn own(call: Call, path: &[&str]) -> Outcome {
         }
         ["v1", "secrets", rest @ ..] => versions::serve(MaterialKind::Secret, call, rest).await,
         ["v1", "configs", rest @ ..] => versions::serve(MaterialKind::Config, call, rest).await,
+        ["v1", "info"] if call.method == Method::GET => holders::info(&*call.gate).await,
+        ["v1", "nodes", word, "holdings"] if call.method == Method::GET => {
+            holders::of_node(&call, word).await
+        }
         _ => Err(ApiError::PageNotFound),
     }
 }
@@ -121,7 +125,7 @@ async fn own(call: Call, path: &[&str]) -> Outcome {
 fn is_of_swarm(method: &Method, path: &[&str]) -> bool {
     match path {
         ["nodes" | "secrets" | "configs" | "services" | "tasks", ..] => true,
-        ["skep", "v1", "secrets" | "configs" | "audit", ..] => true,
+        ["skep", "v1", "secrets" | "configs" | "nodes" | "audit", ..] => true,
         ["swarm"] => method == Method::GET,
         ["swarm", verb] => matches!(*verb, "update" | "unlockkey"),
         _ => false,

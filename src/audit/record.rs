@@ -58,7 +58,7 @@ pub struct Row {
     /// Opens that succeeded.
     #[n(1)]
     pub opened: u64,
-    /// Opens that were refused because the secret is revoked, or its task over.
+    /// Times that it was to be opened, or looked at, and was revoked, or its task over.
     #[n(2)]
     pub refused: u64,
     /// The first of these opens.
@@ -190,6 +190,19 @@ pub enum What {
     /// The task is over: nothing of it can be read any more, and no record follows.
     #[n(6)]
     Ended,
+    /// The container's first process was sent a signal, as new versions had come into force.
+    #[n(7)]
+    Signalled {
+        /// Secrets and configs with a new version.
+        #[n(0)]
+        materials: Vec<MaterialId>,
+        /// Signal number.
+        #[n(1)]
+        signal: i32,
+        /// With which delivery they came.
+        #[n(2)]
+        sequence: u64,
+    },
 }
 
 /// What should be in a record and is not.
@@ -215,7 +228,9 @@ impl What {
             Self::Delivered { material, .. }
             | Self::Switched { material, .. }
             | Self::Revoked { material, .. } => material == id,
-            Self::Refused { materials, .. } => materials.contains(id),
+            Self::Refused { materials, .. } | Self::Signalled { materials, .. } => {
+                materials.contains(id)
+            }
             Self::Begun { .. } | Self::Rotated { .. } | Self::Ended => false,
         }
     }
@@ -227,7 +242,11 @@ impl What {
             Self::Delivered { name, .. }
             | Self::Switched { name, .. }
             | Self::Revoked { name, .. } => name == wanted,
-            Self::Refused { .. } | Self::Begun { .. } | Self::Rotated { .. } | Self::Ended => false,
+            Self::Refused { .. }
+            | Self::Signalled { .. }
+            | Self::Begun { .. }
+            | Self::Rotated { .. }
+            | Self::Ended => false,
         }
     }
 }

@@ -9,6 +9,7 @@ use super::call::{Call, out, outln, warn};
 use super::client::Target;
 use super::error::CliError;
 use super::flags::{Arity, Command, Flag};
+use super::help::BEYOND;
 use super::logs::moment;
 use super::material::Kind;
 use super::output::{LIST_FORMAT, Layout, Row, list, row};
@@ -47,6 +48,7 @@ pub(super) const SECRET_AUDIT: Command = Command::client(
     |call| audit(call, Kind::Secret),
 )
 .flags(FLAGS)
+.section(BEYOND)
 .takes(Arity::Between(0, 1));
 
 pub(super) const CONFIG_AUDIT: Command =
@@ -54,6 +56,7 @@ pub(super) const CONFIG_AUDIT: Command =
         audit(call, Kind::Config)
     })
     .flags(FLAGS)
+    .section(BEYOND)
     .takes(Arity::Exactly(1));
 
 const LAYOUT: Layout = Layout {
@@ -315,6 +318,7 @@ fn what(object: &Value) -> String {
         }
         "switched" => format!("switched from version {}", field("From")),
         "refused" => format!("delivery {} refused: {}", field("Delivery"), field("Reason")),
+        "signalled" => format!("signal {} sent on delivery {}", field("Signal"), field("Delivery")),
         "begun" => "supervisor begun".to_owned(),
         "ended" => "task ended".to_owned(),
         "rotated" => format!("file rotated: its node keeps records from {} on", field("KeptFrom")),

@@ -366,6 +366,11 @@ fn nodes_are_removed_and_failures_told_at_the_end() {
     let daemon = Daemon::start(&[
         ("DELETE /nodes/up", 400, r#"{"message":"node up is not down and can't be removed"}"#),
         ("DELETE /nodes/gone", 200, ""),
+        (
+            "GET /skep/v1/nodes/gone/holdings",
+            200,
+            r#"{"Hostname":"n4","Unreachable":[{"Kind":"secret","Name":"db","Versions":[2]}]}"#,
+        ),
     ]);
     let why = daemon.run(&["node", "rm", "up", "gone"]).unwrap_err();
     assert_eq!(
@@ -375,7 +380,14 @@ fn nodes_are_removed_and_failures_told_at_the_end() {
     assert_eq!(daemon.run(&["node", "remove", "--force", "gone"]).unwrap(), 0);
     assert_eq!(
         daemon.seen(),
-        ["DELETE /nodes/up", "DELETE /nodes/gone", "DELETE /nodes/gone?force=1"]
+        [
+            "GET /skep/v1/nodes/up/holdings",
+            "DELETE /nodes/up",
+            "GET /skep/v1/nodes/gone/holdings",
+            "DELETE /nodes/gone",
+            "GET /skep/v1/nodes/gone/holdings",
+            "DELETE /nodes/gone?force=1"
+        ]
     );
 }
 
@@ -389,4 +401,53 @@ fn a_missing_daemon_is_told_with_its_socket_and_a_remedy() {
     let text = act(&call).unwrap_err().to_string();
     assert!(text.contains(socket.to_str().unwrap()), "{text}");
     assert!(text.contains("Is the skep daemon running?") && text.contains("skep up"), "{text}");
+}
+
+#[test]
+fn a_revocation_that_is_not_in_force_everywhere_is_told_by_the_exit_code() {
+    macro_rules! answer {
+        ($late:literal, $unreachable:literal) => {
+            concat!(
+                r#"{"Name":"db","Version":1,"Services":["web"],"Tasks":[],"Late":["#,
+                $late,
+                r#"],"Unreachable":["#,
+                $unreachable,
+                r#"],"AbsentManagers":[]}"#
+            )
+        };
+    }
+    const PATH: &str = "POST /skep/v1/secrets/db/revoke";
+    let scripts: [(Script, u8); 3] = [
+        (&[(PATH, 200, answer!("", ""))], 0),
+        (&[(PATH, 200, answer!(r#"{"Task":"t1","Versions":[1]}"#, ""))], 2),
+        (&[(PATH, 200, answer!("", r#"{"Task":"t1","Versions":[1]}"#))], 2),
+    ];
+    for (script, code) in scripts {
+        let daemon = Daemon::start(script);
+        let told = daemon.run(&["secret", "revoke", "--service", "web", "db"]).unwrap();
+        assert_eq!(told, code, "{script:?}");
+        let sent = daemon.body(PATH);
+        assert_eq!(sent, serde_json::json!({"Service": "web", "Task": null}));
+    }
+}
+
+#[test]
+fn an_update_that_waits_tells_which_tasks_do_not_have_it() {
+    const UPDATED: (&str, u16, &str) =
+        ("POST /skep/v1/secrets/update", 200, r#"[{"Name":"db","Version":2}]"#);
+    const HOLDERS: &str = "GET /skep/v1/secrets/db/holders";
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "x").unwrap();
+    let path = file.path().to_str().unwrap();
+    let scripts: [(Script, u8); 2] = [
+        (&[UPDATED, (HOLDERS, 200, r#"{"Tasks":[{"Task":"t","Complies":true}]}"#)], 0),
+        (&[UPDATED, (HOLDERS, 200, r#"{"Tasks":[{"Task":"t","Complies":false}]}"#)], 2),
+    ];
+    for (script, code) in scripts {
+        let daemon = Daemon::start(script);
+        let told = daemon.run(&["secret", "update", "--wait", "--timeout", "0", "db", path]);
+        assert_eq!(told.unwrap(), code);
+        let seen = daemon.seen();
+        assert_eq!(seen[1], "GET /skep/v1/secrets/db/holders?wait_ms=0", "{seen:?}");
+    }
 }

@@ -17,6 +17,7 @@ mod frames;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
 mod help;
+mod holders;
 mod human;
 mod image;
 mod import;

@@ -11,7 +11,7 @@ use super::flags::{Arity, Command, Flag};
 use super::output::{FILTER, INSPECT_FORMAT, LIST_FORMAT, Layout, PRETTY, QUIET, print_list, row};
 use super::task::{TASK_FLAGS, print_tasks};
 use super::values::check_label;
-use super::{human, inspect, json};
+use super::{holders, human, inspect, json};
 
 /// `skep node …`
 pub(super) const NODE: Command = Command::group(
@@ -329,8 +329,13 @@ fn remove(call: &Call) -> Result<u8, CliError> {
     for name in call.args() {
         let target = Target::new(&["nodes", name]);
         let target = if call.on("force") { target.with("force", "1") } else { target };
+        // Afterwards nobody knows the node any more.
+        let held = holders::of_node(&mut client, name);
         match client.delete(&target) {
-            Ok(_) => outln(name)?,
+            Ok(_) => {
+                outln(name)?;
+                held.iter().for_each(holders::warn_of_node);
+            }
             Err(why) => errors.push(why),
         }
     }

@@ -9,7 +9,7 @@ use super::client::Target;
 use super::error::CliError;
 use super::flags::{Arity, Command};
 use super::output::{INSPECT_FORMAT, inspect_text};
-use super::{human, json};
+use super::{holders, human, json};
 
 /// `skep version`
 pub(super) const VERSION: Command =
@@ -93,7 +93,12 @@ fn server_version(text: &mut String, server: &Value) {
 }
 
 fn info(call: &Call) -> Result<u8, CliError> {
-    let info = call.client()?.get_json(&Target::new(&["info"]))?;
+    let mut client = call.client()?;
+    let mut info = client.get_json(&Target::new(&["info"]))?;
+    let own = client.get_json(&Target::new(&["skep", "v1", "info"]))?;
+    if let Some(info) = info.as_object_mut() {
+        info.insert("Skep".to_owned(), own);
+    }
     match call.get("format").filter(|format| !format.is_empty()) {
         Some(format) => outln(&inspect_text(format, &info)?)?,
         None => out(&info_text(&info))?,
@@ -141,8 +146,25 @@ fn info_text(info: &Value) -> String {
         say(2, kind, &names.join(" "));
     }
     swarm_text(&mut out, json::at(info, &["Swarm"]).unwrap_or(&Value::Null));
+    secrets_text(&mut out, json::at(info, &["Skep"]).unwrap_or(&Value::Null));
     host_text(&mut out, info);
     out
+}
+
+fn secrets_text(out: &mut String, own: &Value) {
+    let mut say = |depth: usize, name: &str, value: &str| {
+        let gap = if value.is_empty() { "" } else { " " };
+        let _ = writeln!(out, "{:depth$}{name}:{gap}{value}", "");
+    };
+    say(1, "Secrets", "");
+    if let Some(swarm) = json::at(own, &["Swarm"]) {
+        let number = |key: &str| json::number(swarm, &[key]);
+        say(2, "Kept", &format!("{} in {} versions", number("Secrets"), number("Versions")));
+        say(2, "Cipher", json::text(swarm, &["Cipher"]));
+        say(2, "Key", &holders::key(swarm));
+        say(2, "Autolock", if json::flag(swarm, &["Autolock"]) { "on" } else { "off" });
+    }
+    say(2, "Tasks Here that Hold Some", &json::number(own, &["TasksHere"]).to_string());
 }
 
 fn swarm_text(out: &mut String, swarm: &Value) {

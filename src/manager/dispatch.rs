@@ -2,36 +2,53 @@
 //! their agents report goes to the log in common. A session that looked at every change, and
 //! proposed for itself, would make a thousand sessions do everything a thousand times.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use skep_core::apply::Change;
 use skep_core::assign::AssignmentDiff;
 use skep_core::command::{Command, TaskReport};
-use skep_core::id::{NodeId, TaskId};
+use skep_core::id::{MaterialId, NodeId, TaskId};
 use skep_core::state::State;
 use skep_raft::Event;
 use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
 
+use super::holdings::concerned;
 use super::{Manager, stopped};
 use crate::gate::Refusal;
 use crate::limits::{REPORTS, SESSION_BEAT};
 
 /// What a session has to look at anew.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(super) struct Due {
     /// What its node is.
     pub(super) role: bool,
     /// What its node has to run.
     pub(super) tasks: bool,
-    /// Which payloads its node's shims should hold.
-    pub(super) materials: bool,
+    /// What the shims of these tasks should hold.
+    pub(super) shims: BTreeSet<TaskId>,
+    /// What all its node's shims should hold.
+    pub(super) all_shims: bool,
 }
 
 impl Due {
-    const ALL: Self = Self { role: true, tasks: true, materials: true };
-    const NONE: Self = Self { role: false, tasks: false, materials: false };
+    fn all() -> Self {
+        Self { role: true, tasks: true, shims: BTreeSet::new(), all_shims: true }
+    }
+
+    fn role() -> Self {
+        Self { role: true, ..Self::default() }
+    }
+
+    fn tasks() -> Self {
+        Self { tasks: true, ..Self::default() }
+    }
+
+    /// Whether what some shim should hold has changed.
+    pub(super) fn concerns_shims(&self) -> bool {
+        self.all_shims || !self.shims.is_empty()
+    }
 }
 
 /// Where one session is told that something is due.
@@ -42,11 +59,12 @@ struct Bell {
 }
 
 impl Bell {
-    fn ring(&self, due: Due) {
+    fn ring(&self, due: &Due) {
         let mut held = lock(&self.due);
         held.role |= due.role;
         held.tasks |= due.tasks;
-        held.materials |= due.materials;
+        held.shims.extend(&due.shims);
+        held.all_shims |= due.all_shims;
         drop(held);
         self.rung.notify_one();
     }
@@ -66,33 +84,49 @@ struct Table {
 }
 
 impl Table {
-    fn ring(&self, node: NodeId, due: Due) {
+    fn ring(&self, node: NodeId, due: &Due) {
         for bell in self.bells.range((node, 0)..=(node, u64::MAX)).map(|(_, bell)| bell) {
             bell.ring(due);
         }
     }
 
-    fn ring_all(&self, due: Due) {
+    fn ring_all(&self, due: &Due) {
         self.bells.values().for_each(|bell| bell.ring(due));
     }
 
-    fn apply(&self, state: &State, change: &Change) {
-        match change {
-            Change::Node(id) => self.ring(*id, Due { role: true, ..Due::NONE }),
-            Change::Task(id) => {
-                let node = match state.task(id) {
-                    Some(task) => task.node,
-                    None => self.told.get(id).map(|(node, _)| *node),
-                };
-                if let Some(node) = node {
-                    self.ring(node, Due { tasks: true, ..Due::NONE });
+    /// Rings for what one entry of the log changed.
+    fn apply(&self, state: &State, changes: &[Change]) {
+        let mut materials: Vec<MaterialId> = Vec::new();
+        for change in changes {
+            match change {
+                Change::Node(id) => self.ring(*id, &Due::role()),
+                Change::Task(id) => {
+                    let node = match state.task(id) {
+                        Some(task) => task.node,
+                        None => self.told.get(id).map(|(node, _)| *node),
+                    };
+                    if let Some(node) = node {
+                        self.ring(node, &Due::tasks());
+                    }
                 }
+                Change::Material(id) => materials.push(*id),
+                Change::Cluster | Change::Service(_) => {}
             }
-            // One that was just made is granted to nobody yet. Of others, tasks may hold them that
-            // are older than their service.
-            Change::Material(id) if state.material(id).is_some_and(|it| it.meta.version <= 1) => {}
-            Change::Material(_) => self.ring_all(Due { materials: true, ..Due::NONE }),
-            Change::Cluster | Change::Service(_) => {}
+        }
+        self.ring_holders(state, &materials);
+    }
+
+    /// Rings for the tasks that may hold one of these. One that was just made is granted to nobody
+    /// yet; others may be held by tasks that are older than their service, or have none any more.
+    fn ring_holders(&self, state: &State, materials: &[MaterialId]) {
+        let mut by_node: BTreeMap<NodeId, BTreeSet<TaskId>> = BTreeMap::new();
+        for (id, task) in concerned(state, materials) {
+            if let Some(node) = task.node {
+                by_node.entry(node).or_default().insert(id);
+            }
+        }
+        for (node, shims) in by_node {
+            self.ring(node, &Due { shims, ..Due::default() });
         }
     }
 }
@@ -110,7 +144,7 @@ impl Dispatch {
     /// A place for the session of a node. Everything is due at first.
     pub(super) fn open(&self, node: NodeId) -> Place<'_> {
         let bell = Arc::new(Bell::default());
-        bell.ring(Due::ALL);
+        bell.ring(&Due::all());
         let mut table = lock(&self.table);
         table.opened += 1;
         let key = (node, table.opened);
@@ -160,7 +194,7 @@ impl Place<'_> {
     pub(super) async fn due(&self) -> Due {
         loop {
             let due = std::mem::take(&mut *lock(&self.bell.due));
-            if due != Due::NONE {
+            if due != Due::default() {
                 return due;
             }
             self.bell.rung.notified().await;
@@ -211,16 +245,26 @@ async fn follow(manager: &Manager) {
     let dispatch = &manager.dispatch;
     // What was applied before is nobody's loss: a session begins with everything due, but one may
     // have opened a moment ago.
-    lock(&dispatch.table).ring_all(Due::ALL);
+    lock(&dispatch.table).ring_all(&Due::all());
     while let Some(event) = changes.next().await {
         match event {
-            Event::Rescan => lock(&dispatch.table).ring_all(Due::ALL),
-            Event::Applied(applied) => manager.raft.view(|state| {
-                let table = lock(&dispatch.table);
-                applied.changes.iter().for_each(|change| table.apply(state, change));
-            }),
+            Event::Rescan => {
+                lock(&dispatch.table).ring_all(&Due::all());
+                forget_nodes(manager);
+            }
+            Event::Applied(applied) => {
+                manager.raft.view(|state| lock(&dispatch.table).apply(state, &applied.changes));
+                if applied.changes.iter().any(|change| matches!(change, Change::Node(_))) {
+                    forget_nodes(manager);
+                }
+            }
         }
     }
+}
+
+/// Forgets what shims of nodes held that are members no more.
+fn forget_nodes(manager: &Manager) {
+    manager.raft.view(|state| manager.holdings.forget(|node| state.node(node).is_some()));
 }
 
 async fn pass_on(manager: &Manager) {

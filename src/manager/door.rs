@@ -41,6 +41,13 @@ impl Manager {
                 self.check_same(id, payload).await?;
                 self.change(Command::MaterialUpdate { id, version, spec }).await
             }
+            Request::MaterialRevoke { id, service, task, uid } => {
+                let by = Author { node: self.node, uid };
+                self.change(Command::MaterialRevoke { id, service, task, by }).await
+            }
+            Request::MaterialPrune { kind, ids, keep } => {
+                self.prune_versions(kind, ids, keep).await
+            }
             Request::MaterialRemove { id } => self.change(Command::MaterialRemove { id }).await,
             Request::ServiceCreate { spec } => {
                 let id: ServiceId = mint().map_err(sealing)?;
@@ -263,7 +270,7 @@ pub(super) fn size_rule(kind: MaterialKind) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::identity::ca::NodeKey;
     use crate::identity::store::IdentityStore;
@@ -273,7 +280,8 @@ mod tests {
     use skep_core::id::NodeId;
     use skep_core::model::node::NodeSpec;
 
-    async fn manager(dir: &std::path::Path) -> Manager {
+    /// The only manager of a swarm.
+    pub(in crate::manager) async fn manager(dir: &std::path::Path) -> Manager {
         manager_and_key(dir).await.0
     }
 
@@ -315,7 +323,7 @@ mod tests {
         (manager, founding.key)
     }
 
-    fn secret(name: &str, payload: &[u8]) -> Request {
+    pub(in crate::manager) fn secret(name: &str, payload: &[u8]) -> Request {
         Request::MaterialCreate {
             kind: MaterialKind::Secret,
             spec: MaterialSpec { name: name.into(), ..Default::default() },

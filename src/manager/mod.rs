@@ -5,6 +5,8 @@ pub mod audit;
 pub mod dispatch;
 pub mod door;
 mod forward;
+mod holders;
+mod holdings;
 pub mod images;
 pub mod init;
 pub mod leader;
@@ -51,6 +53,7 @@ pub struct Manager {
     audits: audit::Audits,
     contact: Contact,
     dispatch: dispatch::Dispatch,
+    holdings: holdings::Registry,
     confirmed: forward::Confirmed,
 }
 
@@ -102,6 +105,7 @@ impl Manager {
             log_dir,
             audits,
             dispatch: dispatch::Dispatch::default(),
+            holdings: holdings::Registry::default(),
             contact: Contact(watch::Sender::new(Instant::now())),
             confirmed: forward::Confirmed::default(),
         }

@@ -231,6 +231,9 @@ impl Reception {
             }
             ControlRequest::AuditStore(portions) => manager.audit_store_for(portions).await,
             ControlRequest::AuditQuery { query, from } => manager.audit_page_for(query, from).await,
+            ControlRequest::Holdings { materials, entry, within_ms } => {
+                manager.holdings_for(&materials, entry, within_ms).await
+            }
             ControlRequest::AuditHeads(from) => manager.audit_heads_for(from).await,
             ControlRequest::AuditLastRead(id) => manager.audit_last_read_for(id).await,
             ControlRequest::Reach { node } => return self.reach(&node, (tx, rx)).await,

@@ -1,22 +1,24 @@
-//! One agent's session: what it has to run, the payloads for its shims, what it reports.
+//! One agent's session: what it has to run, what its shims hold, what it reports.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+mod orders;
+#[cfg(test)]
+mod tests;
 
-use skep_core::assign::{AssignedGrant, Assigner, grants};
-use skep_core::id::{MaterialId, NodeId, TaskId};
+use std::collections::BTreeSet;
+
+use skep_core::assign::Assigner;
+use skep_core::id::{NodeId, TaskId};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, interval};
 
 use super::audit::Offer;
 use super::dispatch::{Due, Place};
-use super::{Manager, failed, stopped};
-use crate::gate::Refusal;
+use super::holdings::Shims;
+use super::{Manager, stopped};
 use crate::limits::SESSION_BEAT;
-use crate::seal::{ShimSeal, seal_to_shim};
 use crate::wire::audit::Portion;
 use crate::wire::control::SessionNews;
 use crate::wire::session::{Directory, FromAgent, Hello, ToAgent};
-use crate::wire::shim::{DeliveredItem, Delivery};
 
 /// Messages of an agent taken at once.
 const NEWS: usize = 512;
@@ -32,23 +34,16 @@ pub struct Ends {
     pub events: mpsc::Sender<SessionNews>,
 }
 
-/// A shim that takes payloads.
-#[derive(Debug)]
-struct Shim {
-    key: [u8; 32],
-    held: BTreeMap<MaterialId, u64>,
-    sequence: u64,
-}
-
 struct Session<'a> {
     manager: &'a Manager,
     node: NodeId,
     orders: mpsc::Sender<ToAgent>,
     assigner: Assigner,
     place: Place<'a>,
-    shims: HashMap<TaskId, Shim>,
-    /// Shims whose payloads could not be sealed: tried again with the next heartbeat.
-    unsealed: BTreeSet<TaskId>,
+    shims: Shims<'a>,
+    /// Shims whose payloads could not be sealed, or that refused an order: tried again with the
+    /// next heartbeat.
+    later: BTreeSet<TaskId>,
     /// The Raft id that the agent was last told; none before the first time.
     role: Option<u64>,
     /// When it was passed on last that the agent was heard of.
@@ -74,8 +69,8 @@ pub async fn serve(
         orders,
         assigner: Assigner::new(node),
         place: manager.dispatch.open(node),
-        shims: HashMap::new(),
-        unsealed: BTreeSet::new(),
+        shims: manager.holdings.open(node),
+        later: BTreeSet::new(),
         role: None,
         told: Instant::now(),
         events,
@@ -116,7 +111,7 @@ pub async fn serve(
                 taken > 0 && session.hear(std::mem::take(&mut batch)).await
             }
             _ = heartbeat.tick() => {
-                session.beat().await && session.seal_again().await
+                session.beat().await && session.try_again().await
             }
         };
         if !alive {
@@ -175,7 +170,7 @@ impl Session<'_> {
             Some(diff) => {
                 self.place.note(&diff);
                 for id in &diff.remove {
-                    self.shims.remove(id);
+                    self.shims.gone(id);
                 }
                 self.orders.send(ToAgent::Assign(diff)).await.is_ok()
             }
@@ -187,15 +182,16 @@ impl Session<'_> {
         if due.role && !self.tell_role().await {
             return false;
         }
-        if (due.tasks || due.materials) && !self.assign().await {
+        if (due.tasks || due.concerns_shims()) && !self.assign().await {
             return false;
         }
-        if !due.materials {
-            return true;
-        }
-        let ids: Vec<TaskId> = self.shims.keys().copied().collect();
-        for id in ids {
-            if !self.deliver(id).await {
+        let concerned = if due.all_shims { self.shims.ids() } else { Vec::from_iter(due.shims) };
+        self.supply_all(concerned).await
+    }
+
+    async fn supply_all(&mut self, tasks: impl IntoIterator<Item = TaskId>) -> bool {
+        for task in tasks {
+            if !self.supply(task).await {
                 return false;
             }
         }
@@ -203,7 +199,7 @@ impl Session<'_> {
     }
 
     async fn hear(&mut self, batch: Vec<FromAgent>) -> bool {
-        let mut shims = Vec::new();
+        let mut concerned = BTreeSet::new();
         self.tell_heard();
         for news in batch {
             match news {
@@ -212,26 +208,31 @@ impl Session<'_> {
                     manager.raft.view(|state| manager.dispatch.report(state, node, reports));
                 }
                 FromAgent::Shim { task, key, held, sequence } => {
-                    let held = held.into_iter().collect();
-                    self.shims.insert(task, Shim { key, held, sequence });
-                    shims.push(task);
+                    self.shims.speaks_up(task, key, held, sequence);
+                    self.later.remove(&task);
+                    concerned.insert(task);
+                }
+                FromAgent::Held { task, held, sequence, refused: None } => {
+                    self.shims.answers(&task, held, sequence);
+                    concerned.insert(task);
+                }
+                FromAgent::Held { task, held, sequence, refused: Some(reason) } => {
+                    if self.shims.refuses(&task, held, sequence) {
+                        tracing::warn!(%task, reason, "a supervisor refused what it was sent");
+                    }
+                    self.later.insert(task);
                 }
                 FromAgent::ShimGone { task } => {
-                    self.shims.remove(&task);
+                    self.shims.gone(&task);
+                    self.later.remove(&task);
                 }
                 FromAgent::Audit { batch, portions } => self.take_audit(batch, portions),
-                FromAgent::Beat
-                | FromAgent::Hello(_)
-                | FromAgent::Held { .. }
-                | FromAgent::Leave => {}
+                FromAgent::Beat | FromAgent::Hello(_) | FromAgent::Leave => {}
             }
         }
-        for task in shims {
-            if !self.deliver(task).await {
-                return false;
-            }
-        }
-        true
+        self.shims.has_spoken();
+        concerned.retain(|task| !self.later.contains(task));
+        self.supply_all(concerned).await
     }
 
     /// Hands an agent's audit to those who store it, as far as the state knows of no other node
@@ -247,91 +248,8 @@ impl Session<'_> {
         self.manager.audits.offer(Offer { batch, portions, orders: self.orders.clone() });
     }
 
-    async fn seal_again(&mut self) -> bool {
-        for id in std::mem::take(&mut self.unsealed) {
-            if !self.deliver(id).await {
-                return false;
-            }
-        }
-        true
-    }
-
-    /// Delivers what a shim should hold and does not.
-    async fn deliver(&mut self, id: TaskId) -> bool {
-        let node = self.node;
-        let wanted = self.manager.raft.view(|state| {
-            // Only what the state says runs here is sealed, whoever asks.
-            let task = state.task(&id).filter(|task| task.node == Some(node))?;
-            Some(grants(state, task))
-        });
-        let Some(wanted) = wanted else {
-            // It spoke up after its task was forgotten.
-            self.shims.remove(&id);
-            return true;
-        };
-        let Some(shim) = self.shims.get(&id) else { return true };
-        let mut missing: BTreeMap<MaterialId, AssignedGrant> = BTreeMap::new();
-        for grant in wanted {
-            if shim.held.get(&grant.material).is_none_or(|held| *held < grant.version) {
-                missing.insert(grant.material, grant);
-            }
-        }
-        if missing.is_empty() && !shim.held.is_empty() {
-            return true;
-        }
-        let sequence = shim.sequence + 1;
-        match self.seal(id, &shim.key, sequence, missing.values()) {
-            Ok(delivery) => {
-                if let Some(shim) = self.shims.get_mut(&id) {
-                    shim.sequence = sequence;
-                    shim.held.extend(delivery.items.iter().map(|i| (i.material, i.version)));
-                }
-                self.orders.send(ToAgent::Deliver { task: id, delivery }).await.is_ok()
-            }
-            Err(error) => {
-                tracing::error!(task = %id, %error, "payloads of a task cannot be delivered");
-                self.unsealed.insert(id);
-                true
-            }
-        }
-    }
-
-    /// Opens each payload in protected memory and seals it to the shim, one at a time.
-    fn seal<'g>(
-        &self,
-        task: TaskId,
-        key: &[u8; 32],
-        sequence: u64,
-        grants: impl Iterator<Item = &'g AssignedGrant>,
-    ) -> Result<Delivery, Refusal> {
-        let mut items = Vec::new();
-        for grant in grants {
-            let (id, version) = (grant.material, grant.version);
-            let sealed = self.manager.raft.view(|state| state.payload(&id, version).cloned());
-            // Removed meanwhile: the next change of the state says so.
-            let Some(sealed) = sealed else { continue };
-            let to = ShimSeal {
-                cluster: self.manager.cluster,
-                node: self.node,
-                task,
-                key,
-                material: id,
-                version,
-                sequence,
-            };
-            let sealed = self
-                .manager
-                .open(grant.kind, id, version, &sealed)
-                .and_then(|plain| seal_to_shim(&to, plain))
-                .map_err(|e| failed("cannot seal a payload to a supervisor", e))?;
-            items.push(DeliveredItem {
-                material: id,
-                version,
-                created: grant.created,
-                size: grant.size,
-                sealed,
-            });
-        }
-        Ok(Delivery { sequence, items })
+    async fn try_again(&mut self) -> bool {
+        let later = std::mem::take(&mut self.later);
+        self.supply_all(later).await
     }
 }

@@ -74,19 +74,11 @@ impl Memory {
                     self.reports.remove(id);
                 }
             }
-            ToAgent::Deliver { task, delivery } => {
-                if let Some(FromAgent::Shim { held, sequence, .. }) = self.shims.get_mut(task) {
-                    *sequence = delivery.sequence;
-                    for item in &delivery.items {
-                        held.retain(|(material, _)| *material != item.material);
-                        held.push((item.material, item.version));
-                    }
-                }
-            }
+            // What comes of orders is known from the shim's answer alone.
+            ToAgent::Deliver { .. } | ToAgent::Revoke { .. } => {}
             ToAgent::Beat
             | ToAgent::Directory(_)
             | ToAgent::Role { .. }
-            | ToAgent::Revoke { .. }
             | ToAgent::AuditStored { .. } => {}
         }
     }
@@ -448,3 +440,7 @@ impl Uplink {
 pub(super) fn host(addr: &str) -> &str {
     addr.rsplit_once(':').map_or(addr, |(host, _)| host.trim_matches(['[', ']']))
 }
+
+#[cfg(test)]
+#[path = "session_tests.rs"]
+mod tests;

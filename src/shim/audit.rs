@@ -132,6 +132,11 @@ impl Audit {
         lock(&self.0.chain).files.flush()
     }
 
+    /// Notes that the container's first process was told of new versions.
+    pub(super) fn signalled(&self, materials: Vec<MaterialId>, signal: i32, sequence: u64) {
+        self.note(What::Signalled { materials, signal, sequence });
+    }
+
     fn name(&self, material: &MaterialId) -> String {
         self.0.names.get(material).cloned().unwrap_or_default()
     }

@@ -25,6 +25,7 @@ fn launch(dir: &Path) -> Launch {
         uid: 0,
         gid: 0,
         mode: 0o444,
+        signal: None,
     };
     Launch {
         task: task(),

@@ -248,14 +248,15 @@ mod tests {
     #[test]
     fn a_new_connection_replaces_the_old_one() {
         let outbox = Outbox::default();
-        outbox.send(&FromShim::Delivered { sequence: 1 }, None);
+        let answer = |sequence| FromShim::Delivered { sequence, held: Vec::new(), last: sequence };
+        outbox.send(&answer(1), None);
         let (old, old_end) = UnixStream::pair().unwrap();
         let (new, mut new_end) = UnixStream::pair().unwrap();
         outbox.connect(Some(old));
         outbox.connect(Some(new));
-        outbox.send(&FromShim::Delivered { sequence: 2 }, None);
+        outbox.send(&answer(2), None);
         assert!(matches!(Inbox::new(old_end).receive(), Err(LinkError::Closed)));
         let message: FromShim = crate::wire::read_message(&mut new_end).unwrap();
-        assert_eq!(message, FromShim::Delivered { sequence: 2 });
+        assert_eq!(message, answer(2));
     }
 }

@@ -12,11 +12,12 @@ use skep_core::limits::GRANTS;
 use skep_core::model::material::MaterialKind;
 use skep_core::time::Stamp;
 use skep_fuse::limits::VAULT_BYTES;
-use skep_fuse::server::{DeliverError as TreeRefusal, Member, MountError, Server};
+use skep_fuse::server::{DeliverError as TreeRefusal, Member, MountError, NotifyError, Server};
 use skep_fuse::tree::Grant;
 use skep_fuse::vault::{Slot, StoreError, UnknownKind, Vault, VaultError};
 
 use super::audit::Audit;
+use super::ledger::{Barred, Ledger};
 use crate::chain::chain;
 use crate::seal::{SealError, SealKeyPair, ShimSeal, open_in_shim};
 use crate::wire::launch::{Launch, LaunchFile};
@@ -42,14 +43,12 @@ pub(super) enum SetupError {
 /// A delivery that changed nothing.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum DeliveryError {
-    #[error("sequence {0} comes after {1}")]
-    Late(u64, u64),
     #[error("{0} is not granted to this task")]
     NotGranted(MaterialId),
     #[error("{0} is in the delivery twice")]
     Twice(MaterialId),
-    #[error("version {offered} of {material} is older than version {held}, which is held")]
-    Older { material: MaterialId, offered: u64, held: u64 },
+    #[error(transparent)]
+    Barred(#[from] Barred),
     #[error("the payload of {0} is larger than this kind may be")]
     TooLarge(MaterialId),
     #[error("the payload of {material} cannot be taken")]
@@ -58,8 +57,33 @@ pub(super) enum DeliveryError {
     Tree(#[from] TreeRefusal),
 }
 
-#[derive(Debug, Clone)]
-struct Held {
+impl DeliveryError {
+    /// Whether who sent it was behind: nothing is wrong with the task.
+    pub(super) fn is_outdated(&self) -> bool {
+        matches!(self, Self::Barred(_))
+    }
+}
+
+/// A revocation that may not have reached every page that a process has mapped.
+#[derive(Debug, thiserror::Error)]
+#[error("what is revoked can be opened and read no more, but mapped pages of it may be left")]
+pub(super) struct RevokeError(#[from] NotifyError);
+
+/// What a delivery changed for those who watch.
+#[derive(Debug, Default)]
+pub(super) struct Switched {
+    /// Files, below the mount, with other content than before.
+    pub(super) replaced: Vec<PathBuf>,
+    /// Signals that the container's first process is to get, and for what.
+    pub(super) signals: Signals,
+}
+
+/// Signals, each with the secrets and configs whose new versions it tells of.
+pub(super) type Signals = BTreeMap<i32, BTreeSet<MaterialId>>;
+
+/// A version that was opened and is not in force yet.
+#[derive(Debug)]
+struct Fresh {
     version: u64,
     created: Stamp,
     slot: Arc<Slot>,
@@ -79,8 +103,7 @@ pub(super) struct Materials {
     pair: SealKeyPair,
     /// None for a task without grants: it needs no filesystem.
     shown: Option<Shown>,
-    held: BTreeMap<MaterialId, Held>,
-    sequence: u64,
+    ledger: Ledger,
 }
 
 impl Materials {
@@ -97,7 +120,7 @@ impl Materials {
             let audit = Audit::start(launch, &pair.public(), counts).map_err(SetupError::Audit)?;
             Some(Shown { vault, server, audit })
         };
-        Ok(Self { pair, shown, held: BTreeMap::new(), sequence: 0 })
+        Ok(Self { pair, shown, ledger: Ledger::default() })
     }
 
     pub(super) fn key(&self) -> [u8; 32] {
@@ -105,25 +128,34 @@ impl Materials {
     }
 
     pub(super) fn held(&self) -> Vec<(MaterialId, u64)> {
-        self.held.iter().map(|(id, held)| (*id, held.version)).collect()
+        self.ledger.held().iter().map(|(id, version)| (*id, *version)).collect()
     }
 
+    /// Sequence of the last order that was taken.
     pub(super) fn sequence(&self) -> u64 {
-        self.sequence
+        self.ledger.sequence()
     }
 
-    /// The first file without payload, if there is one.
-    pub(super) fn missing<'a>(&self, launch: &'a Launch) -> Option<&'a LaunchFile> {
-        launch.files.iter().find(|file| !self.held.contains_key(&file.material))
+    /// Why the container cannot start: the first file without payload, if there is one.
+    pub(super) fn missing(&self, launch: &Launch) -> Option<String> {
+        let is_missing = |file: &&LaunchFile| !self.ledger.held().contains_key(&file.material);
+        let file = launch.files.iter().find(is_missing)?;
+        Some(match self.ledger.is_revoked(&file.material) {
+            true => format!("{:?} is revoked", file.name),
+            false => format!("no payload for {:?} yet", file.name),
+        })
     }
 
-    /// Applies a delivery as one. Returns the changed files, below the mount, that watchers
-    /// must hear of.
+    /// Applies a delivery as one, unless it is late.
     pub(super) fn deliver(
         &mut self,
         launch: &Launch,
         delivery: &Delivery,
-    ) -> Result<Vec<PathBuf>, DeliveryError> {
+    ) -> Result<Switched, DeliveryError> {
+        // A later order was taken, or this one was and its answer was lost.
+        if self.ledger.is_late(delivery.sequence) {
+            return Ok(Switched::default());
+        }
         let applied = self.apply(launch, delivery);
         if let (Err(error), Some(shown)) = (&applied, &self.shown) {
             let materials = delivery.items.iter().map(|item| item.material).take(GRANTS);
@@ -132,27 +164,15 @@ impl Materials {
         applied
     }
 
-    fn apply(
-        &mut self,
-        launch: &Launch,
-        delivery: &Delivery,
-    ) -> Result<Vec<PathBuf>, DeliveryError> {
-        if delivery.sequence <= self.sequence {
-            // The same once more after a lost reply: done already.
-            return if delivery.sequence == self.sequence {
-                Ok(Vec::new())
-            } else {
-                Err(DeliveryError::Late(delivery.sequence, self.sequence))
-            };
-        }
+    fn apply(&mut self, launch: &Launch, delivery: &Delivery) -> Result<Switched, DeliveryError> {
+        let sequence = delivery.sequence;
         let mut fresh = BTreeMap::new();
         for item in &delivery.items {
-            self.admit(launch, item)?;
-            if self.held.get(&item.material).is_some_and(|held| held.version == item.version) {
+            if !self.admit(launch, item)? {
                 continue;
             }
-            let held = self.open(launch, item, delivery.sequence)?;
-            if fresh.insert(item.material, held).is_some() {
+            let opened = self.open(launch, item, sequence)?;
+            if fresh.insert(item.material, opened).is_some() {
                 return Err(DeliveryError::Twice(item.material));
             }
         }
@@ -164,16 +184,25 @@ impl Materials {
         };
         for (id, new) in &fresh {
             if let Some(shown) = &self.shown {
-                let from = self.held.get(id).map(|held| held.version);
-                shown.audit.delivered(*id, from, new.version, delivery.sequence);
+                let from = self.ledger.held().get(id).copied();
+                shown.audit.delivered(*id, from, new.version, sequence);
             }
         }
-        self.held.append(&mut fresh);
-        self.sequence = delivery.sequence;
-        Ok(replaced)
+        let mut signals = Signals::new();
+        let renewed = |file: &&LaunchFile| {
+            fresh.contains_key(&file.material) && self.ledger.replaces(&file.material)
+        };
+        for file in launch.files.iter().filter(renewed) {
+            if let Some(signal) = file.signal {
+                signals.entry(signal).or_default().insert(file.material);
+            }
+        }
+        self.ledger.took(sequence, fresh.iter().map(|(id, new)| (*id, new.version)));
+        Ok(Switched { replaced, signals })
     }
 
-    fn admit(&self, launch: &Launch, item: &DeliveredItem) -> Result<(), DeliveryError> {
+    /// Whether an item is to be opened; one that is held is not.
+    fn admit(&self, launch: &Launch, item: &DeliveredItem) -> Result<bool, DeliveryError> {
         let material = item.material;
         let granted = launch.files.iter().find(|file| file.material == material);
         let kind = granted.ok_or(DeliveryError::NotGranted(material))?.kind;
@@ -181,12 +210,7 @@ impl Materials {
         if !kind.admits(size) {
             return Err(DeliveryError::TooLarge(material));
         }
-        match self.held.get(&material) {
-            Some(held) if item.version < held.version => {
-                Err(DeliveryError::Older { material, offered: item.version, held: held.version })
-            }
-            _ => Ok(()),
-        }
+        Ok(self.ledger.admit(material, item.version)?)
     }
 
     fn open(
@@ -194,7 +218,7 @@ impl Materials {
         launch: &Launch,
         item: &DeliveredItem,
         sequence: u64,
-    ) -> Result<Held, DeliveryError> {
+    ) -> Result<Fresh, DeliveryError> {
         let key = self.key();
         let seal = ShimSeal {
             cluster: launch.cluster,
@@ -220,26 +244,52 @@ impl Materials {
         };
         let slot =
             stored.map_err(|source| DeliveryError::Store { material: item.material, source })?;
-        Ok(Held { version: item.version, created: item.created, slot: Arc::new(slot) })
+        Ok(Fresh { version: item.version, created: item.created, slot: Arc::new(slot) })
     }
 
-    /// Takes materials away. What is not held is none the less revoked.
-    pub(super) fn revoke(&mut self, launch: &Launch, sequence: u64, materials: &[MaterialId]) {
-        let gone: BTreeSet<_> = materials.iter().collect();
-        let targets: Vec<_> =
-            launch.files.iter().filter(|f| gone.contains(&f.material)).map(target).collect();
+    /// Takes versions away for good, up to the one named with each; what is not held is none the
+    /// less revoked. Takes hold however late the order comes: what is revoked once is never given
+    /// back. Returns when no read succeeds any more, those through open handles and mapped pages
+    /// included.
+    pub(super) fn revoke(
+        &mut self,
+        launch: &Launch,
+        sequence: u64,
+        revoked: &[(MaterialId, u64)],
+    ) -> Result<(), RevokeError> {
+        // What is not granted is not kept in mind either: that is the bound.
+        let is_granted = |id: &MaterialId| launch.files.iter().any(|file| file.material == *id);
+        let revoked = revoked.iter().filter(|(id, _)| is_granted(id));
+        let (mut gone, mut kept) = (BTreeSet::new(), BTreeSet::new());
+        for (id, up_to) in revoked {
+            if self.ledger.bar(*id, *up_to) {
+                gone.insert(*id)
+            } else {
+                kept.insert(*id)
+            };
+        }
         if let Some(shown) = &self.shown {
-            // In force even if the kernel still has mapped pages to drop.
-            let _ = shown.server.revoke(&targets);
-            for id in launch.files.iter().map(|file| file.material).collect::<BTreeSet<_>>() {
-                if gone.contains(&id) {
-                    let version = self.held.get(&id).map(|held| held.version);
-                    shown.audit.revoked(id, version, sequence);
-                }
+            let targets = launch.files.iter().filter(|file| gone.contains(&file.material));
+            shown.server.revoke(&targets.map(target).collect::<Vec<_>>())?;
+            // Handles may still pin a revoked version of what is held in a later one.
+            if kept.iter().any(|id| self.ledger.held().contains_key(id)) {
+                shown.server.forget_old()?;
+            }
+            for id in gone.union(&kept) {
+                let version = self.ledger.held().get(id).copied();
+                let version = version.filter(|_| gone.contains(id));
+                shown.audit.revoked(*id, version, sequence);
             }
         }
-        self.held.retain(|id, _| !gone.contains(id));
-        self.sequence = self.sequence.max(sequence);
+        self.ledger.let_go(sequence, &gone);
+        Ok(())
+    }
+
+    /// Notes that the container's first process was sent a signal.
+    pub(super) fn note_signal(&self, materials: Vec<MaterialId>, signal: i32, sequence: u64) {
+        if let Some(shown) = &self.shown {
+            shown.audit.signalled(materials, signal, sequence);
+        }
     }
 
     /// What to bind into the container: source on the host, target in the container.
@@ -252,7 +302,7 @@ impl Materials {
     pub(super) fn end(&mut self) {
         if let Some(shown) = &self.shown {
             let _ = shown.server.refuse_all();
-            self.held.clear();
+            self.ledger.clear();
             shown.vault.wipe();
         }
     }
@@ -298,7 +348,7 @@ fn target(file: &LaunchFile) -> String {
     }
 }
 
-fn members(launch: &Launch, fresh: &BTreeMap<MaterialId, Held>) -> Vec<Member> {
+fn members(launch: &Launch, fresh: &BTreeMap<MaterialId, Fresh>) -> Vec<Member> {
     let member = |file: &LaunchFile| {
         let held = fresh.get(&file.material)?;
         let grant = Grant {

@@ -11,6 +11,7 @@ mod events;
 mod exec;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
+mod ledger;
 mod link;
 mod log;
 mod materials;

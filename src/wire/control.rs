@@ -3,7 +3,7 @@
 
 use minicbor::{Decode, Encode};
 use skep_core::command::{Command, Outcome};
-use skep_core::id::{ClusterId, MaterialId, NodeId, RequestId};
+use skep_core::id::{ClusterId, MaterialId, NodeId, RequestId, TaskId};
 use skep_core::model::node::NodeDescription;
 
 use super::audit::{Heads, Mark, Page, Portion};
@@ -68,11 +68,25 @@ pub enum ControlRequest {
         #[n(1)]
         from: Mark,
     },
-    /// Which records do you keep? From there on, in the order of your store.
+    /// What do the tasks hold whose sessions you have? Answered once all of them hold what the
+    /// state says, or when the time is up.
     #[n(13)]
+    Holdings {
+        /// The secrets and configs it is about.
+        #[n(0)]
+        materials: Vec<MaterialId>,
+        /// The state of this entry of the log, or a later one.
+        #[n(1)]
+        entry: u64,
+        /// How long to wait.
+        #[n(2)]
+        within_ms: u64,
+    },
+    /// Which records do you keep? From there on, in the order of your store.
+    #[n(14)]
     AuditHeads(#[n(0)] Mark),
     /// When was this last read, as far as you keep it?
-    #[n(14)]
+    #[n(15)]
     AuditLastRead(#[n(0)] MaterialId),
 }
 
@@ -109,12 +123,37 @@ pub enum ControlAnswer {
     /// A part of what the manager keeps of audits.
     #[n(11)]
     AuditPage(#[n(0)] Box<Page>),
+    /// One for each task whose session is there, or was there last.
+    #[n(13)]
+    Holdings(#[n(0)] Vec<Holding>),
     /// Which records the manager keeps.
     #[n(12)]
     AuditHeads(#[n(0)] Box<Heads>),
     /// When something was last read.
-    #[n(13)]
+    #[n(14)]
     AuditLastRead(#[n(0)] Option<LastRead>),
+}
+
+/// What a task holds of the secrets and configs that were asked for, as a manager knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Holding {
+    /// Its node.
+    #[n(0)]
+    pub node: NodeId,
+    /// Task.
+    #[n(1)]
+    pub task: TaskId,
+    /// Versions that its shim said it holds. If the session is over, also those that were under way
+    /// to it.
+    #[n(2)]
+    pub held: Vec<(MaterialId, u64)>,
+    /// Whether that is what the state says.
+    #[n(3)]
+    pub complies: bool,
+    /// Whether the session is there; if not, this was known last.
+    #[n(4)]
+    pub is_live: bool,
 }
 
 /// Why a write was not proposed.

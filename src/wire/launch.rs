@@ -117,4 +117,7 @@ pub struct LaunchFile {
     /// Permission bits.
     #[n(6)]
     pub mode: u32,
+    /// The signal that the container's init gets once a version has taken the place of another.
+    #[n(7)]
+    pub signal: Option<i32>,
 }

@@ -19,10 +19,13 @@ pub const PROTOCOL: u32 = 1;
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub enum ToShim {
     /// Payloads, sealed to the shim's key. Applied as one, or not at all; answered by
-    /// [`FromShim::Delivered`] or [`FromShim::Refused`].
+    /// [`FromShim::Delivered`] or [`FromShim::Refused`]. One that is not later than the last order
+    /// is passed over, and answered with what the shim holds.
     #[n(0)]
     Deliver(#[n(0)] Delivery),
-    /// These may no longer be read. Answered by [`FromShim::Delivered`] with the sequence.
+    /// These may no longer be read, each up to the version named with it, and none of these
+    /// versions is taken again. Holds good however late it comes. Answered by
+    /// [`FromShim::Delivered`] once no read succeeds any more, or by [`FromShim::Refused`].
     #[n(1)]
     Revoke {
         /// Orders deliveries and revocations.
@@ -30,7 +33,7 @@ pub enum ToShim {
         sequence: u64,
         /// What is revoked.
         #[n(1)]
-        materials: Vec<MaterialId>,
+        materials: Vec<(MaterialId, u64)>,
     },
     /// Starts the container. Answered by a status. Refused until every file has its payload.
     #[n(2)]
@@ -82,12 +85,18 @@ pub enum FromShim {
     /// First on every connection.
     #[n(0)]
     Hello(#[n(0)] Hello),
-    /// A delivery or revocation took effect.
+    /// A delivery or revocation is in force, or came late: what is held says which.
     #[n(1)]
     Delivered {
         /// Which.
         #[n(0)]
         sequence: u64,
+        /// Versions held now.
+        #[n(1)]
+        held: Vec<(MaterialId, u64)>,
+        /// Sequence of the last order that was taken.
+        #[n(2)]
+        last: u64,
     },
     /// A request was not carried out. Says which (`deliver`, `start`, …) and why.
     #[n(2)]
@@ -98,6 +107,10 @@ pub enum FromShim {
         /// Why, without any payload.
         #[n(1)]
         reason: String,
+        /// Whether the one who asked was behind: what it knows by now may be taken.
+        #[n(2)]
+        #[cbor(default)]
+        is_outdated: bool,
     },
     /// The container's state, after every change and on [`ToShim::Probe`].
     #[n(3)]
@@ -324,7 +337,7 @@ pub struct AuditRow {
     /// Last.
     #[n(7)]
     pub last: Stamp,
-    /// Opens refused.
+    /// Opens refused, and looks at what was taken away.
     #[n(8)]
     pub refused: u64,
 }

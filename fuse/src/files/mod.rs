@@ -106,6 +106,12 @@ impl Files {
         self.attributes(self.tree.lookup(parent, name)?.ino)
     }
 
+    /// The grant of a file that is there no more, because it is revoked or the task has ended.
+    pub(crate) fn taken_away(&self, ino: u64) -> Option<Arc<Grant>> {
+        let granted = self.tree.grant(ino).filter(|_| self.refusing);
+        granted.or_else(|| self.tree.revoked(ino)).cloned()
+    }
+
     pub(crate) fn list(&self, ino: u64, cookie: u64) -> Option<Vec<Entry>> {
         let mut entries = self.tree.list(ino, cookie)?;
         entries.retain(|entry| !self.refusing || entry.kind == NodeKind::Directory);
@@ -201,7 +207,7 @@ impl Files {
         let (tree, change) = self.tree.deliver(&grants)?;
         self.tree = tree;
         for (&(ino, placement), slot) in change.placed.iter().zip(slots) {
-            if matches!(placement, Placement::Added | Placement::Replaced)
+            if matches!(placement, Placement::Added | Placement::Returned | Placement::Replaced)
                 && let Some(before) = self.contents.insert(ino, slot)
             {
                 self.replaced.entry(ino).or_default().insert(0, Arc::downgrade(&before));

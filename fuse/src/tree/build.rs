@@ -53,8 +53,10 @@ pub enum TreeError {
 /// What became of a delivered grant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Placement {
-    /// A target that was not granted before, or not any more.
+    /// A target that was not granted before.
     Added,
+    /// Content of a target that was taken away before.
+    Returned,
     /// New content of a target granted before.
     Replaced,
     /// The same content with another owner, mode or time.
@@ -116,12 +118,15 @@ impl Tree {
         let path = |target: &str| Place::parse(target).map(|place| place.path()).ok();
         let doomed: BTreeSet<String> = targets.iter().filter_map(|t| path(t.as_ref())).collect();
         for (&ino, node) in &mut tree.nodes {
-            if let Kind::File(grant) = &node.kind
-                && path(&grant.target).is_some_and(|path| doomed.contains(&path))
-            {
+            let (Kind::File(grant) | Kind::Revoked(grant)) = &node.kind else { continue };
+            if !path(&grant.target).is_some_and(|path| doomed.contains(&path)) {
+                continue;
+            }
+            // Of what is gone already the kernel may hold something still, if it was slow.
+            change.invalid.insert(ino);
+            if matches!(node.kind, Kind::File(_)) {
                 node.kind = Kind::Revoked(grant.clone());
                 change.gone.push(ino);
-                change.invalid.insert(ino);
                 change.invalid.insert(node.parent);
             }
         }
@@ -144,7 +149,7 @@ impl Tree {
         change: &mut Change,
     ) -> Result<bool, TreeError> {
         let Some(node) = self.nodes.get_mut(&ino) else { return Ok(false) };
-        let mut placement = Placement::Added;
+        let mut placement = Placement::Returned;
         if let Kind::File(held) = &node.kind {
             if held.secret == grant.secret && held.version > grant.version {
                 return Err(TreeError::Older {

@@ -166,8 +166,13 @@ impl Tree {
 
     /// What is called `name` in a directory.
     pub fn lookup(&self, parent: u64, name: &str) -> Option<Attributes> {
+        self.attributes(self.child(parent, name)?)
+    }
+
+    /// The inode of what is called `name` in a directory, also of a revoked file.
+    pub fn child(&self, parent: u64, name: &str) -> Option<u64> {
         match &self.nodes.get(&parent)?.kind {
-            Kind::Directory(children) => self.attributes(*children.get(name)?),
+            Kind::Directory(children) => children.get(name).copied(),
             _ => None,
         }
     }

@@ -106,9 +106,11 @@ fn a_target_keeps_its_inode_through_revocation() {
     assert_eq!(change.gone.len(), 3, "both files and the set's copy");
     let copy = walk(&before, "secrets/..1/a").unwrap();
     assert_eq!(tree.attributes(copy), None);
+    let (_, again) = tree.revoke(&["a", "/etc/b"]);
+    assert!(again.gone.is_empty() && [a, b, copy].iter().all(|ino| again.invalid.contains(ino)));
     let (tree, change) = tree.deliver(&set).unwrap();
     assert_eq!((tree.target("a"), tree.target("/etc/b")), (Some(a), Some(b)));
-    assert_eq!(change.placed, [(a, Placement::Added), (b, Placement::Added)]);
+    assert_eq!(change.placed, [(a, Placement::Returned), (b, Placement::Returned)]);
 }
 
 #[test]

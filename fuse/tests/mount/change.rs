@@ -98,10 +98,44 @@ fn revocation_reaches_open_descriptors() {
             fs::read_dir(world.secret("")).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(left, ["b"]);
         assert_eq!(fs::read(world.secret("b")).unwrap(), b"one");
+        let rows = world.server.audit().snapshot();
+        let refused: u64 = rows.iter().map(|row| row.refused).sum();
+        assert_eq!(refused, 6, "each open, and each look at what was open before: {rows:?}");
         let again = ["a", "/etc/a"].map(|target| world.member(grant(target, 2), b"again"));
-        world.server.deliver(again.to_vec()).unwrap();
+        let delivered = world.server.deliver(again.to_vec()).unwrap();
+        let back = [Path::new("secrets/a"), Path::new("abs/0")];
+        assert_eq!(delivered.replaced, back, "watchers hear that they are back");
         assert_eq!(fs::read(world.secret("a")).unwrap(), b"again");
         assert_eq!(fs::read(&single).unwrap(), b"again", "the bind still holds");
+    });
+}
+
+#[test]
+fn revocation_reaches_mapped_pages() {
+    private(|dir| {
+        let world = World::new(VaultKind::Auto, dir);
+        world.deliver("a", 1, b"one");
+        let file = File::open(world.secret("a")).unwrap();
+        let length = NonZeroUsize::new(4_096).unwrap();
+        // SAFETY: a new mapping at an address of the kernel's choice.
+        let map =
+            unsafe { mmap(None, length, ProtFlags::PROT_READ, MapFlags::MAP_PRIVATE, &file, 0) };
+        let start = map.unwrap();
+        // A write to a pipe copies from the mapping, and fails where a load would be a signal.
+        let (reading, writing) = nix::unistd::pipe().unwrap();
+        let copy = || {
+            // SAFETY: three bytes inside the mapping.
+            let bytes = unsafe { std::slice::from_raw_parts(start.cast::<u8>().as_ptr(), 3) };
+            nix::unistd::write(&writing, bytes)
+        };
+        assert_eq!(copy(), Ok(3));
+        let (mut reading, mut seen) = (File::from(reading), [0; 3]);
+        reading.read_exact(&mut seen).unwrap();
+        assert_eq!(&seen, b"one");
+        world.server.revoke(&["a"]).unwrap();
+        assert_eq!(copy(), Err(Errno::EFAULT));
+        // SAFETY: nobody uses the mapping any more.
+        unsafe { munmap(start, length.get()) }.unwrap();
     });
 }
 

@@ -97,6 +97,7 @@ fn launch() -> Launch {
             uid: 1,
             gid: 2,
             mode: 0o400,
+            signal: Some(1),
         }],
         task_dir: "/t".to_owned(),
         run_dir: "/r".to_owned(),
@@ -128,7 +129,7 @@ fn to_shim() -> Vec<ToShim> {
     };
     vec![
         ToShim::Deliver(Delivery { sequence: 1, items: vec![item] }),
-        ToShim::Revoke { sequence: 2, materials: vec![id()] },
+        ToShim::Revoke { sequence: 2, materials: vec![(id(), 1)] },
         ToShim::Start,
         ToShim::Stop { signal: 15, grace_ms: 10_000 },
         ToShim::Signal { signal: 1 },
@@ -166,6 +167,12 @@ fn seeds() -> Vec<Vec<u8>> {
     let cbor = |first: u8, framed: &[u8]| behind(first, &framed[4..]);
     let shim = |key| FromAgent::Shim { task: id(), key, held: vec![(id(), 1)], sequence: 1 };
     let exited = FromShim::ExecExited { id: "e".to_owned(), code: 1, error: Some("x".to_owned()) };
+    let refused = FromShim::Refused {
+        request: "deliver".to_owned(),
+        reason: "x".to_owned(),
+        is_outdated: true,
+    };
+    let delivered = FromShim::Delivered { sequence: 1, held: vec![(id(), 1)], last: 2 };
     let Some(ToShim::Deliver(delivery)) = to_shim().into_iter().next() else { unreachable!() };
     let mut seeds: Vec<Vec<u8>> = frames.iter().map(|frame| input(0, &[frame])).collect();
     seeds.extend([
@@ -173,6 +180,8 @@ fn seeds() -> Vec<Vec<u8>> {
         cbor(1, &frame(&hello)),
         cbor(1, &frame(&FromShim::Status(status))),
         cbor(1, &frame(&exited)),
+        cbor(1, &frame(&refused)),
+        cbor(1, &frame(&delivered)),
         cbor(2, &frame(&launch())),
         cbor(3, &frame(&shim([1; 32]))),
         cbor(4, &frame(&ToAgent::Deliver { task: id(), delivery })),

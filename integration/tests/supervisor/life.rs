@@ -14,7 +14,7 @@ use skep_core::id::MaterialId;
 use skep_core::model::material::MaterialKind;
 use skep_integration::settle;
 
-use crate::rig::{BOUND, GRANTS, Rig, Shim, exec, is_dead};
+use crate::rig::{BOUND, GRANTS, Rig, Shim, exec, is_dead, taken};
 
 const FOREVER: [&str; 3] = ["sh", "-c", "trap 'exit 3' TERM; while :; do sleep 0.05; done"];
 
@@ -29,7 +29,7 @@ fn secrets_at_their_targets_and_nothing_on_the_host() -> Result<()> {
     let mut shim = rig.spawn()?;
     ensure!(shim.hello.status.state == ShimState::Waiting && shim.hello.held.is_empty());
     let items = [(first, 1, "swordfish"), (config, 4, "a=1\n")];
-    ensure!(shim.deliver(&items)? == FromShim::Delivered { sequence: 1 });
+    ensure!(taken(&shim.deliver(&items)?) == Some(1));
     let status = shim.start()?;
     ensure!(status.state == ShimState::Running && status.pid > 0, "{status:?}");
 
@@ -90,8 +90,7 @@ fn the_audit_is_a_second_behind_at_most() -> Result<()> {
     settle("both opens on record", BOUND, || Ok(opened(&shim.audit()?, secret) == 2))?;
     // With room for a busy machine; `AUDIT_DELAY` is what keeps it below a second.
     ensure!(read.elapsed() < Duration::from_secs(3), "{:?}", read.elapsed());
-    shim.say(&ToShim::Revoke { sequence: 100, materials: vec![secret] })?;
-    ensure!(shim.hear()? == FromShim::Delivered { sequence: 100 });
+    ensure!(taken(&shim.revoke(&[(secret, 2)])?) == Some(3));
     ensure!(shim.exec(&["cat", "/run/secrets/s"])?.code == 1);
     let is_revoked = |records: &[Record]| {
         let mut events = records.iter().flat_map(|record| &record.events);
@@ -125,7 +124,7 @@ fn as_many_grants_as_allowed_show_in_the_container() -> Result<()> {
     }
     let mut shim = rig.spawn()?;
     let items: Vec<_> = items.iter().map(|(m, version, text)| (*m, *version, &**text)).collect();
-    ensure!(shim.deliver(&items)? == FromShim::Delivered { sequence: 1 });
+    ensure!(taken(&shim.deliver(&items)?) == Some(1));
     ensure!(shim.start()?.state == ShimState::Running);
     let path = |index| std::path::Path::new("/run/secrets").join(target(index));
     let paths: Vec<_> = (0..items.len()).map(|i| path(i).display().to_string()).collect();
@@ -149,7 +148,7 @@ fn a_new_version_in_place_is_seen_and_heard_of() -> Result<()> {
     let events = Inotify::init(InitFlags::IN_CLOEXEC)?;
     let mask = AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_CLOSE_WRITE;
     events.add_watch(format!("/proc/{pid}/root/run/secrets/s").as_str(), mask)?;
-    ensure!(shim.deliver(&[(secret, 2, "newer")])? == FromShim::Delivered { sequence: 2 });
+    ensure!(taken(&shim.deliver(&[(secret, 2, "newer")])?) == Some(2));
     ensure!(shim.output(&["cat", "/run/secrets/s"])? == "newer");
     let mut seen = AddWatchFlags::empty();
     while seen != mask {
@@ -158,8 +157,7 @@ fn a_new_version_in_place_is_seen_and_heard_of() -> Result<()> {
         ensure!(poll(&mut fds, timeout)? == 1, "only {seen:?}");
         events.read_events()?.iter().for_each(|event| seen |= event.mask);
     }
-    shim.say(&ToShim::Revoke { sequence: 100, materials: vec![secret] })?;
-    ensure!(shim.hear()? == FromShim::Delivered { sequence: 100 });
+    ensure!(taken(&shim.revoke(&[(secret, 2)])?) == Some(3));
     let gone = shim.exec(&["cat", "/run/secrets/s"])?;
     ensure!(gone.code == 1 && gone.stderr.contains("No such file"), "{gone:?}");
     Ok(())

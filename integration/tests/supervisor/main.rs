@@ -3,5 +3,6 @@
 mod deaths;
 mod life;
 mod refusals;
+mod revoked;
 mod rig;
 mod touch;

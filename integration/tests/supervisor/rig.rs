@@ -113,7 +113,8 @@ impl Rig {
         target: &str,
     ) {
         let (name, target) = (name.into(), target.into());
-        let file = LaunchFile { material, kind, name, target, uid: 0, gid: 0, mode: 0o444 };
+        let file =
+            LaunchFile { material, kind, name, target, uid: 0, gid: 0, mode: 0o444, signal: None };
         self.launch.files.push(file);
     }
 
@@ -184,6 +185,14 @@ impl Shim {
         self.sequence += 1;
         let delivery = self.sealed(self.sequence, items)?;
         self.say(&ToShim::Deliver(delivery))?;
+        self.hear()
+    }
+
+    /// Revokes, each up to the version named with it; returns the answer.
+    pub(crate) fn revoke(&mut self, materials: &[(MaterialId, u64)]) -> Result<FromShim> {
+        self.sequence += 1;
+        let (sequence, materials) = (self.sequence, materials.to_vec());
+        self.say(&ToShim::Revoke { sequence, materials })?;
         self.hear()
     }
 
@@ -395,6 +404,14 @@ impl Drop for Shim {
         // The sentinel clears up after it.
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// The sequence of an order that was taken as the last one; none if it was not.
+pub(crate) fn taken(answer: &FromShim) -> Option<u64> {
+    match answer {
+        FromShim::Delivered { sequence, last, .. } => (sequence == last).then_some(*sequence),
+        _ => None,
     }
 }
 

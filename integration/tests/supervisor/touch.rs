@@ -17,10 +17,9 @@ use nix::sys::ptrace;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, gettid};
-use skep::wire::shim::FromShim;
 use skep_core::model::material::MaterialKind;
 
-use crate::rig::{BOUND, Rig, is_dead, time_until};
+use crate::rig::{BOUND, Rig, is_dead, taken, time_until};
 
 const FOREVER: [&str; 3] = ["sh", "-c", "trap 'exit 3' TERM; while :; do sleep 0.05; done"];
 /// The number of a write among the kernel's requests.
@@ -44,7 +43,7 @@ fn watchers_hear_through_the_directory_and_through_single_files() -> Result<()> 
     }
     for (version, text) in [(2, "two"), (3, "three")] {
         let delivered = shim.deliver(&[(secret, version, text)])?;
-        ensure!(delivered == FromShim::Delivered { sequence: version });
+        ensure!(taken(&delivered) == Some(version));
         let mut seen: BTreeMap<&str, AddWatchFlags> = BTreeMap::new();
         while seen.len() < places.len() || seen.values().any(|flags| *flags != mask) {
             let mut fds = [PollFd::new(events.as_fd(), PollFlags::POLLIN)];

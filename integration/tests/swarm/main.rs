@@ -10,6 +10,7 @@ mod join;
 mod living;
 mod managers;
 mod members;
+mod pinned;
 mod plaintext;
 mod seeds;
 mod survival;

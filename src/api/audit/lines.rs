@@ -168,6 +168,13 @@ fn of_event(event: &Event, base: wire::Line) -> wire::Line {
             wire::Line { event: "rotated", kept_from: Some(*kept_from), ..base }
         }
         What::Ended => wire::Line { event: "ended", ..base },
+        What::Signalled { materials, signal, sequence } => wire::Line {
+            event: "signalled",
+            ids: materials.iter().map(ToString::to_string).collect(),
+            delivery: Some(*sequence),
+            signal: Some(*signal),
+            ..base
+        },
     }
 }
 

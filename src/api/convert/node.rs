@@ -12,12 +12,7 @@ use crate::gate::{NodeView, Reachability};
 /// A node, and of a manager what the node that answers, `view`, knows of it.
 pub(in crate::api) fn node(node: &Node, swarm: &Cluster, view: &NodeView) -> wire::Node {
     let description = &node.description;
-    let state = match node.status.state {
-        NodeState::Unknown => "unknown",
-        NodeState::Down => "down",
-        NodeState::Ready => "ready",
-        NodeState::Disconnected => "disconnected",
-    };
+    let state = state_word(node.status.state);
     wire::Node {
         id: node.id.to_string(),
         version: version(node.meta),
@@ -60,6 +55,15 @@ pub(in crate::api) fn node(node: &Node, swarm: &Cluster, view: &NodeView) -> wir
             reachability: reachability(node, view).word(),
             addr: manager.addr.clone(),
         }),
+    }
+}
+
+pub(in crate::api) fn state_word(state: NodeState) -> &'static str {
+    match state {
+        NodeState::Unknown => "unknown",
+        NodeState::Down => "down",
+        NodeState::Ready => "ready",
+        NodeState::Disconnected => "disconnected",
     }
 }
 

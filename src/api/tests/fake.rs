@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
@@ -23,9 +24,9 @@ use tokio::io::AsyncWriteExt;
 use crate::audit::{AuditAnswer, AuditGap, AuditQuery, AuditVerdict, Entry};
 use crate::engine::images::{ImageStore, Import};
 use crate::gate::{
-    ContainerState, ContainerView, Done, ExecConfig, ExecStreams, ExecView, Gate, JoinTokens,
-    Later, LocalState, LogGap, LogLine, LogQuery, Logged, ManagerView, NodeView, Reachability,
-    Refusal, Request,
+    ContainerState, ContainerView, Done, ExecConfig, ExecStreams, ExecView, Gate, Holdings,
+    JoinTokens, Later, LocalState, LogGap, LogLine, LogQuery, Logged, ManagerView, NodeView,
+    Reachability, Refusal, Request,
 };
 use crate::hidden::Hidden;
 use crate::seal::random;
@@ -47,6 +48,8 @@ pub(super) struct FakeGate {
     pub(super) lines: Mutex<Vec<LogLine>>,
     /// Nodes that cannot be reached.
     pub(super) lost: Mutex<Vec<NodeId>>,
+    /// What tasks hold, whatever is asked for.
+    pub(super) holdings: Mutex<Holdings>,
     /// What managers keep of the audit, and what was asked of it.
     pub(super) audit: Mutex<AuditAnswer>,
     pub(super) verdict: Mutex<AuditVerdict>,
@@ -97,6 +100,7 @@ impl FakeGate {
             elsewhere: Mutex::default(),
             lines: Mutex::default(),
             lost: Mutex::default(),
+            holdings: Mutex::default(),
             audit: Mutex::default(),
             verdict: Mutex::default(),
             audited: Mutex::default(),
@@ -170,13 +174,17 @@ impl FakeGate {
 
     /// Proposes a command and has it applied.
     pub(super) fn run(&self, command: Command) -> Result<u64, Refusal> {
-        let stamp = Stamp(self.clock.fetch_add(1_000_000_000, Ordering::Relaxed));
-        let proposal = Proposal::new(mint(), stamp, command);
-        match apply(&mut self.state.lock().unwrap(), &proposal, &mut Vec::new()) {
+        match self.outcome(command) {
             Outcome::Done(version) => Ok(version),
             Outcome::Rejected(rejection) => Err(rejection.into()),
             Outcome::Pruned(_) => Ok(0),
         }
+    }
+
+    fn outcome(&self, command: Command) -> Outcome {
+        let stamp = Stamp(self.clock.fetch_add(1_000_000_000, Ordering::Relaxed));
+        let proposal = Proposal::new(mint(), stamp, command);
+        apply(&mut self.state.lock().unwrap(), &proposal, &mut Vec::new())
     }
 
     pub(super) fn service(&self, id: &str) -> Arc<Service> {
@@ -374,8 +382,19 @@ impl Gate for FakeGate {
                 self.asked.lock().unwrap().push(request);
                 Ok(Done::Versions(vec![2]))
             }
+            Request::MaterialRevoke { id, service, task, uid } => {
+                let by = Author { node: mint(), uid };
+                run(Command::MaterialRevoke { id, service, task, by })
+            }
             Request::MaterialUpdate { id, version, spec, .. } => {
                 run(Command::MaterialUpdate { id, version, spec })
+            }
+            Request::MaterialPrune { kind, ids, keep } => {
+                match self.outcome(Command::MaterialPrune { kind, ids, keep }) {
+                    Outcome::Pruned(dropped) => Ok(Done::Pruned(dropped)),
+                    Outcome::Rejected(rejection) => Err(rejection.into()),
+                    Outcome::Done(_) => Ok(Done::Nothing),
+                }
             }
             Request::MaterialRemove { id } => run(Command::MaterialRemove { id }),
             Request::ServiceCreate { spec } => {
@@ -407,6 +426,15 @@ impl Gate for FakeGate {
         let payloads = self.payloads.lock().unwrap();
         let found = payloads.iter().find(|(of, _)| *of == id).map(|(_, bytes)| bytes.clone());
         Box::pin(async { found.ok_or(Refusal::NotFound("no payload".to_owned())) })
+    }
+
+    fn holdings(
+        &self,
+        _materials: Vec<MaterialId>,
+        _within: Duration,
+    ) -> Later<'_, Result<Holdings, Refusal>> {
+        let held = self.holdings.lock().unwrap().clone();
+        Box::pin(async { Ok(held) })
     }
 
     fn audit(&self, query: AuditQuery) -> Later<'_, Result<AuditAnswer, Refusal>> {

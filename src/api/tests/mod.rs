@@ -5,10 +5,12 @@ mod audits;
 mod elsewhere;
 mod fake;
 mod goldens;
+mod holders;
 mod members;
 mod objects;
 mod streams;
 mod transport;
+mod versions;
 
 use bytes::Bytes;
 use http::{HeaderMap, Request};

@@ -47,6 +47,9 @@ pub(in crate::api) struct Line {
     /// Why something was refused or lost.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(in crate::api) reason: Option<String>,
+    /// Number of a signal that was sent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(in crate::api) signal: Option<i32>,
     /// The first record that the node still has.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(in crate::api) kept_from: Option<u64>,

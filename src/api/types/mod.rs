@@ -4,6 +4,7 @@
 pub(super) mod audit;
 pub(super) mod container;
 pub(super) mod exec;
+pub(super) mod holder;
 pub(super) mod image;
 pub(super) mod material;
 pub(super) mod network;

@@ -6,7 +6,7 @@
 //! session on another manager may have orders under way still, with the same numbers: then an order
 //! of this one is passed over, the shim says what it holds, and what is missing is sent again.
 
-use alloc::collections::{BTreeMap, VecDeque};
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
 
 use crate::assign::{self, AssignedGrant};
@@ -81,6 +81,15 @@ impl Shim {
     #[must_use]
     pub fn held(&self) -> &BTreeMap<MaterialId, u64> {
         &self.held
+    }
+
+    /// Versions that it holds or may come to hold by what is under way: all that can be said of one
+    /// that is not heard of any more.
+    #[must_use]
+    pub fn possible(&self) -> BTreeSet<(MaterialId, u64)> {
+        let flying = self.flying.iter().flat_map(|(_, effect)| effect);
+        let coming = flying.filter_map(|(id, version)| version.map(|version| (*id, version)));
+        self.held.iter().map(|(id, version)| (*id, *version)).chain(coming).collect()
     }
 
     /// Whether it said that it holds what the state wants of this secret or config, or that it
@@ -219,7 +228,9 @@ mod tests {
         assert_eq!(send(&world, &mut shim), Some((5, vec![], vec![a])));
         assert_eq!(send(&world, &mut shim), Some((6, vec![1], vec![])));
         assert_eq!(send(&world, &mut shim), None);
+        assert_eq!(shim.possible(), [(a, 1), (b, 1)].into(), "it did not say that it let go");
         shim.answers([(b, 1)], 6);
+        assert_eq!(shim.possible(), [(b, 1)].into());
         let desired = TaskState::Shutdown;
         world.done(Command::Control(vec![Decision::TaskDesire { id: task, desired }]));
         world.done(Command::MaterialRevoke { id: b, service: None, task: None, by: author() });

@@ -302,7 +302,7 @@ fn signals_have_many_spellings() {
         ("SIGNONSENSE", None),
         ("RTMIN+99", None),
     ] {
-        assert_eq!(signal(text), number, "{text}");
+        assert_eq!(signal::number(text), number, "{text}");
     }
     let refused = plan_of(|spec| spec.container.stop_signal = "nope".into());
     assert!(matches!(refused, Err(PlanError::Signal(_))));

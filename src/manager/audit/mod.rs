@@ -114,7 +114,7 @@ async fn carry(manager: &Arc<Manager>, mut offered: mpsc::Receiver<Offer>) {
 
 impl Manager {
     /// The other managers, by Raft id and node.
-    fn others(&self) -> Vec<(u64, NodeId)> {
+    pub(super) fn others(&self) -> Vec<(u64, NodeId)> {
         let directory = self.peers.book().directory();
         let directory = directory.borrow();
         let others = directory.managers.iter().filter(|manager| manager.node != self.node);

@@ -2,6 +2,7 @@
 //! who read it has come.
 
 use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
 
 use minicbor::{Decode, Encode};
 
@@ -42,6 +43,15 @@ impl State {
     pub fn is_version_in_use(&self, material: &Material, number: u64) -> bool {
         self.index.pins.contains_key(&(material.id, number))
             || material.latest().is_some_and(|latest| latest.number == number)
+    }
+
+    /// Numbers of the versions beyond the latest `keep` that nobody uses, the oldest first: what is
+    /// dropped when so many are kept. The latest is always kept.
+    #[must_use]
+    pub fn surplus(&self, material: &Material, keep: usize) -> Vec<u64> {
+        let old = material.versions.len().saturating_sub(keep.max(1));
+        let numbers = material.versions.iter().take(old).map(|version| version.number);
+        numbers.filter(|number| !self.is_version_in_use(material, *number)).collect()
     }
 
     /// Services whose tasks may hold this secret or config: those that are granted it, and those
