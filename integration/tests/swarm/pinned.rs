@@ -97,7 +97,7 @@ fn what_is_pinned_is_never_dropped(scene: &Scene) -> Result<()> {
     ensure!(said.contains("secret prune has been cancelled"), "{said}");
     ensure!(history(scene, &secret)? == "6 5 1", "dropped without consent");
     let said = skep.ok_with(&prune, b"y\n")?;
-    ensure!(said.contains("WARNING! This will remove versions of"), "{said}");
+    ensure!(said.contains("WARNING! This will remove the versions of"), "{said}");
     ensure!(said.contains(&format!("{secret}@5\n")), "{said}");
     ensure!(!said.contains(&format!("{secret}@1\n")), "{said}");
     ensure!(history(scene, &secret)? == "6 1", "left: {}", history(scene, &secret)?);
