@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use skep_core::command::{self, Command};
-use skep_core::id::TaskId;
+use skep_core::id::{NodeId, TaskId};
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
@@ -14,15 +14,18 @@ use crate::gate::Refusal;
 use crate::limits::{AUDIT_AGAIN, AUDIT_ANCHOR, AUDIT_ANCHORS};
 use crate::wire::audit::Portion;
 
+/// A task and the node that sent its records.
+type Key = (TaskId, NodeId);
+
 /// What is stored by a majority and not anchored yet.
 #[derive(Debug, Default)]
 pub(super) struct Anchors {
-    due: Mutex<BTreeMap<TaskId, Anchor>>,
+    due: Mutex<BTreeMap<Key, Anchor>>,
     ended: Notify,
 }
 
 impl Anchors {
-    fn due(&self) -> MutexGuard<'_, BTreeMap<TaskId, Anchor>> {
+    fn due(&self) -> MutexGuard<'_, BTreeMap<Key, Anchor>> {
         self.due.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -33,9 +36,10 @@ impl Anchors {
         for portion in portions {
             for body in &portion.bodies {
                 let Ok(head) = Head::parse(body) else { continue };
-                let held = due.get(&portion.task).map_or(0, |anchor| anchor.sequence);
+                let key = (portion.task, portion.node);
+                let held = due.get(&key).map_or(0, |anchor| anchor.sequence);
                 if head.sequence > held {
-                    due.insert(portion.task, Anchor::of(&head, body));
+                    due.insert(key, Anchor::of(&head, body));
                 }
             }
             let last = portion.bodies.last().and_then(|body| Record::parse(body).ok());
@@ -47,16 +51,16 @@ impl Anchors {
         }
     }
 
-    fn take(&self) -> Vec<(TaskId, Anchor)> {
+    fn take(&self) -> Vec<(Key, Anchor)> {
         let mut due = self.due();
         std::iter::from_fn(|| due.pop_first()).take(AUDIT_ANCHORS).collect()
     }
 
     /// Puts back what was not taken, unless there is something later.
-    fn put_back(&self, anchors: Vec<(TaskId, Anchor)>) {
+    fn put_back(&self, anchors: Vec<(Key, Anchor)>) {
         let mut due = self.due();
-        for (task, anchor) in anchors {
-            due.entry(task).or_insert(anchor);
+        for (key, anchor) in anchors {
+            due.entry(key).or_insert(anchor);
         }
     }
 }
@@ -84,18 +88,19 @@ pub(super) async fn propose_now_and_then(manager: &Manager) {
 
 impl Manager {
     /// Has the swarm's state remember these places. False if they are to be proposed again.
-    async fn propose_anchors(&self, anchors: &[(TaskId, Anchor)]) -> bool {
+    async fn propose_anchors(&self, anchors: &[(Key, Anchor)]) -> bool {
         // A node that lost how far it had come sends old records again.
-        let is_news = |task: &TaskId, anchor: &Anchor| {
-            let held = self.anchors_of(task);
+        let is_news = |(task, node): &Key, anchor: &Anchor| {
+            let held = self.anchors_of(task, Some(*node));
             held.iter().all(|held| held.sequence < anchor.sequence)
         };
-        let news = anchors.iter().filter(|(task, anchor)| is_news(task, anchor));
+        let news = anchors.iter().filter(|(key, anchor)| is_news(key, anchor));
         let news: Vec<_> = news
-            .map(|(task, Anchor { sequence, hash })| command::Anchor {
+            .map(|((task, node), Anchor { sequence, hash })| command::Anchor {
                 task: *task,
                 sequence: *sequence,
                 hash: *hash,
+                node: *node,
             })
             .collect();
         if news.is_empty() {
@@ -111,10 +116,10 @@ impl Manager {
         }
     }
 
-    /// What the swarm's state remembers of a task.
-    pub(super) fn anchors_of(&self, task: &TaskId) -> Vec<Anchor> {
+    /// What the swarm's state remembers of a task by the word of this node.
+    pub(super) fn anchors_of(&self, task: &TaskId, node: Option<NodeId>) -> Vec<Anchor> {
         let held = self.raft.view(|state| {
-            let anchor = state.anchor(task)?;
+            let anchor = state.anchor(task).filter(|anchor| node == Some(anchor.node))?;
             Some(Anchor { sequence: anchor.sequence, hash: anchor.hash })
         });
         Vec::from_iter(held)

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use skep_core::id::{NodeId, TaskId};
+use skep_core::state::Anchored;
 use skep_core::time::Stamp;
 
 use super::Manager;
@@ -58,19 +59,17 @@ impl Manager {
             return Vec::new();
         }
         self.raft.view(|state| {
-            let is_asked = |task: &TaskId| {
+            let is_asked = |(task, anchor): &(&TaskId, &Anchored)| {
                 let known = state.task(task);
                 let is_of_one = query.material.is_none_or(|id| {
                     let mut grants = known.into_iter().flat_map(|it| it.spec.container.grants());
                     grants.any(|grant| grant.id == id)
                 });
-                let is_there =
-                    query.node.is_none_or(|node| known.is_some_and(|task| task.node == Some(node)));
+                let is_there = query.node.is_none_or(|node| anchor.node == node);
                 is_of_one && is_there && (query.tasks.is_empty() || query.tasks.contains(task))
             };
-            let asked = state.anchors().map(|(task, _)| *task).filter(is_asked);
-            let with_node = |id: TaskId| (id, state.task(&id).and_then(|task| task.node));
-            asked.take(AUDIT_VERIFY_TASKS).map(with_node).collect()
+            let asked = state.anchors().filter(is_asked).take(AUDIT_VERIFY_TASKS);
+            asked.map(|(task, anchor)| (*task, Some(anchor.node))).collect()
         })
     }
 
@@ -103,7 +102,7 @@ impl Manager {
         }
         let has_dropped = coverage.horizon > Stamp(0);
         let verdicts = copies.into_iter().map(|((task, node), copies)| {
-            let anchors = self.anchors_of(&task);
+            let anchors = self.anchors_of(&task, node);
             judge((task, node), copies, &anchors, (is_cut, has_dropped))
         });
         Some(verdicts.collect())

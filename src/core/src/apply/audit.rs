@@ -9,7 +9,7 @@ use crate::state::Anchored;
 
 impl Writer<'_> {
     /// Takes over what is further than what is known. What is not has no effect: it comes late, or
-    /// from somebody who tells another story now.
+    /// from somebody who tells another story now. So has what another node than the task's sent.
     pub(super) fn audit_anchors(&mut self, anchors: &[Anchor]) -> Applied {
         if anchors.len() > limits::ANCHORS_AT_ONCE {
             return Err(Rejection::Invalid(format!(
@@ -19,11 +19,14 @@ impl Writer<'_> {
                 limits::ANCHORS_AT_ONCE
             )));
         }
-        for Anchor { task, sequence, hash } in anchors {
-            let known = self.state.anchors.get(task).map(|anchor| anchor.sequence);
-            if known.is_none_or(|known| known < *sequence) {
-                let anchor = Anchored { sequence: *sequence, hash: *hash, at: self.now };
-                self.state.put_anchor(*task, anchor);
+        for Anchor { task, sequence, hash, node } in anchors {
+            let known = self.state.anchors.get(task);
+            let is_news =
+                known.is_none_or(|known| known.node == *node && known.sequence < *sequence);
+            let runs_on = self.state.tasks.get(task).and_then(|task| task.node);
+            if is_news && runs_on.is_none_or(|own| own == *node) {
+                let (sequence, hash, node) = (*sequence, *hash, *node);
+                self.state.put_anchor(*task, Anchored { sequence, hash, at: self.now, node });
             }
         }
         Ok(0)

@@ -427,12 +427,15 @@ fn a_key_that_nothing_needs_goes_with_the_turn_and_is_purged() {
 #[test]
 fn anchors_only_move_on_and_the_oldest_go_first() {
     let mut world = World::new();
+    let node = world.node;
     let anchor =
-        |n: u64, sequence, hash| Anchor { task: testing::id(n), sequence, hash: [hash; 32] };
+        |n: u64, sequence, hash| Anchor { task: testing::id(n), sequence, hash: [hash; 32], node };
     let set = |anchors| Command::AuditAnchor(anchors);
     world.done(set(vec![anchor(1, 5, 1), anchor(2, 1, 1)]));
     world.done(set(vec![anchor(1, 5, 2), anchor(1, 4, 3), anchor(2, 2, 4)]));
     let known = |world: &World, n: u64| world.state.anchor(&testing::id(n)).map(|a| a.hash[0]);
+    let foreign = Anchor { node: testing::id(90), ..anchor(1, 9, 9) };
+    world.done(set(vec![foreign]));
     assert_eq!((known(&world, 1), known(&world, 2)), (Some(1), Some(4)));
     let most = limits::AUDIT_ANCHORS as u64;
     world.done(set((3..=most).map(|n| anchor(n, 1, 1)).collect()));

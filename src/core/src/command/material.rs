@@ -2,7 +2,7 @@
 
 use minicbor::{Decode, Encode};
 
-use crate::id::{MaterialId, TaskId};
+use crate::id::{MaterialId, NodeId, TaskId};
 use crate::sealed::Sealed;
 
 /// A version to be appended.
@@ -54,4 +54,7 @@ pub struct Anchor {
     /// SHA-256 that the record after it is chained to.
     #[cbor(n(2), with = "minicbor::bytes")]
     pub hash: [u8; 32],
+    /// The node that sent it.
+    #[n(3)]
+    pub node: NodeId,
 }

@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use minicbor::{Decode, Encode};
 
 use super::{PayloadKey, State, remove_from, subtract_from};
-use crate::id::{MaterialId, ServiceId, TaskId};
+use crate::id::{MaterialId, NodeId, ServiceId, TaskId};
 use crate::limits;
 use crate::model::material::{Grant, Material, Revocation};
 use crate::model::service::Service;
@@ -27,6 +27,9 @@ pub struct Anchored {
     /// When that was.
     #[n(2)]
     pub at: Stamp,
+    /// The node that sent it: another one's word of this task counts for nothing.
+    #[n(3)]
+    pub node: NodeId,
 }
 
 /// Whether something is counted in or out.

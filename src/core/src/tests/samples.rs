@@ -392,7 +392,7 @@ fn commands_of_many() -> Vec<Command> {
             by: author(),
         },
         Command::MaterialReseal(vec![Reseal { id: id(1), version: 2, payload: sealed() }]),
-        Command::AuditAnchor(vec![Anchor { task: id(1), sequence: 2, hash: [3; 32] }]),
+        Command::AuditAnchor(vec![Anchor { task: id(1), sequence: 2, hash: [3; 32], node: id(4) }]),
     ]
 }
 
