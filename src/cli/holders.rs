@@ -173,7 +173,7 @@ pub(super) fn pretty(facts: &Value) -> String {
     say("Cipher", read::text(facts, &["Cipher"]));
     say("Key", &key(facts));
     say("Autolock", if read::flag(facts, &["Autolock"]) { "on" } else { "off" });
-    say("Held by", "");
+    text += "Held by:\n";
     let mut lines = " VERSION\tKEY\tTASKS\tSERVICES\tNODES\n".to_owned();
     for version in read::list(facts, &["Versions"]) {
         let sealed = match read::number(version, &["Key"]) {
@@ -204,7 +204,7 @@ pub(super) fn pretty(facts: &Value) -> String {
 
 /// The key that seals now, with its age.
 pub(super) fn key(facts: &Value) -> String {
-    let made = human::ago(read::text(facts, &["Key", "CreatedAt"]));
+    let made = human::ago(read::text(facts, &["Key", "CreatedAt"])).to_lowercase();
     format!("{}, made {made}", read::number(facts, &["Key", "Version"]))
 }
 
