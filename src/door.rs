@@ -13,13 +13,16 @@ use skep_core::model::node::{NodeState, Role};
 use skep_core::state::State;
 
 use crate::agent::exec::no_such;
+use crate::audit::{AuditAnswer, AuditGap, AuditQuery, AuditVerdict, Entry};
 use crate::engine::images::ImageStore;
 use crate::gate::{
-    ContainerView, Done, ExecConfig, ExecStreams, ExecView, Gate, Holdings, JoinTokens, Later,
-    LocalState, LogQuery, Logged, ManagerView, NodeView, Reachability, Refusal, Request,
+    ContainerView, Done, ExecConfig, ExecStreams, ExecView, Gate, Holdings, JoinTokens,
+    KeyProgress, Later, LocalState, LogQuery, Logged, ManagerView, NodeView, Reachability, Refusal,
+    Request,
 };
 use crate::hidden::Hidden;
 use crate::manager::Manager;
+use crate::manager::reseal::watch_key;
 use crate::node::{Node, Swarm};
 use crate::wire::session::ManagerEntry;
 
@@ -142,6 +145,13 @@ impl Gate for Node {
         })
     }
 
+    fn key_progress(
+        &self,
+        key: u64,
+    ) -> Later<'_, Result<BoxStream<'static, KeyProgress>, Refusal>> {
+        Box::pin(async move { Ok(watch_key(self.current_manager().await?, key)) })
+    }
+
     fn config_payload(&self, id: MaterialId) -> Later<'_, Result<Vec<u8>, Refusal>> {
         Box::pin(async move {
             let manager = self.current_manager().await?;
@@ -160,6 +170,21 @@ impl Gate for Node {
         within: Duration,
     ) -> Later<'_, Result<Holdings, Refusal>> {
         Box::pin(async move { self.manager()?.holdings(materials, within).await })
+    }
+
+    fn audit(&self, query: AuditQuery) -> Later<'_, Result<AuditAnswer, Refusal>> {
+        Box::pin(async move { self.manager()?.audit_query(&query).await })
+    }
+
+    fn audit_verify(&self, query: AuditQuery) -> Later<'_, Result<AuditVerdict, Refusal>> {
+        Box::pin(async move { self.manager()?.audit_verify(&query).await })
+    }
+
+    fn audit_follow(
+        &self,
+        query: AuditQuery,
+    ) -> Later<'_, Result<BoxStream<'static, Result<Entry, AuditGap>>, Refusal>> {
+        Box::pin(async move { self.manager()?.audit_follow(query).await })
     }
 
     fn images(&self) -> &ImageStore {

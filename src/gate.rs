@@ -3,6 +3,7 @@
 mod container;
 mod holdings;
 mod refusal;
+mod ring;
 
 use std::pin::Pin;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use skep_core::model::cluster::ClusterSpec;
 use skep_core::model::material::{MaterialKind, MaterialSpec};
 use skep_core::model::node::{Availability, NodeSpec, Role};
 use skep_core::model::service::ServiceSpec;
+use skep_core::outcome::Dropped;
 use skep_core::state::State;
 
 pub use container::{
@@ -21,7 +23,9 @@ pub use container::{
 };
 pub use holdings::{Holder, Holdings};
 pub use refusal::Refusal;
+pub use ring::{KeyHolder, KeyProgress, KeyStage, Purged};
 
+use crate::audit::{AuditAnswer, AuditGap, AuditQuery, AuditVerdict, Entry};
 use crate::hidden::Hidden;
 use crate::protected::Protected;
 
@@ -60,6 +64,11 @@ pub enum Request {
         rotate_unlock: bool,
         /// Whether a new root takes over from the swarm's own.
         rotate_ca: bool,
+    },
+    /// Turns the ring to a new key, under which the leader then seals every payload anew.
+    RingTurn {
+        /// Whether to turn it even if payloads wait for the key of the last turn.
+        force: bool,
     },
     /// Changes what a user says of a node. Another role promotes or demotes it.
     NodeUpdate {
@@ -107,6 +116,15 @@ pub enum Request {
         spec: MaterialSpec,
         /// Compared in constant time.
         payload: Option<Protected>,
+    },
+    /// Drops versions that nobody uses.
+    MaterialPrune {
+        /// Of secrets or of configs.
+        kind: MaterialKind,
+        /// Of which; empty for all of the kind.
+        ids: Vec<MaterialId>,
+        /// How many versions each keeps, the latest ones; none for what each says itself.
+        keep: Option<u32>,
     },
     /// Removes a secret or config.
     MaterialRemove {
@@ -209,8 +227,17 @@ pub enum Done {
     Material(MaterialId),
     /// Their latest versions now, in the order they were asked for.
     Versions(Vec<u64>),
+    /// These versions were dropped.
+    Pruned(Vec<Dropped>),
     /// A service was made.
     Service(ServiceId),
+    /// The ring's current key.
+    Key {
+        /// Its version.
+        version: u64,
+        /// Whether the request made it; else the turn that made it goes on.
+        turned: bool,
+    },
     /// Nothing to say.
     Nothing,
 }
@@ -345,6 +372,11 @@ pub trait Gate: Send + Sync + 'static {
     /// The key that unlocks managers; none while they lock nothing.
     fn unlock_key(&self) -> Later<'_, Result<Option<Hidden>, Refusal>>;
 
+    /// How far the swarm has come to this key of the ring, whenever that changes, until it is done
+    /// or nothing more is to be awaited.
+    fn key_progress(&self, key: u64)
+    -> Later<'_, Result<BoxStream<'static, KeyProgress>, Refusal>>;
+
     /// The payload of a config's latest version. Refused for secrets.
     fn config_payload(&self, id: MaterialId) -> Later<'_, Result<Vec<u8>, Refusal>>;
 
@@ -394,6 +426,18 @@ pub trait Gate: Send + Sync + 'static {
         tasks: Vec<(NodeId, TaskId)>,
         query: LogQuery,
     ) -> Later<'_, Result<BoxStream<'static, Logged>, Refusal>>;
+
+    /// What managers keep of the audit.
+    fn audit(&self, query: AuditQuery) -> Later<'_, Result<AuditAnswer, Refusal>>;
+
+    /// Whether the chains hold of all tasks of which anything is asked for.
+    fn audit_verify(&self, query: AuditQuery) -> Later<'_, Result<AuditVerdict, Refusal>>;
+
+    /// What is stored of the audit from the answer on, as long as the stream is read.
+    fn audit_follow(
+        &self,
+        query: AuditQuery,
+    ) -> Later<'_, Result<BoxStream<'static, Result<Entry, AuditGap>>, Refusal>>;
 
     /// The swarm's id, once there is one.
     fn cluster(&self) -> Option<ClusterId>;

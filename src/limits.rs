@@ -110,6 +110,21 @@ pub const NET_CONNECTIONS: usize = 10_500;
 pub const NET_MESSAGE_BYTES: usize = 20 << 20;
 /// Bytes of a message from somebody who is not known yet.
 pub const NET_ANONYMOUS_BYTES: usize = 64 << 10;
+/// Payloads that wait for the ring's current key and are looked up at once.
+pub const RESEAL_LOOK: usize = 4_096;
+/// Bytes of payloads sealed anew in one entry of the log, give or take the last one: other writes
+/// wait for no more.
+pub const RESEAL_BYTES: u64 = 1 << 20;
+/// Pause before payloads that could not be sealed anew are tried again.
+pub const RESEAL_RETRY: Duration = Duration::from_secs(5);
+/// Time between two looks at how far a turn of the ring has come, for who watches it.
+pub const RING_LOOK: Duration = Duration::from_millis(100);
+/// How long who watches a turn of the ring waits for the next payload to be sealed anew.
+pub const RING_STALL: Duration = Duration::from_secs(30);
+/// How long who watches a turn of the ring waits for a manager that does not answer.
+pub const RING_SILENCE: Duration = Duration::from_secs(5);
+/// How long who watches a turn of the ring waits for managers to purge old keys.
+pub const RING_PURGE: Duration = Duration::from_secs(120);
 /// How long an answer from a manager may take.
 pub const NET_ANSWER: Duration = Duration::from_secs(5);
 /// A manager that has not been in touch with a leader for this long closes the sessions of its
@@ -238,12 +253,26 @@ pub const AUDIT_PAGE_BYTES: usize = 4 << 20;
 pub const AUDIT_READ_BYTES: u64 = 64 << 20;
 /// Records in the answer to a question about audits.
 pub const AUDIT_FOUND: usize = 100_000;
+/// Bytes of these records.
+pub const AUDIT_FOUND_BYTES: usize = 64 << 20;
+/// Tasks whose chains one question has checked.
+pub const AUDIT_VERIFY_TASKS: usize = 100_000;
+/// Of these, tasks that are read together.
+pub const AUDIT_VERIFY_BATCH: usize = 64;
 /// Bytes of one task's records that are checked at once.
 pub const AUDIT_VERIFY_BYTES: usize = 256 << 20;
 /// Time between two looks of one who follows the audit.
 pub const AUDIT_FOLLOW: Duration = Duration::from_millis(500);
 /// Records that one who follows is known to have seen: what several managers keep comes once.
 pub const AUDIT_SEEN: usize = 65_536;
+/// Those who follow the audit at one manager.
+pub const AUDIT_FOLLOWERS: usize = 64;
+/// Time between two comparisons of what a manager keeps with what the others do.
+pub const AUDIT_COMPARE: Duration = Duration::from_secs(30);
+/// Pieces that a manager tells of in one answer when another compares.
+pub const AUDIT_HEADS: usize = 8_192;
+/// Secrets and configs whose last read a manager knows without looking.
+pub const AUDIT_LAST_READS: usize = 65_536;
 /// Time between two proposals of anchors, unless a task has ended.
 pub const AUDIT_ANCHOR: Duration = Duration::from_secs(10);
 /// Anchors in one proposal.

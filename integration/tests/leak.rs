@@ -22,6 +22,10 @@ fn two_rounds_leave_nothing() -> Result<()> {
     for counted in ["processes", "descriptors", "threads", "rss_kib", "namespaces"] {
         ensure!(census[counted].as_u64().is_some_and(|count| count > 0), "{counted}: {census}");
     }
+    // What was read is kept, and nothing else of it.
+    let [files, bytes] = [0, 1].map(|at| census["files_and_bytes"]["data/audit"][at].as_u64());
+    ensure!(files.is_some_and(|files| (2..6).contains(&files)) && bytes > Some(0), "{census}");
+    ensure!(census["stray_audits"] == 0, "{census}");
     ensure!(census["files_and_bytes"]["data/layers"][0].as_u64() > Some(10), "{census}");
     Ok(())
 }

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use skep_core::state::State;
 use skep_core::time::Span;
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -17,7 +18,7 @@ use crate::node::Inner;
 
 /// Starts the task that looks after the log until `stop` says true.
 pub(crate) fn start(inner: &Arc<Inner>, mut stop: watch::Receiver<bool>) {
-    let mut applied = inner.shared.applied();
+    let (mut applied, asked) = (inner.shared.applied(), inner.shared.purge_asked());
     // A handle of its own would keep the node alive that it belongs to.
     let inner = Arc::downgrade(inner);
     tokio::spawn(async move {
@@ -25,6 +26,7 @@ pub(crate) fn start(inner: &Arc<Inner>, mut stop: watch::Receiver<bool>) {
             tokio::select! {
                 _ = stop.wait_for(|stop| *stop) => return,
                 changed = applied.changed() => if changed.is_err() { return },
+                () = asked.notified() => {}
                 () = tokio::time::sleep(KEEPER_PERIOD) => {}
             }
             let Some(inner) = inner.upgrade() else { return };
@@ -66,6 +68,8 @@ pub(crate) async fn snapshot(inner: &Inner, scrub: bool) -> io::Result<()> {
     let slow =
         |what: &str| io::Error::new(io::ErrorKind::TimedOut, format!("{what} takes too long"));
     let stopped = |_| io::Error::other("raft stopped");
+    // Looked at first: what is written from here on holds no older one.
+    let oldest_key = inner.shared.view(State::oldest_key);
     let Some(upto) = *inner.shared.applied().borrow() else { return Ok(()) };
     if inner.metrics().snapshot_index.is_none_or(|at| at < upto) {
         machine::keep_now(&inner.shared).await?;
@@ -92,6 +96,7 @@ pub(crate) async fn snapshot(inner: &Inner, scrub: bool) -> io::Result<()> {
             .await
             .map_err(|_| slow("rewriting the log"))??;
         inner.shared.purged();
+        inner.shared.purged_keys(oldest_key);
     }
     Ok(())
 }

@@ -45,6 +45,7 @@ mod offline_tests;
 mod peer_tests;
 mod record;
 mod recover;
+mod remnants;
 #[cfg(test)]
 mod samples;
 mod segment;

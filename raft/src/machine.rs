@@ -11,7 +11,7 @@ use skep_core::command::{Outcome, Proposal};
 use skep_core::format::read_entry;
 use skep_core::state::State;
 use skep_core::time::Stamp;
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{Notify, broadcast, watch};
 
 use crate::digest::{Digests, is_due};
 use crate::limits::{APPLY_BATCH, CHANGE_QUEUE};
@@ -75,6 +75,8 @@ pub(crate) struct Shared {
     snapshots: Snapshots,
     /// Held while a snapshot is written: from here or from a peer, one at a time.
     writing: Mutex<()>,
+    /// Told when a purge is asked for that no deadline asks for.
+    asked: Arc<Notify>,
     digests: Arc<Digests>,
 }
 
@@ -88,6 +90,8 @@ struct Current {
     covers: Option<Stamp>,
     /// When the first deletion not purged yet must be.
     due: Option<Stamp>,
+    /// The oldest ring key that any file holds, as far as a purge since the start has shown.
+    oldest_key: Option<u64>,
 }
 
 impl Shared {
@@ -100,6 +104,7 @@ impl Shared {
             applied: watch::Sender::new(None),
             snapshots,
             writing: Mutex::new(()),
+            asked: Arc::default(),
             digests: Arc::new(Digests::new(on_fatal)),
         })
     }
@@ -137,6 +142,28 @@ impl Shared {
     /// When deleted payloads must be purged, if any are not.
     pub(crate) fn purge_due(&self) -> Option<Stamp> {
         self.current().due
+    }
+
+    /// Has deleted payloads and keys purged now, whenever they are due.
+    pub(crate) fn purge_soon(&self) {
+        self.current().due = Some(Stamp(0));
+        self.asked.notify_one();
+    }
+
+    /// Tells when a purge is asked for.
+    pub(crate) fn purge_asked(&self) -> Arc<Notify> {
+        Arc::clone(&self.asked)
+    }
+
+    /// The oldest ring key that any file holds, as far as a purge since the start has shown.
+    pub(crate) fn oldest_key(&self) -> Option<u64> {
+        self.current().oldest_key
+    }
+
+    /// Says that neither log nor snapshot hold an older ring key than this.
+    pub(crate) fn purged_keys(&self, oldest: Option<u64>) {
+        let mut current = self.current();
+        current.oldest_key = current.oldest_key.max(oldest);
     }
 
     /// The last entry in the current snapshot.
@@ -243,7 +270,7 @@ impl Shared {
         drop(held);
         if after != before {
             let mut current = self.current();
-            current.due = current.due.or(after);
+            current.due = [current.due, after].into_iter().flatten().min();
         }
         if let (Some(index), false) = (index, changes.is_empty()) {
             // Without subscribers nobody misses the event.
@@ -265,7 +292,10 @@ impl Shared {
             held.last = meta.last_log_id;
             held.membership = meta.last_membership.clone();
         }
-        *self.current() = Current { file: Some(file), is_fresh: false, covers: due, due };
+        let mut current = self.current();
+        let oldest_key = current.oldest_key;
+        *current = Current { file: Some(file), is_fresh: false, covers: due, due, oldest_key };
+        drop(current);
         let _ = self.events.send(Event::Rescan);
         self.applied.send_replace(index);
     }

@@ -331,6 +331,19 @@ impl Raft {
         keeper::snapshot(&self.0, true).await
     }
 
+    /// Has deleted payloads and retired ring keys purged at once instead of by their deadline.
+    /// Returns before that is done: [`Raft::oldest_key`] tells.
+    pub fn purge_soon(&self) {
+        self.0.shared.purge_soon();
+    }
+
+    /// The oldest key of the swarm's ring that log and snapshot of this node may hold, sealed to
+    /// some manager; none as long as nothing was purged since the start.
+    #[must_use]
+    pub fn oldest_key(&self) -> Option<u64> {
+        self.0.shared.oldest_key()
+    }
+
     /// Writes log and snapshot anew under another storage key; when this returns no file is sealed
     /// with the one before. Store the new key before: if this node stops meanwhile, files may be
     /// sealed with either until `rekey_offline` has ended it.

@@ -181,6 +181,41 @@ async fn too_large_a_command_is_refused() {
     node.shutdown().await;
 }
 
+/// Who asks for a purge gets it long before its deadline, and learns which keys are left.
+#[tokio::test]
+async fn a_purge_that_is_asked_for_is_done_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = start(dir.path()).await;
+    node.initialize().await.unwrap();
+    done(&node, 1, init()).await;
+    done(&node, 2, create(2, &[2; 40])).await;
+    done(&node, 3, Command::MaterialRemove { id: id(2) }).await;
+    let removed = node.applied().borrow().unwrap();
+    assert_eq!((node.metrics().purged_index, node.oldest_key()), (None, None));
+    let holds = || {
+        let mut found = Vec::new();
+        let config = config(dir.path(), no_fatal());
+        Raft::each_remnant(&config, &mut |file, record| {
+            if record.windows(40).any(|part| part == [2; 40]) {
+                found.push(file.to_owned());
+            }
+        })
+        .unwrap();
+        found
+    };
+    assert_eq!(holds().len(), 1);
+    node.purge_soon();
+    let purged = async {
+        while node.oldest_key() != Some(1) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(4), purged).await.unwrap();
+    assert!(node.metrics().purged_index >= Some(removed));
+    assert_eq!(holds(), Vec::<String>::new());
+    node.shutdown().await;
+}
+
 /// A deletion starts a snapshot and a purge in time, on an idle node too.
 #[tokio::test]
 async fn a_deleted_payload_is_purged_before_its_deadline() {

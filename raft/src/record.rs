@@ -179,6 +179,11 @@ pub(crate) struct Frame {
 }
 
 impl Frame {
+    /// The record as it was encoded.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// The record, if it is one of this format.
     pub(crate) fn record(&self) -> Result<Record<'_>, minicbor::decode::Error> {
         let mut decoder = minicbor::Decoder::new(&self.bytes);

@@ -140,7 +140,11 @@ impl Snapshots {
         let current = names.iter().rev().find(|name| is_snapshot(name)).cloned();
         let keep = current.as_deref();
         self.remove_all_but(keep, &names)?;
-        let Some(name) = current else { return Ok(None) };
+        current.map(|name| self.open_file(name)).transpose()
+    }
+
+    /// Opens the snapshot with this name.
+    pub(crate) fn open_file(&self, name: String) -> Result<Arc<SnapshotFile>, SnapshotError> {
         let file = self.disk.open(&name).during("open a snapshot")?;
         let mut head = [0; HEADER_BYTES as usize];
         let read = file.read_at(0, &mut head).during("read a snapshot")?;
@@ -162,7 +166,7 @@ impl Snapshots {
         let covered = covered?.unwrap_or_default();
         let covered: Covered = codec::decode_strict(&covered).map_err(|e| found.unknown(&e))?;
         found.meta = SnapshotMeta::try_from(covered).map_err(|e| found.unknown(&e))?;
-        Ok(Some(Arc::new(found)))
+        Ok(Arc::new(found))
     }
 
     /// Writes `state` as the current snapshot, and removes the one before.
@@ -245,7 +249,7 @@ fn seq_of(name: &str) -> Option<u64> {
     u64::from_str_radix(digits, 16).ok()
 }
 
-fn is_snapshot(name: &str) -> bool {
+pub(crate) fn is_snapshot(name: &str) -> bool {
     seq_of(name).is_some()
 }
 

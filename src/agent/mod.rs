@@ -341,3 +341,58 @@ impl Agent {
         Some((self.context.task_dir(id), lock(&handle.shown).ended.subscribe()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::limits::TASK_ORDERS;
+    use crate::wire::shim::Delivery;
+    use orders::{Next, Queue};
+    use testing::{assignment, context, id};
+
+    #[tokio::test]
+    async fn a_task_that_takes_no_orders_holds_up_nobody_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let agent = Agent::new(context(dir.path(), mpsc::channel(1).0)).unwrap();
+        let task = |seed| -> (TaskId, Queue) {
+            let (orders, queue) = orders();
+            let handle = Handle {
+                wanted: watch::Sender::new(Wanted::Gone),
+                orders,
+                shown: Arc::new(Mutex::new(Shown::new(Arc::new(assignment())))),
+                actor: tokio::spawn(async {}),
+            };
+            lock(&agent.tasks).insert(id(seed), handle);
+            (id(seed), queue)
+        };
+        let ((stuck, mut its), (other, mut theirs)) = (task(20), task(21));
+        let deliver = |task, sequence| ToAgent::Deliver {
+            task,
+            delivery: Delivery { sequence, items: Vec::new() },
+        };
+        let revoke = |task, sequence| ToAgent::Revoke { task, sequence, materials: Vec::new() };
+        let (to, orders) = mpsc::channel(4 * TASK_ORDERS);
+        for sequence in 1..=2 * TASK_ORDERS as u64 {
+            to.send(deliver(stuck, sequence)).await.unwrap();
+        }
+        to.send(revoke(other, 1)).await.unwrap();
+        to.send(deliver(other, 2)).await.unwrap();
+        // Nobody has this one.
+        to.send(revoke(id(22), 1)).await.unwrap();
+        drop(to);
+        timeout(Duration::from_secs(20), agent.obey(orders)).await.expect("it is held up");
+
+        let first = Order::Revoke { sequence: 1, materials: Vec::new() };
+        assert_eq!(theirs.next().await, Next::Order(first));
+        let second = Order::Deliver(Delivery { sequence: 2, items: Vec::new() });
+        assert_eq!(theirs.next().await, Next::Order(second));
+        for _ in 0..TASK_ORDERS {
+            assert!(matches!(its.next().await, Next::Order(_)));
+        }
+        assert_eq!(its.next().await, Next::Missed);
+    }
+}

@@ -287,17 +287,21 @@ impl Actor {
     /// Ends a shim whose container never ran. One that has told the end of its task is busy
     /// clearing up, and leaves by itself.
     async fn abandon(&mut self) {
-        if let Some(mut shim) = self.shim.take() {
+        let shim = self.shim.take();
+        let had_shim = shim.is_some();
+        if let Some(mut shim) = shim {
             if matches!(self.local, Local::Ended(_)) {
                 let left = async { while shim.incoming.recv().await.is_some() {} };
                 // What it does not get done is done below.
                 let _ = timeout(SHIM_END, left).await;
             }
             shim.kill();
-            self.tell_gone().await;
         }
         self.clear_run_state().await;
         lock(&self.shown).ended.send_replace(true);
+        if had_shim {
+            self.tell_gone().await;
+        }
     }
 
     /// Finds a task of an earlier daemon again.

@@ -8,7 +8,9 @@ use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Vi
 use skep_core::limits;
 use skep_core::model::Labels;
 use skep_core::model::material::{Material, MaterialKind, MaterialSpec};
-use skep_core::model::name::is_material_name;
+use skep_core::model::name::{self, is_material_name};
+use skep_core::state::State;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -21,7 +23,7 @@ use super::types::material as wire;
 use super::types::{self, Created};
 use super::{convert, json, lookup};
 use crate::chain::chain;
-use crate::gate::{Done, Gate, Request, look};
+use crate::gate::{Done, Gate, Refusal, Request, look};
 use crate::protected::{ProtectError, Protected};
 
 const NAME_RULE: &str = "invalid name, only 64 [a-zA-Z0-9-_.] characters allowed, and the start \
@@ -45,33 +47,71 @@ pub(super) async fn serve(kind: MaterialKind, call: Call, path: &[&str]) -> Outc
     }
 }
 
-async fn list(kind: MaterialKind, call: Call) -> Outcome {
-    let filters = Filters::of(&call.query, &["id", "label", "name", "names"])?;
+/// What lists can be narrowed by.
+pub(super) const FILTERS: &[&str] = &["id", "label", "name", "names"];
+
+/// Whether filters let a secret or config through.
+pub(super) fn is_wanted(kind: MaterialKind, filters: &Filters, m: &Material) -> bool {
     // Ids and names widen one another, labels narrow.
     let anything = !["id", "name", "names"].iter().any(|key| filters.has(key));
-    let wanted = |m: &Material| {
-        let named = anything
-            || filters.values("id").any(|id| m.id.as_str().starts_with(id))
-            || filters.values("name").any(|name| m.spec.name.starts_with(name))
-            || filters.values("names").any(|name| m.spec.name == name);
-        m.kind == kind && named && filters.labels("label", &m.spec.labels)
-    };
-    let found: Vec<Arc<Material>> =
-        look(&*call.gate, |state| state.materials().filter(|m| wanted(m)).cloned().collect())
-            .await?;
+    let named = anything
+        || filters.values("id").any(|id| m.id.as_str().starts_with(id))
+        || filters.values("name").any(|name| m.spec.name.starts_with(name))
+        || filters.values("names").any(|name| m.spec.name == name);
+    m.kind == kind && named && filters.labels("label", &m.spec.labels)
+}
+
+async fn list(kind: MaterialKind, call: Call) -> Outcome {
+    let filters = Filters::of(&call.query, FILTERS)?;
+    let (found, pinned) = look(&*call.gate, |state| {
+        let found = state.materials().filter(|material| is_wanted(kind, &filters, material));
+        let found: Vec<Arc<Material>> = found.cloned().collect();
+        Ok::<_, ApiError>((found, pinned(state, kind, &filters)?))
+    })
+    .await??;
     let mut shown = Vec::with_capacity(found.len());
     for material in &found {
         shown.push(show(&*call.gate, material).await?);
     }
+    shown.extend(pinned);
     reply::ok(&shown)
 }
 
+/// What filters name together with a version, as in `db@3`: by that name, for clients that look up
+/// what a service is to be granted. No name has an `@` in it, so such a filter asks for nothing
+/// else; a version that is not there is refused in words that those clients pass on.
+fn pinned(
+    state: &State,
+    kind: MaterialKind,
+    filters: &Filters,
+) -> Result<Vec<wire::Material>, ApiError> {
+    let texts: BTreeSet<&str> = filters.values("name").chain(filters.values("names")).collect();
+    let mut shown = Vec::new();
+    for text in texts {
+        let Some((name, version)) = name::pinned(text) else { continue };
+        let Some(material) = state.material_named(kind, name) else { continue };
+        if filters.labels("label", &material.spec.labels) {
+            material.pinned(version).map_err(Refusal::Rejected)?;
+            // Bytes are for whoever asks for the config itself.
+            let mut one = without_data(material);
+            text.clone_into(&mut one.spec.name);
+            shown.push(one);
+        }
+    }
+    Ok(shown)
+}
+
 async fn show(gate: &dyn Gate, material: &Material) -> Result<wire::Material, ApiError> {
-    let data = match material.kind {
-        MaterialKind::Secret => None,
-        MaterialKind::Config => Some(STANDARD.encode(gate.config_payload(material.id).await?)),
-    };
-    Ok(wire::Material {
+    let mut shown = without_data(material);
+    if material.kind == MaterialKind::Config {
+        shown.spec.data = Some(STANDARD.encode(gate.config_payload(material.id).await?));
+    }
+    Ok(shown)
+}
+
+/// As Docker shows it, but for a config's data.
+pub(super) fn without_data(material: &Material) -> wire::Material {
+    wire::Material {
         id: material.id.to_string(),
         version: convert::version(material.meta),
         created_at: rfc3339(material.meta.created),
@@ -79,11 +119,12 @@ async fn show(gate: &dyn Gate, material: &Material) -> Result<wire::Material, Ap
         spec: wire::MaterialSpec {
             name: material.spec.name.clone(),
             labels: material.spec.labels.clone(),
-            data,
+            data: None,
             driver: material.spec.driver.as_ref().map(convert::driver),
             templating: material.spec.templating.as_ref().map(convert::driver),
+            keep: material.spec.keep,
         },
-    })
+    }
 }
 
 async fn create(kind: MaterialKind, call: Call) -> Outcome {
@@ -114,8 +155,13 @@ async fn update(kind: MaterialKind, call: Call, word: &str) -> Outcome {
     reply::empty(StatusCode::OK)
 }
 
-pub(super) fn bad_size(kind: MaterialKind) -> ApiError {
-    ApiError::invalid(&match kind {
+fn bad_size(kind: MaterialKind) -> ApiError {
+    ApiError::invalid(&size_rule(kind))
+}
+
+/// How many bytes there may be.
+pub(super) fn size_rule(kind: MaterialKind) -> String {
+    match kind {
         MaterialKind::Secret => format!(
             "secret data must be larger than 0 and less than {} bytes",
             limits::SECRET_BYTES_END
@@ -123,7 +169,7 @@ pub(super) fn bad_size(kind: MaterialKind) -> ApiError {
         MaterialKind::Config => {
             format!("config data must be larger than 0 and at most {} bytes", limits::CONFIG_BYTES)
         }
-    })
+    }
 }
 
 /// What was sent, its payload decoded.
@@ -153,7 +199,8 @@ async fn read(kind: MaterialKind, headers: &HeaderMap, body: Incoming) -> Result
             )));
         }
     }
-    let spec = MaterialSpec { name: parts.name, labels: parts.labels, ..MaterialSpec::default() };
+    let Parts { name, labels, keep, .. } = parts;
+    let spec = MaterialSpec { name, labels, keep, ..MaterialSpec::default() };
     Ok(Sent { spec, payload })
 }
 
@@ -184,6 +231,8 @@ pub(super) struct Parts {
     pub(super) payload: Option<Payload>,
     driver: Option<types::Driver>,
     templating: Option<types::Driver>,
+    /// How many versions are kept; skep's own.
+    keep: Option<u32>,
 }
 
 impl<'de> Deserialize<'de> for Parts {
@@ -210,6 +259,7 @@ impl<'de> Visitor<'de> for PartsVisitor {
                 "labels" => parts.labels = value(&mut map)?,
                 "driver" => parts.driver = value(&mut map)?,
                 "templating" => parts.templating = value(&mut map)?,
+                "keep" => parts.keep = value(&mut map)?,
                 _ => drop(map.next_value::<IgnoredAny>()?),
             }
         }

@@ -2,6 +2,7 @@
 //! look at the state out. Docker's words live here and nowhere else: `types` holds them as they
 //! are on the wire, `convert` turns them into the swarm's nouns and back.
 
+mod audit;
 mod bind;
 mod call;
 mod containers;
@@ -11,6 +12,7 @@ mod exec;
 mod filters;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
+mod history;
 mod holders;
 mod images;
 mod json;
@@ -21,9 +23,11 @@ mod names;
 mod networks;
 mod nodes;
 mod peer;
+mod prune;
 mod query;
 mod reply;
 mod revoke;
+mod ring;
 mod routes;
 mod server;
 mod services;

@@ -12,8 +12,8 @@ use super::peer::Peer;
 use super::query::{Query, decode};
 use super::reply::{self, Outcome, Reply};
 use super::{
-    containers, exec, holders, images, materials, networks, nodes, services, swarm, system, tasks,
-    versions,
+    audit, containers, exec, holders, images, materials, networks, nodes, ring, services, swarm,
+    system, tasks, versions,
 };
 use crate::gate::{Gate, LocalState, NodeView, Refusal};
 use skep_core::model::material::MaterialKind;
@@ -104,7 +104,15 @@ async fn dispatch(mut call: Call, path: &[&str]) -> Outcome {
 /// What Docker has no words for.
 async fn own(call: Call, path: &[&str]) -> Outcome {
     match path {
+        ["v1", "audit"] => audit::serve(call, None).await,
+        ["v1", "secrets", word, "audit"] => {
+            audit::serve(call, Some((MaterialKind::Secret, word))).await
+        }
+        ["v1", "configs", word, "audit"] => {
+            audit::serve(call, Some((MaterialKind::Config, word))).await
+        }
         ["v1", "secrets", rest @ ..] => versions::serve(MaterialKind::Secret, call, rest).await,
+        ["v1", "swarm", rest @ ..] => ring::serve(call, rest).await,
         ["v1", "configs", rest @ ..] => versions::serve(MaterialKind::Config, call, rest).await,
         ["v1", "info"] if call.method == Method::GET => holders::info(&*call.gate).await,
         ["v1", "nodes", word, "holdings"] if call.method == Method::GET => {
@@ -118,7 +126,7 @@ async fn own(call: Call, path: &[&str]) -> Outcome {
 fn is_of_swarm(method: &Method, path: &[&str]) -> bool {
     match path {
         ["nodes" | "secrets" | "configs" | "services" | "tasks", ..] => true,
-        ["skep", "v1", "secrets" | "configs" | "nodes", ..] => true,
+        ["skep", "v1", "secrets" | "configs" | "nodes" | "audit" | "swarm", ..] => true,
         ["swarm"] => method == Method::GET,
         ["swarm", verb] => matches!(*verb, "update" | "unlockkey"),
         _ => false,

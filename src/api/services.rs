@@ -93,7 +93,7 @@ fn status(state: &State, service: &Service) -> ServiceStatus {
 
 async fn create(call: Call) -> Outcome {
     let sent = read_json(&call.headers, call.body).await?;
-    let mut spec = spec_in::service_spec(sent, call.minor)?;
+    let mut spec = spec_in::service_spec(sent, call.minor, None)?;
     if spec.name.is_empty() {
         spec.name = look(&*call.gate, names::free).await??;
     }
@@ -112,7 +112,9 @@ async fn update(mut call: Call, word: &str) -> Outcome {
     let request = match call.query.get("rollback") {
         "" => {
             let sent = read_json(&call.headers, call.body).await?;
-            let spec = Box::new(spec_in::service_spec(sent, call.minor)?);
+            // Where this is not what the client read, the version it names is refused.
+            let spec = spec_in::service_spec(sent, call.minor, Some(&found.spec))?;
+            let spec = Box::new(spec);
             Request::ServiceUpdate { id: found.id, version, spec }
         }
         "previous" => {

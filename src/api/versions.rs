@@ -5,29 +5,54 @@ use std::sync::Arc;
 use http::HeaderMap;
 use hyper::body::Incoming;
 use serde::de::{Deserialize, Deserializer};
-use skep_core::id::NodeId;
 use skep_core::limits;
-use skep_core::model::material::{Author, Material, MaterialKind, MaterialVersion};
-use skep_core::state::State;
+use skep_core::model::material::{Material, MaterialKind};
 
 use super::call::{Call, check_json, collect};
 use super::error::ApiError;
-use super::lookup;
-use super::materials::{Parts, Payload, bad_size, payload_error};
+use super::filters::Filters;
+use super::materials::{
+    FILTERS, Parts, Payload, PayloadError, is_wanted, payload_error, size_rule, without_data,
+};
 use super::reply::{self, Outcome};
-use super::time::rfc3339;
 use super::types::material as wire;
-use super::{holders, revoke};
+use super::{history, holders, lookup, prune, revoke};
 use crate::gate::{Done, NewVersion, Request, Source, look};
 
 pub(super) async fn serve(kind: MaterialKind, call: Call, path: &[&str]) -> Outcome {
     match (call.method.as_str(), path) {
         ("POST", ["update"]) => update(kind, call).await,
-        ("GET", [word, "history"]) => history(kind, &call, word).await,
+        ("POST", ["prune"]) => prune::serve(kind, call).await,
+        ("GET", []) => list(kind, &call).await,
+        ("GET", [word]) => {
+            let found = look(&*call.gate, |state| lookup::material(state, kind, word)).await??;
+            reply::ok(&versioned(&found))
+        }
+        ("GET", [word, "history"]) => history::serve(kind, &call, word).await,
         ("POST", [word, "rollback"]) => rollback(kind, call, word).await,
         ("POST", [word, "revoke"]) => revoke::serve(kind, call, word).await,
         ("GET", [word, "holders"]) => holders::of_material(kind, &call, word).await,
         _ => Err(call.unsupported()),
+    }
+}
+
+/// All with the versions there are of them, and without their data.
+async fn list(kind: MaterialKind, call: &Call) -> Outcome {
+    let filters = Filters::of(&call.query, FILTERS)?;
+    let shown: Vec<wire::Versioned> = look(&*call.gate, |state| {
+        let found = state.materials().filter(|material| is_wanted(kind, &filters, material));
+        found.map(|material| versioned(material)).collect()
+    })
+    .await?;
+    reply::ok(&shown)
+}
+
+fn versioned(material: &Material) -> wire::Versioned {
+    wire::Versioned {
+        material: without_data(material),
+        latest: material.latest().map(|latest| latest.number).unwrap_or_default(),
+        versions: material.versions.len(),
+        keep: material.keep(),
     }
 }
 
@@ -47,10 +72,21 @@ async fn update(kind: MaterialKind, call: Call) -> Outcome {
     let mut items = Vec::with_capacity(sent.len());
     for Item { name, payload } in sent {
         let material = look(&*call.gate, |state| lookup::material(state, kind, &name)).await??;
-        let payload = payload.map_err(|error| payload_error(kind, error))?;
-        let payload = payload.filter(|payload| kind.admits(payload.len()));
-        let source = Source::Payload(payload.ok_or_else(|| bad_size(kind))?);
-        items.push(NewVersion { id: material.id, source });
+        let payload = match payload {
+            Ok(payload) => payload.filter(|payload| kind.admits(payload.len())),
+            Err(PayloadError::TooLarge) => None,
+            Err(error) => return Err(payload_error(kind, error)),
+        };
+        let (word, name) = (kind.kind().word(), &material.spec.name);
+        let payload = payload.ok_or_else(|| {
+            ApiError::invalid(&format!("new version of {word} {name}: {}", size_rule(kind)))
+        })?;
+        if found.iter().any(|other: &Arc<Material>| other.id == material.id) {
+            return Err(ApiError::invalid(&format!(
+                "{word} {name} was sent twice: give each one new version at a time"
+            )));
+        }
+        items.push(NewVersion { id: material.id, source: Source::Payload(payload) });
         found.push(material);
     }
     let request = Request::MaterialAppend { items, keep, uid };
@@ -82,40 +118,6 @@ fn answer(found: &[Arc<Material>], done: Done) -> Outcome {
         version,
     });
     reply::ok(&shown.collect::<Vec<_>>())
-}
-
-/// All versions, the latest first.
-async fn history(kind: MaterialKind, call: &Call, word: &str) -> Outcome {
-    let shown = look(&*call.gate, |state| {
-        let material = lookup::material(state, kind, word)?;
-        let versions = material.versions.iter().rev();
-        Ok::<_, ApiError>(versions.map(|it| show(state, &material, it)).collect::<Vec<_>>())
-    });
-    reply::ok(&shown.await??)
-}
-
-fn show(state: &State, material: &Material, version: &MaterialVersion) -> wire::MaterialVersion {
-    let is_latest = material.latest().is_some_and(|latest| latest.number == version.number);
-    let uses = |pin: Option<u64>| pin.map_or(is_latest, |pin| pin == version.number);
-    let users = state.users_of(&material.id).filter(|service| {
-        let mut grants = service.spec.task.container.grants();
-        grants.any(|grant| grant.id == material.id && uses(grant.pin))
-    });
-    let Author { node, uid } = version.by;
-    wire::MaterialVersion {
-        version: version.number,
-        created_at: rfc3339(version.created),
-        size: version.size,
-        node: node.to_string(),
-        hostname: hostname(state, &node),
-        uid: (uid != Author::UNKNOWN_UID).then_some(uid),
-        repeats: version.of,
-        services: users.map(|service| service.spec.name.clone()).collect(),
-    }
-}
-
-fn hostname(state: &State, node: &NodeId) -> String {
-    state.node(node).map(|node| node.description.hostname.clone()).unwrap_or_default()
 }
 
 /// What was sent.

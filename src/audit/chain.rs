@@ -4,7 +4,7 @@ use std::fmt;
 
 use minicbor::bytes::ByteVec;
 use sha2::{Digest, Sha256};
-use skep_core::id::{TaskId, hex};
+use skep_core::id::{NodeId, TaskId, hex};
 
 use super::record::{Head, Record, What};
 
@@ -39,6 +39,8 @@ pub enum Finding {
     Nothing {
         /// Sequence of the last one that is remembered.
         anchored: u64,
+        /// Whether managers have dropped what is old.
+        is_dropped: bool,
     },
     /// Bytes that are no record.
     Unreadable {
@@ -51,6 +53,8 @@ pub enum Finding {
     LateStart {
         /// Sequence of the first that is there.
         first: u64,
+        /// Whether managers have dropped what is old.
+        is_dropped: bool,
     },
     /// Records are missing in between.
     Gap {
@@ -71,6 +75,20 @@ pub enum Finding {
         /// The sequence.
         sequence: u64,
     },
+    /// A manager's copy of a record is not the one that the chain goes on from.
+    EditedCopy {
+        /// Its sequence.
+        sequence: u64,
+        /// The manager.
+        manager: NodeId,
+    },
+    /// Managers keep different records of one sequence, and nothing tells which is the right one.
+    Disputed {
+        /// The sequence.
+        sequence: u64,
+        /// The managers, those that agree together.
+        managers: Vec<Vec<NodeId>>,
+    },
     /// The record is not the one that managers remember.
     NotAnchored {
         /// Its sequence.
@@ -90,18 +108,83 @@ pub enum Finding {
     },
 }
 
+/// Why the oldest records are missing.
+const DROPPED: &str = ": managers drop what is old";
+
+impl Finding {
+    /// The first record that it concerns.
+    #[must_use]
+    pub fn first(&self) -> u64 {
+        match self {
+            Self::Nothing { .. }
+            | Self::Unreadable { .. }
+            | Self::WrongStart
+            | Self::LateStart { .. } => 1,
+            Self::Gap { after, .. } => after.saturating_add(1),
+            // Either it or the one before was changed.
+            Self::Edited { sequence } => sequence.saturating_sub(1),
+            Self::Twice { sequence }
+            | Self::EditedCopy { sequence, .. }
+            | Self::Disputed { sequence, .. }
+            | Self::NotAnchored { sequence }
+            | Self::AfterEnd { sequence } => *sequence,
+            Self::MissingTail { last, .. } => last.saturating_add(1),
+        }
+    }
+
+    /// One word for what kind it is.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Nothing { .. } => "nothing",
+            Self::Unreadable { .. } => "unreadable",
+            Self::WrongStart => "wrong-start",
+            Self::LateStart { .. } => "late-start",
+            Self::Gap { .. } => "gap",
+            Self::Edited { .. } => "edited",
+            Self::Twice { .. } => "twice",
+            Self::EditedCopy { .. } => "edited-copy",
+            Self::Disputed { .. } => "disputed",
+            Self::NotAnchored { .. } => "not-anchored",
+            Self::MissingTail { .. } => "missing-tail",
+            Self::AfterEnd { .. } => "after-end",
+        }
+    }
+
+    /// Whether it is what managers do to old records, and nothing wrong.
+    #[must_use]
+    pub fn is_explained(&self) -> bool {
+        match self {
+            Self::Nothing { is_dropped, .. } | Self::LateStart { is_dropped, .. } => *is_dropped,
+            _ => false,
+        }
+    }
+
+    /// The same where managers have dropped what is old.
+    #[must_use]
+    pub fn after_drop(self) -> Self {
+        match self {
+            Self::Nothing { anchored, .. } => Self::Nothing { anchored, is_dropped: true },
+            Self::LateStart { first, .. } => Self::LateStart { first, is_dropped: true },
+            other => other,
+        }
+    }
+}
+
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Nothing { anchored } => {
-                write!(f, "no record is left of {anchored} that were written at least")
+            Self::Nothing { anchored, is_dropped } => {
+                write!(f, "no record is left of {anchored} that were written at least")?;
+                f.write_str(if *is_dropped { DROPPED } else { "" })
             }
             Self::Unreadable { pieces } => write!(f, "{pieces} pieces are no records"),
             Self::WrongStart => {
                 f.write_str("record 1 does not begin from this task and its supervisor's key")
             }
-            Self::LateStart { first } => {
-                write!(f, "records 1 to {} are missing", first.saturating_sub(1))
+            Self::LateStart { first, is_dropped } => {
+                write!(f, "records 1 to {} are missing", first.saturating_sub(1))?;
+                f.write_str(if *is_dropped { DROPPED } else { "" })
             }
             Self::Gap { after, before, is_told } => {
                 let (from, to) = (after.saturating_add(1), before.saturating_sub(1));
@@ -114,6 +197,19 @@ impl fmt::Display for Finding {
                 write!(f, "record {sequence} does not follow from record {before}: one was changed")
             }
             Self::Twice { sequence } => write!(f, "there are different records {sequence}"),
+            Self::EditedCopy { sequence, manager } => {
+                write!(f, "manager {manager} keeps a changed record {sequence}")
+            }
+            Self::Disputed { sequence, managers } => {
+                write!(f, "managers keep different records {sequence}: ")?;
+                for (at, agreed) in managers.iter().enumerate() {
+                    f.write_str(if at > 0 { " against " } else { "" })?;
+                    for (at, manager) in agreed.iter().enumerate() {
+                        write!(f, "{}{manager}", if at > 0 { ", " } else { "" })?;
+                    }
+                }
+                Ok(())
+            }
             Self::NotAnchored { sequence } => {
                 write!(f, "record {sequence} is not the one that the managers remember")
             }
@@ -147,14 +243,14 @@ pub fn verify(task: &TaskId, bodies: &[ByteVec], anchors: &[Anchor]) -> Vec<Find
     let anchored = anchors.iter().map(|anchor| anchor.sequence).max().unwrap_or(0);
     let (Some(first), Some(last)) = (links.first(), links.last()) else {
         if anchored > 0 {
-            findings.push(Finding::Nothing { anchored });
+            findings.push(Finding::Nothing { anchored, is_dropped: false });
         }
         return findings;
     };
     match first.head.sequence {
         1 if is_begun(task, first) => {}
         1 => findings.push(Finding::WrongStart),
-        first => findings.push(Finding::LateStart { first }),
+        first => findings.push(Finding::LateStart { first, is_dropped: false }),
     }
     let pairs = links.iter().zip(links.iter().skip(1));
     findings.extend(pairs.filter_map(|(one, other)| between(one, other, &links)));

@@ -54,7 +54,10 @@ fn a_tail_is_missed_up_to_the_anchor() {
     assert_eq!(verify(&task(), &whole[..5], &anchors), []);
     let found = verify(&task(), &whole[..3], &anchors);
     assert_eq!(found, [Finding::MissingTail { last: 3, anchored: 5 }]);
-    assert_eq!(verify(&task(), &[], &anchors), [Finding::Nothing { anchored: 5 }]);
+    assert_eq!(
+        verify(&task(), &[], &anchors),
+        [Finding::Nothing { anchored: 5, is_dropped: false }]
+    );
 }
 
 #[test]
@@ -152,7 +155,7 @@ proptest! {
         let (first, last) = (*kept.first().unwrap(), *kept.last().unwrap());
         let mut expected = Vec::new();
         if first > 1 {
-            expected.push(Finding::LateStart { first });
+            expected.push(Finding::LateStart { first, is_dropped: false });
         }
         let pairs = kept.iter().zip(kept.iter().skip(1)).filter(|(one, other)| **other - **one > 1);
         expected.extend(pairs.map(|(after, before)| {

@@ -6,14 +6,18 @@
 //! shim's own key. What was written is passed on and kept byte for byte: a later version may write
 //! more than this one reads, and the hash is over all of it.
 
+mod answer;
 mod chain;
+mod copies;
 mod frame;
 mod query;
 mod record;
 #[cfg(test)]
 pub(crate) mod testing;
 
+pub use answer::{AuditAnswer, AuditGap, AuditVerdict, Coverage, LastRead, TaskVerdict};
 pub use chain::{Anchor, Finding, hash, origin, verify};
+pub use copies::Copies;
 pub use frame::{Next, next, put};
-pub use query::{AuditQuery, Entry, Merge, Merged};
+pub use query::{AuditQuery, Entry, Merge};
 pub use record::{Event, Head, Lost, Reader, Record, Row, What};

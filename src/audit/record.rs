@@ -234,6 +234,21 @@ impl What {
             Self::Begun { .. } | Self::Rotated { .. } | Self::Ended => false,
         }
     }
+
+    /// Whether this tells of a material that had this name then.
+    #[must_use]
+    pub fn is_named(&self, wanted: &str) -> bool {
+        match self {
+            Self::Delivered { name, .. }
+            | Self::Switched { name, .. }
+            | Self::Revoked { name, .. } => name == wanted,
+            Self::Refused { .. }
+            | Self::Signalled { .. }
+            | Self::Begun { .. }
+            | Self::Rotated { .. }
+            | Self::Ended => false,
+        }
+    }
 }
 
 impl Row {
@@ -241,6 +256,12 @@ impl Row {
     #[must_use]
     pub fn is_of(&self, id: &MaterialId) -> bool {
         self.reader.as_ref().is_none_or(|reader| reader.material == *id)
+    }
+
+    /// Whether this tells of a material that had this name then, likewise.
+    #[must_use]
+    pub fn is_named(&self, wanted: &str) -> bool {
+        self.reader.as_ref().is_none_or(|reader| reader.name == wanted)
     }
 }
 

@@ -29,11 +29,12 @@ pub(crate) fn chain(task: &TaskId, material: MaterialId, count: u64) -> Vec<Byte
     let mut previous = origin(task, &KEY);
     let records = (1..=count).map(|sequence| {
         let begun = Event { at: Stamp(sequence), what: What::Begun { key: KEY } };
+        let at = Stamp(sequence * 1_000_000_000);
         let record = Record {
             sequence,
             previous,
-            at: Stamp(sequence * 1_000_000_000),
-            rows: vec![row(material, sequence)],
+            at,
+            rows: vec![Row { first: at, last: at, ..row(material, sequence) }],
             events: (sequence == 1).then_some(begun).into_iter().collect(),
             lost: Lost::default(),
         };

@@ -404,6 +404,26 @@ fn a_missing_daemon_is_told_with_its_socket_and_a_remedy() {
 }
 
 #[test]
+fn a_rotation_of_the_key_ends_by_what_the_last_line_says() {
+    const DONE: &str = "{\"Key\":2,\"Turned\":true,\"Done\":0,\"Total\":1,\"State\":\"sealing\"}\n\
+        {\"Key\":2,\"Turned\":true,\"Done\":1,\"Total\":1,\"State\":\"done\",\"Managers\":\
+        [{\"ID\":\"a\",\"Hostname\":\"m1\",\"State\":\"purged\"}]}\n";
+    const BEHIND: &str = "{\"Key\":3,\"Turned\":true,\"Done\":1,\"Total\":1,\"State\":\"behind\",\
+        \"Managers\":[{\"ID\":\"a\",\"Hostname\":\"m2\",\"State\":\"unreachable\"}]}\n";
+    let daemon = Daemon::start(&[
+        ("POST /skep/v1/swarm/rotate-key?force=1", 200, BEHIND),
+        ("POST /skep/v1/swarm/rotate-key", 200, DONE),
+    ]);
+    assert_eq!(daemon.run(&["swarm", "rotate-key"]).unwrap(), 0);
+    assert_eq!(daemon.run(&["swarm", "rotate-key", "--quiet", "--detach"]).unwrap(), 0);
+    let why = daemon.run(&["swarm", "rotate-key", "--force"]).unwrap_err().to_string();
+    assert!(why.contains("may still be on the disk of m2 (unreachable)"), "{why}");
+    let seen = daemon.seen();
+    assert_eq!(seen.last().unwrap(), "POST /skep/v1/swarm/rotate-key?force=1");
+    assert_eq!(seen.get(1).unwrap(), "POST /skep/v1/swarm/rotate-key?detach=1");
+}
+
+#[test]
 fn a_revocation_that_is_not_in_force_everywhere_is_told_by_the_exit_code() {
     macro_rules! answer {
         ($late:literal, $unreachable:literal) => {

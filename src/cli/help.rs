@@ -4,9 +4,12 @@ use std::fmt::Write as _;
 
 use super::flags::{Action, Command, Flag};
 
+/// The section of what the docker CLI has no words for, at the top level and in groups.
+pub(super) const BEYOND: &str = "Beyond Docker";
+
 /// Sections of the top level, in order.
 pub(super) const SECTIONS: &[&str] =
-    &["Common Commands", "Management Commands", "Swarm Commands", "Commands", "Beyond Docker"];
+    &["Common Commands", "Management Commands", "Swarm Commands", "Commands", BEYOND];
 
 /// The help text of the command at `path`; `columns` is the width of the terminal.
 pub(super) fn command(path: &str, command: &Command, columns: usize) -> String {
@@ -17,7 +20,12 @@ pub(super) fn command(path: &str, command: &Command, columns: usize) -> String {
         let _ = write!(text, "\nAliases:\n  {}\n", also.join(", "));
     }
     if let Action::Group(commands) = command.action {
-        let _ = write!(text, "\nCommands:\n{}", list(commands.iter(), commands));
+        let (own, dockers): (Vec<_>, Vec<_>) =
+            commands.iter().partition(|command| command.section == BEYOND);
+        let _ = write!(text, "\nCommands:\n{}", list(dockers.into_iter(), commands));
+        if !own.is_empty() {
+            let _ = write!(text, "\n{BEYOND}:\n{}", list(own.into_iter(), commands));
+        }
     }
     if !command.flags.is_empty() {
         let _ = write!(text, "\nOptions:\n{}", options(command.flags, columns));

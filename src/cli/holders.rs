@@ -11,6 +11,7 @@ use super::call::{Call, out, warn};
 use super::client::{Client, Target};
 use super::error::CliError;
 use super::flags::{Arity, Command, Flag};
+use super::help::BEYOND;
 use super::material::Kind;
 use super::table::columns;
 use super::{human, json as read, values};
@@ -30,6 +31,7 @@ pub(super) const SECRET_REVOKE: Command = Command::client(
     |call| revoke(call, Kind::Secret),
 )
 .flags(REVOKE_FLAGS)
+.section(BEYOND)
 .takes(Arity::Exactly(1));
 
 pub(super) const CONFIG_REVOKE: Command = Command::client(
@@ -39,6 +41,7 @@ pub(super) const CONFIG_REVOKE: Command = Command::client(
     |call| revoke(call, Kind::Config),
 )
 .flags(REVOKE_FLAGS)
+.section(BEYOND)
 .takes(Arity::Exactly(1));
 
 /// For what gives tasks new versions.

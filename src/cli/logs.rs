@@ -89,7 +89,7 @@ fn target(call: &Call, parts: &[&str], details: bool) -> Result<Target, CliError
 }
 
 /// A point in time in seconds: said outright, or as so long ago.
-fn moment(flag: &str, text: &str) -> Result<String, CliError> {
+pub(super) fn moment(flag: &str, text: &str) -> Result<String, CliError> {
     if let Ok(ago) = duration(text) {
         let then = Timestamp::now().as_nanosecond() - i128::from(ago);
         return Ok(format!("{}.{:09}", then / 1_000_000_000, then.rem_euclid(1_000_000_000)));

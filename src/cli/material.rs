@@ -17,10 +17,11 @@ use super::error::CliError;
 use super::flags::{Arity, Command, Flag};
 use super::output::{FILTER, INSPECT_FORMAT, LIST_FORMAT, Layout, PRETTY, QUIET, print_list, row};
 use super::values::{check_label, labels, open_error};
-use super::{holders, human, inspect, json, versions};
+use super::{audit, holders, human, inspect, json, versions};
 
-/// Bytes of a payload that are read at most; what is too large is for the daemon to refuse.
-const READ_BYTES: usize = 1_024_000;
+/// Bytes of a payload that are read at most: one more than any may have. What is too large is for
+/// the daemon to refuse, and is never cut to what would fit.
+const READ_BYTES: usize = 1_024_001;
 
 /// One of the two kinds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +55,7 @@ pub(super) const SECRET: Command = Command::group(
     "secret",
     "Manage Swarm secrets",
     &[
+        audit::SECRET_AUDIT,
         Command::client(
             "create",
             "[OPTIONS] SECRET [file|-]",
@@ -62,6 +64,7 @@ pub(super) const SECRET: Command = Command::group(
         )
         .flags(&[
             Flag::with("driver", "string", "Secret driver").short('d'),
+            versions::KEEP,
             Flag::with("label", "list", "Secret labels").short('l').check(check_label),
             Flag::with("template-driver", "string", "Template driver"),
         ])
@@ -76,9 +79,10 @@ pub(super) const SECRET: Command = Command::group(
         .flags(&[INSPECT_FORMAT, PRETTY])
         .takes(Arity::AtLeast(1)),
         Command::client("ls", "[OPTIONS]", "List secrets", |call| list(call, Kind::Secret))
-            .flags(&[FILTER, LIST_FORMAT, QUIET])
+            .flags(&[FILTER, LIST_FORMAT, QUIET, versions::VERSIONS])
             .takes(Arity::None)
             .aliases(&["list"], &["secret ls", "secret list"]),
+        versions::SECRET_PRUNE,
         holders::SECRET_REVOKE,
         Command::client("rm", "SECRET [SECRET...]", "Remove one or more secrets", |call| {
             remove(call, Kind::Secret)
@@ -96,6 +100,7 @@ pub(super) const CONFIG: Command = Command::group(
     "config",
     "Manage Swarm configs",
     &[
+        audit::CONFIG_AUDIT,
         Command::client(
             "create",
             "[OPTIONS] CONFIG file|-",
@@ -103,10 +108,12 @@ pub(super) const CONFIG: Command = Command::group(
             |call| create(call, Kind::Config),
         )
         .flags(&[
+            versions::KEEP,
             Flag::with("label", "list", "Config labels").short('l').check(check_label),
             Flag::with("template-driver", "string", "Template driver"),
         ])
         .takes(Arity::Exactly(2)),
+        versions::CONFIG_HISTORY,
         Command::client(
             "inspect",
             "[OPTIONS] CONFIG [CONFIG...]",
@@ -116,15 +123,18 @@ pub(super) const CONFIG: Command = Command::group(
         .flags(&[INSPECT_FORMAT, PRETTY])
         .takes(Arity::AtLeast(1)),
         Command::client("ls", "[OPTIONS]", "List configs", |call| list(call, Kind::Config))
-            .flags(&[FILTER, LIST_FORMAT, QUIET])
+            .flags(&[FILTER, LIST_FORMAT, QUIET, versions::VERSIONS])
             .takes(Arity::None)
             .aliases(&["list"], &["config ls", "config list"]),
+        versions::CONFIG_PRUNE,
         holders::CONFIG_REVOKE,
         Command::client("rm", "CONFIG [CONFIG...]", "Remove one or more configs", |call| {
             remove(call, Kind::Config)
         })
         .takes(Arity::AtLeast(1))
         .aliases(&["remove"], &["config rm", "config remove"]),
+        versions::CONFIG_ROLLBACK,
+        versions::CONFIG_UPDATE,
     ],
 )
 .section("Swarm Commands");
@@ -141,6 +151,9 @@ fn create(call: &Call, kind: Kind) -> Result<u8, CliError> {
     let mut spec = json!({"Name": call.arg(0), "Labels": labels(call.matches.all("label"))});
     if let (Some(driver), Value::Object(spec)) = (driver, &mut spec) {
         spec.insert("Driver".to_owned(), json!({"Name": driver}));
+    }
+    if let (Some(keep), Value::Object(spec)) = (versions::keep(call)?, &mut spec) {
+        spec.insert("Keep".to_owned(), json!(keep));
     }
     let templating = call.get("template-driver").filter(|name| !name.is_empty());
     if let (Some(name), Value::Object(spec)) = (templating, &mut spec) {
@@ -312,7 +325,16 @@ const SECRET_LAYOUT: Layout = Layout {
         ("CreatedAt", "CREATED"),
         ("UpdatedAt", "UPDATED"),
         ("Labels", "LABELS"),
+        ("Version", "VERSION"),
+        ("Versions", "VERSIONS"),
+        ("Keep", "KEEP"),
     ],
+};
+
+/// Docker's columns stay as they are unless somebody asks.
+const VERSIONS_LAYOUT: Layout = Layout {
+    table: "{{.ID}}\t{{.Name}}\t{{.Version}}\t{{.Versions}}\t{{.Keep}}\t{{.UpdatedAt}}",
+    ..SECRET_LAYOUT
 };
 
 const CONFIG_LAYOUT: Layout = Layout {
@@ -322,7 +344,7 @@ const CONFIG_LAYOUT: Layout = Layout {
 };
 
 fn list(call: &Call, kind: Kind) -> Result<u8, CliError> {
-    let target = Target::new(&[kind.path()]).filtered(&call.filters());
+    let target = Target::new(&["skep", "v1", kind.path()]).filtered(&call.filters());
     let answer = call.client()?.get_json(&target)?;
     let mut items: Vec<&Value> = json::list(&answer, &[]).iter().collect();
     items.sort_by(|a, b| {
@@ -337,6 +359,9 @@ fn list(call: &Call, kind: Kind) -> Result<u8, CliError> {
                 ("CreatedAt", human::ago(json::text(item, &["CreatedAt"]))),
                 ("UpdatedAt", human::ago(json::text(item, &["UpdatedAt"]))),
                 ("Labels", human::labels(json::at(item, &["Spec", "Labels"]))),
+                ("Version", json::number(item, &["Latest"]).to_string()),
+                ("Versions", json::number(item, &["Versions"]).to_string()),
+                ("Keep", json::number(item, &["Keep"]).to_string()),
             ]);
             if kind == Kind::Secret {
                 let driver = json::text(item, &["Spec", "Driver", "Name"]);
@@ -345,7 +370,11 @@ fn list(call: &Call, kind: Kind) -> Result<u8, CliError> {
             row
         })
         .collect();
-    let layout = if kind == Kind::Secret { &SECRET_LAYOUT } else { &CONFIG_LAYOUT };
+    let layout = match kind {
+        _ if call.on("versions") => &VERSIONS_LAYOUT,
+        Kind::Secret => &SECRET_LAYOUT,
+        Kind::Config => &CONFIG_LAYOUT,
+    };
     print_list(call, layout, &rows)?;
     Ok(0)
 }

@@ -4,6 +4,7 @@
 //! for stands under "Beyond Docker".
 
 mod archive;
+mod audit;
 mod call;
 mod client;
 mod commands;

@@ -12,13 +12,23 @@ use super::values::{check_duration, check_int, check_uint, duration};
 mod ca;
 mod join;
 mod lock;
+mod ring;
 
 /// `skep swarm …`
 pub(super) const SWARM: Command =
     Command::group("swarm", "Manage Swarm", ALL).section("Swarm Commands");
 
-const ALL: &[Command] =
-    &[ca::CA, INIT, join::JOIN, JOIN_TOKEN, LEAVE, lock::UNLOCK, lock::UNLOCK_KEY, UPDATE];
+const ALL: &[Command] = &[
+    ca::CA,
+    INIT,
+    join::JOIN,
+    JOIN_TOKEN,
+    LEAVE,
+    ring::ROTATE_KEY,
+    lock::UNLOCK,
+    lock::UNLOCK_KEY,
+    UPDATE,
+];
 
 const ADVERTISE_ADDR: Flag = Flag::with(
     "advertise-addr",

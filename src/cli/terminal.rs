@@ -1,9 +1,15 @@
 //! The terminal we run on.
 
-use std::io::{self, BufRead};
+use std::io::{self, BufRead, Read};
 
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use zeroize::Zeroizing;
+
+use super::call::out;
+use super::error::CliError;
+
+/// Bytes of an answer to a question that are read.
+const ANSWER_BYTES: u64 = 64;
 
 /// Rows and columns, if standard output is a terminal.
 pub(super) fn size() -> Option<(u16, u16)> {
@@ -39,6 +45,15 @@ pub(super) fn read_unseen(limit: usize) -> io::Result<Option<Zeroizing<String>>>
     // Raw, so that Ctrl-C comes as a byte and cannot end us with the terminal mute.
     let _raw = Raw::enter();
     line_of_keys(io::stdin().lock(), limit)
+}
+
+/// Warns, asks for consent, and reads one line of standard input: only `y` consents.
+pub(super) fn confirms(warning: &str) -> Result<bool, CliError> {
+    out(&format!("{warning}\nAre you sure you want to continue? [y/N] "))?;
+    let mut line = String::new();
+    let answer = io::stdin().lock().take(ANSWER_BYTES).read_line(&mut line);
+    answer.map_err(|why| CliError::plain(format!("cannot read the answer: {why}")))?;
+    Ok(line.trim().eq_ignore_ascii_case("y"))
 }
 
 fn line_of_keys(keys: impl BufRead, limit: usize) -> io::Result<Option<Zeroizing<String>>> {

@@ -23,11 +23,15 @@ Manage Swarm secrets
 
 Commands:
   create      Create a secret from a file or STDIN as content
-  history     Show the versions of a secret
   inspect     Display detailed information on one or more secrets
   ls          List secrets
-  revoke      Take a secret back from running tasks; exits with 2 if some cannot be reached
   rm          Remove one or more secrets
+
+Beyond Docker:
+  audit       Show who has read a secret, or all secrets and configs
+  history     Show the versions of a secret
+  prune       Remove versions of secrets that nothing uses
+  revoke      Take a secret back from running tasks; exits with 2 if some cannot be reached
   rollback    Give a secret the bytes of an earlier version, as its next one
   update      Give one or more secrets a new version, which running tasks get at once
 
@@ -47,10 +51,48 @@ Create a secret from a file or STDIN as content
 
 Options:
   -d, --driver string            Secret driver
+      --keep uint                Versions to keep, those in use aside
+                                 (default 5)
   -l, --label list               Secret labels
       --template-driver string   Template driver
 ";
     assert_eq!(early("secret create --help"), (expected.to_owned(), 0));
+}
+
+#[test]
+fn help_of_config_is_that_of_secret_in_its_words() {
+    for verb in ["update", "history", "rollback", "prune"] {
+        let (secret, config) =
+            (early(&format!("secret {verb} --help")), early(&format!("config {verb} --help")));
+        let expected = secret.0.replace("secret", "config").replace("SECRET", "CONFIG");
+        assert_eq!(config, (expected, 0));
+    }
+    let expected = "\
+Usage:  skep config prune [OPTIONS] [CONFIG...]
+
+Remove versions of configs that nothing uses
+
+Options:
+      --dry-run     Only display what would be removed
+  -f, --force       Do not prompt for confirmation
+      --keep uint   Versions to leave of each (default: as many as each keeps)
+";
+    assert_eq!(early("config prune --help"), (expected.to_owned(), 0));
+}
+
+#[test]
+fn help_of_rotate_key() {
+    let expected = "\
+Usage:  skep swarm rotate-key [OPTIONS]
+
+Seal secrets and configs with a new key; unlock-key is about that of managers
+
+Options:
+  -d, --detach   Exit once the new key is current: the swarm goes on by itself
+      --force    Make a new key even while the last rotation is not finished
+  -q, --quiet    Suppress progress output, and only display the key's number
+";
+    assert_eq!(early("swarm rotate-key --help"), (expected.to_owned(), 0));
 }
 
 #[test]

@@ -8,6 +8,7 @@ use skep_core::id::{ClusterId, NodeId};
 use skep_core::model::container::{ContainerSpec, Dns, MountKind};
 use skep_core::model::material::{Driver, OnChange};
 use skep_core::model::task::NetworkAttachment;
+use skep_core::signal;
 
 use super::bundle::{self, Inputs};
 use super::images::{Image, ImageConfig, layer_dir};
@@ -364,32 +365,7 @@ fn size(text: &str) -> Option<u64> {
 /// The number of the signal that stops a container: the spec's, the image's, or SIGTERM.
 fn stop_signal(spec: &ContainerSpec, image: &ImageConfig) -> Result<i32, PlanError> {
     let said = [&spec.stop_signal, &image.stop_signal].into_iter().find(|s| !s.is_empty());
-    said.map_or(Ok(15), |text| signal(text).ok_or_else(|| PlanError::Signal(text.clone())))
-}
-
-/// `SIGUSR1`, `usr1`, `10`, `RTMIN+3`.
-#[must_use]
-pub fn signal(text: &str) -> Option<i32> {
-    const RTMIN: i32 = 34;
-    const RTMAX: i32 = 64;
-    if let Ok(number) = text.parse::<i32>() {
-        return (1..=RTMAX).contains(&number).then_some(number);
-    }
-    let upper = text.to_ascii_uppercase();
-    let bare = upper.strip_prefix("SIG").unwrap_or(&upper);
-    let from = |start: i32, rest: &str| match rest {
-        "" => Some(start),
-        offset => Some(start + offset.parse::<i32>().ok()?),
-    };
-    let number = if let Some(rest) = bare.strip_prefix("RTMIN") {
-        from(RTMIN, rest)?
-    } else if let Some(rest) = bare.strip_prefix("RTMAX") {
-        from(RTMAX, rest)?
-    } else {
-        let name = format!("SIG{bare}");
-        return name.parse::<nix::sys::signal::Signal>().ok().map(|signal| signal as i32);
-    };
-    (RTMIN..=RTMAX).contains(&number).then_some(number)
+    said.map_or(Ok(15), |text| signal::number(text).ok_or_else(|| PlanError::Signal(text.clone())))
 }
 
 #[cfg(test)]

@@ -45,6 +45,9 @@ impl Manager {
                 let by = Author { node: self.node, uid };
                 self.change(Command::MaterialRevoke { id, service, task, by }).await
             }
+            Request::MaterialPrune { kind, ids, keep } => {
+                self.prune_versions(kind, ids, keep).await
+            }
             Request::MaterialRemove { id } => self.change(Command::MaterialRemove { id }).await,
             Request::ServiceCreate { spec } => {
                 let id: ServiceId = mint().map_err(sealing)?;
@@ -58,6 +61,7 @@ impl Manager {
                 self.change(Command::ServiceRollback { id, version }).await
             }
             Request::ServiceRemove { id } => self.change(Command::ServiceRemove { id }).await,
+            Request::RingTurn { force } => self.turn_ring(force).await,
             Request::NodeUpdate { id, version, spec } => self.update_node(id, version, spec).await,
             Request::NodeRemove { id, force } => {
                 self.change(Command::NodeRemove { id, force }).await
@@ -171,7 +175,15 @@ impl Manager {
         sealed: &Sealed,
     ) -> Result<Protected, SealError> {
         let name = PayloadName { cluster: self.cluster, kind, id, version };
-        self.ring_key(sealed.key)?.open(&name, sealed)
+        match self.ring_key(sealed.key) {
+            Ok(key) => key.open(&name, sealed),
+            Err(error) => {
+                // It was sealed anew since the caller looked, and its old key is gone.
+                let now = self.raft.view(|state| state.payload(&id, version).cloned());
+                let now = now.filter(|now| now.key != sealed.key).ok_or(error)?;
+                self.ring_key(now.key)?.open(&name, &now)
+            }
+        }
     }
 
     /// The join tokens.
@@ -277,6 +289,7 @@ pub(super) mod tests {
     use skep_core::id::NodeId;
     use skep_core::model::node::NodeSpec;
 
+    /// The only manager of a swarm.
     pub(in crate::manager) async fn manager(dir: &std::path::Path) -> Manager {
         manager_and_key(dir).await.0
     }
@@ -319,7 +332,7 @@ pub(super) mod tests {
         (manager, founding.key)
     }
 
-    fn secret(name: &str, payload: &[u8]) -> Request {
+    pub(in crate::manager) fn secret(name: &str, payload: &[u8]) -> Request {
         Request::MaterialCreate {
             kind: MaterialKind::Secret,
             spec: MaterialSpec { name: name.into(), ..Default::default() },
@@ -349,6 +362,48 @@ pub(super) mod tests {
         assert_eq!(error.to_string(), "secret a already exists");
         let error = manager.submit(secret("b", b"")).await.unwrap_err();
         assert!(error.to_string().contains("larger than 0"), "{error}");
+        manager.raft.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn a_turn_of_the_ring_seals_everything_anew_and_purges_the_old_key() {
+        use crate::gate::KeyStage;
+        use crate::manager::reseal;
+        use futures_util::StreamExt;
+
+        let dir = tempfile::tempdir().unwrap();
+        let manager = std::sync::Arc::new(manager(dir.path()).await);
+        let mut ids = Vec::new();
+        // More than one batch, and one payload that fills a batch by itself.
+        for n in 0..70_u8 {
+            let size = if n == 3 { 500_000 } else { 9 };
+            let done = manager.submit(secret(&format!("s{n}"), &vec![n; size])).await.unwrap();
+            let Done::Material(id) = done else { panic!("{done:?}") };
+            ids.push(id);
+        }
+        let old = manager.current_key().unwrap();
+        let sealed_before = manager.raft.view(|s| s.payload(&ids[5], 1).unwrap().clone());
+        let turn = |force| manager.submit(Request::RingTurn { force });
+        assert_eq!(turn(false).await.unwrap(), Done::Key { version: 2, turned: true });
+        // Nobody seals yet: the turn goes on, and only force begins another.
+        assert_eq!(turn(false).await.unwrap(), Done::Key { version: 2, turned: false });
+        assert_eq!(turn(true).await.unwrap(), Done::Key { version: 3, turned: true });
+        assert!(!manager.purge_keys_before(2) && manager.raft.oldest_key().is_none());
+        let (stop, stopped) = tokio::sync::watch::channel(false);
+        let sealing = tokio::spawn(reseal::run(std::sync::Arc::clone(&manager), stopped));
+        let seen: Vec<_> = reseal::watch_key(std::sync::Arc::clone(&manager), 3).collect().await;
+        let last = seen.last().unwrap();
+        assert_eq!((last.stage, last.done, last.total), (KeyStage::Done, 70, 70));
+        assert_eq!(manager.raft.oldest_key(), Some(3));
+        for (n, id) in ids.iter().enumerate() {
+            assert_eq!(manager.open_latest(*id).unwrap().as_slice()[0], u8::try_from(n).unwrap());
+        }
+        assert!(manager.ring_key(old.version).is_err(), "the old key is still in memory");
+        // Whoever looked before the turn and opens after it.
+        let opened = manager.open(MaterialKind::Secret, ids[5], 1, &sealed_before).unwrap();
+        assert_eq!(opened.as_slice(), [5; 9]);
+        stop.send_replace(true);
+        sealing.await.unwrap();
         manager.raft.shutdown().await;
     }
 

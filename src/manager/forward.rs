@@ -86,7 +86,11 @@ impl Manager {
     }
 
     /// The first outcome of a request, on whichever manager leads.
-    async fn outcome(&self, request: RequestId, command: Command) -> Result<Outcome, Refusal> {
+    pub(super) async fn outcome(
+        &self,
+        request: RequestId,
+        command: Command,
+    ) -> Result<Outcome, Refusal> {
         // An older leader would not see what it does not know of a command.
         self.raft.view(|state| admit(state, &command)).map_err(too_new)?;
         let until = Instant::now() + WRITE_WAIT;

@@ -16,6 +16,7 @@ pub mod peers;
 pub mod pump;
 pub mod reach;
 pub mod reception;
+pub mod reseal;
 mod roots;
 pub mod session;
 mod versions;
@@ -150,6 +151,13 @@ impl Manager {
         let key = Arc::new(key);
         ring.push(Arc::clone(&key));
         Ok(key)
+    }
+
+    /// Forgets the keys that are in the ring no more.
+    fn forget_old_keys(&self) {
+        let oldest = self.raft.view(skep_core::state::State::oldest_key);
+        let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
+        ring.retain(|key| oldest.is_some_and(|oldest| key.version >= oldest));
     }
 
     /// The ring key that seals now.

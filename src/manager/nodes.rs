@@ -34,7 +34,7 @@ fn sealing(error: SealError) -> Refusal {
 
 /// Which join secrets a turn of the ring keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Secrets {
+pub(super) enum Secrets {
     /// Tokens go on admitting.
     Keep,
     /// Every token is void.
@@ -169,7 +169,7 @@ impl Manager {
     }
 
     /// The ring's next key for the managers that stay, and what it seals.
-    fn next_key(
+    pub(super) fn next_key(
         &self,
         stays: impl Fn(&NodeId) -> bool,
         keep: Secrets,

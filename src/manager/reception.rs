@@ -234,6 +234,12 @@ impl Reception {
             ControlRequest::Holdings { materials, entry, within_ms } => {
                 manager.holdings_for(&materials, entry, within_ms).await
             }
+            ControlRequest::AuditHeads(from) => manager.audit_heads_for(from).await,
+            ControlRequest::AuditLastRead(id) => manager.audit_last_read_for(id).await,
+            ControlRequest::RingPurge(key) => match manager.purge_keys_before(key) {
+                true => ControlAnswer::Done,
+                false => ControlAnswer::NotYet,
+            },
             ControlRequest::Reach { node } => return self.reach(&node, (tx, rx)).await,
         };
         send(&mut tx, &answer).await

@@ -11,10 +11,11 @@ use tokio::time::timeout;
 use super::Node;
 use super::version_tests::{Machine, PATIENCE, are_ready, manager, stop, until};
 use crate::audit::testing::{chain, end, id};
-use crate::audit::{AuditQuery, Finding, put};
+use crate::audit::{AuditAnswer, AuditQuery, Finding, Record, put};
 use crate::config::Build;
 use crate::manager::Manager;
-use crate::manager::audit::AuditAnswer;
+use crate::wire::audit::Portion;
+use crate::wire::control::{ControlAnswer, ControlRequest};
 
 const SECRET: u8 = 40;
 
@@ -66,20 +67,17 @@ async fn audits_are_found_on_every_manager_and_without_one_of_them() {
     let machines = ["first", "second", "third"].map(Machine::new);
     let [one, two, three] = three(&machines).await;
     let (task, secret): (TaskId, MaterialId) = (id(1), id(SECRET));
-    let mut followed = manager(&two).audit_follow(of_secret());
-    // It follows from its first look on.
-    let mut first = std::pin::pin!(followed.next());
-    assert!(futures_util::poll!(&mut first).is_pending());
+    let mut followed = manager(&two).audit_follow(of_secret()).await.unwrap();
     let mut all = chain(&task, secret, 3);
     all.push(end(&all));
     write(&machines[2], task, &all);
     for node in [&one, &two, &three] {
         let found = answer(&manager(node), &of_secret(), 3).await;
         assert_eq!(places(&found), [(task, 1), (task, 2), (task, 3)]);
-        assert!(found.absent.is_empty() && !found.is_cut);
+        assert!(found.coverage.absent.is_empty() && !found.is_cut && !found.is_disputed);
         assert!(found.entries.iter().all(|entry| entry.node == three.swarm().unwrap().node));
     }
-    let shown = timeout(PATIENCE, first).await.unwrap().unwrap().unwrap();
+    let shown = timeout(PATIENCE, followed.next()).await.unwrap().unwrap().unwrap();
     assert_eq!((shown.task, shown.record.sequence), (task, 1));
     until(&one, "it is anchored", |_, state| {
         state.anchor(&task).is_some_and(|anchor| anchor.sequence == 4)
@@ -88,7 +86,7 @@ async fn audits_are_found_on_every_manager_and_without_one_of_them() {
     let verdict = manager(&two).audit_verify(&of_secret()).await.unwrap();
     let [checked] = verdict.tasks.as_slice() else { panic!("{verdict:?}") };
     assert_eq!((checked.task, checked.records, checked.anchored), (task, 4, 4));
-    assert!(checked.findings.is_empty() && verdict.absent.is_empty(), "{verdict:?}");
+    assert!(checked.findings.is_empty() && verdict.coverage.absent.is_empty(), "{verdict:?}");
 
     // A majority is enough, and what is missing in a chain is seen.
     let gone = three.swarm().unwrap().node;
@@ -98,8 +96,8 @@ async fn audits_are_found_on_every_manager_and_without_one_of_them() {
     torn.remove(2);
     write(&machines[0], other, &torn);
     let found = answer(&manager(&two), &of_secret(), 6).await;
-    assert_eq!(found.absent, [gone]);
-    let only = AuditQuery { task: Some(other), ..of_secret() };
+    assert_eq!(found.coverage.absent, [gone]);
+    let only = AuditQuery { tasks: vec![other], ..of_secret() };
     assert_eq!(
         places(&answer(&manager(&one), &only, 3).await),
         [(other, 1), (other, 2), (other, 4)]
@@ -117,4 +115,56 @@ async fn audits_are_found_on_every_manager_and_without_one_of_them() {
     drop(followed);
     stop(one).await;
     stop(two).await;
+}
+
+/// What was changed in one manager's store is found, and named with that manager; and one that was
+/// away comes to keep what it has missed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_changed_copy_is_named_and_a_manager_that_was_away_catches_up() {
+    let machines = ["first", "second", "third"].map(Machine::new);
+    let [one, two, three] = three(&machines).await;
+    let [node, third] = [&one, &three].map(|node| node.swarm().unwrap().node);
+    let (task, secret): (TaskId, MaterialId) = (id(1), id(SECRET));
+    let mut all = chain(&task, secret, 4);
+    all.push(end(&all));
+    let mut changed = Record::parse(&all[1]).unwrap();
+    changed.rows[0].opened = 0;
+    // As it would be if somebody had written it into the store of the third.
+    let portion = Portion { node, task, bodies: vec![changed.to_body()] };
+    let raft_id = three.swarm().unwrap().file().raft_id;
+    let peers = &manager(&one).peers;
+    let kept = peers.ask(raft_id, &ControlRequest::AuditStore(vec![portion])).await;
+    assert_eq!(kept.unwrap(), ControlAnswer::Done);
+    write(&machines[0], task, &all);
+    answer(&manager(&one), &of_secret(), 4).await;
+    until(&one, "it is anchored", |_, state| {
+        state.anchor(&task).is_some_and(|anchor| anchor.sequence == 5)
+    })
+    .await;
+    for node in [&one, &two, &three] {
+        let verdict = manager(node).audit_verify(&of_secret()).await.unwrap();
+        let [checked] = verdict.tasks.as_slice() else { panic!("{verdict:?}") };
+        assert_eq!(checked.findings, [Finding::EditedCopy { sequence: 2, manager: third }]);
+        assert!(!checked.is_intact() && checked.intact_to() == 5);
+        assert!(manager(node).audit_query(&of_secret()).await.unwrap().is_disputed);
+    }
+
+    stop(three).await;
+    let other: TaskId = id(2);
+    write(&machines[1], other, &chain(&other, secret, 3));
+    let only = AuditQuery { tasks: vec![other], ..of_secret() };
+    answer(&manager(&one), &only, 3).await;
+    let three = machines[2].start(Build::default(), None).await.unwrap();
+    until(&three, "it knows the others", |manager, state| {
+        manager.raft.members().voters.len() == 3 && state.nodes().count() == 3
+    })
+    .await;
+    manager(&three).audit_compare().await;
+    let last = manager(&three).last_read(secret).await.unwrap();
+    assert_eq!((last.task, last.version), (task, 1));
+    stop(one).await;
+    stop(two).await;
+    let found = answer(&manager(&three), &only, 3).await;
+    assert_eq!((places(&found).len(), found.coverage.absent.len()), (3, 2));
+    stop(three).await;
 }

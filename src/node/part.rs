@@ -23,7 +23,7 @@ use crate::manager::pump::pump;
 use crate::manager::reach::Reach;
 use crate::manager::reception::{Desk, Requests};
 use crate::manager::stopped;
-use crate::manager::{Manager, audit, dispatch, leader};
+use crate::manager::{Manager, audit, dispatch, leader, reseal};
 use crate::net::{Admission, Closed, Net, Recorded, Visit};
 use crate::wire::control::SessionNews;
 use crate::wire::session::{Directory, ManagerEntry};
@@ -144,6 +144,7 @@ impl Half {
         let (dispatching, stop_dispatching) = (Arc::clone(&manager), stopped.clone());
         workers.spawn(async move { dispatch::run(&dispatching, stop_dispatching).await });
         workers.spawn(audit::run(Arc::clone(&manager), stopped.clone()));
+        workers.spawn(reseal::run(Arc::clone(&manager), stopped.clone()));
         let (tending, stop_tending) = (Arc::clone(&manager), stopped.clone());
         workers.spawn(async move { tend(&tending, stop_tending).await });
         let keeper: Arc<dyn Admission> = Arc::new(Gatekeeper(Arc::clone(&manager)));

@@ -148,6 +148,7 @@ impl Audit {
             while self.0.write().is_err() {
                 thread::sleep(AUDIT_DELAY);
             }
+            lock(&self.0.chain).sync();
         }
     }
 }
@@ -215,6 +216,16 @@ impl Chain {
         written
     }
 
+    /// Waits until what was written is on the disk, so that a power cut takes a second of it at
+    /// most. Only the audit's own thread waits for this; who reads does not.
+    fn sync(&mut self) {
+        if let Err(error) = self.files.sync() {
+            // The next record tells. It is not tried again: the kernel has given these bytes up.
+            self.failed += 1;
+            self.why = Some(bounded_to(error.to_string(), AUDIT_REASON_BYTES));
+        }
+    }
+
     fn try_write(&mut self, rows: Vec<Row>, mut events: Vec<Event>, lost: u64) -> io::Result<()> {
         let (sequence, at) = (self.sequence + 1, Stamp(now_ns()));
         if let Some(kept_from) = self.files.make_room(sequence)? {
@@ -239,6 +250,10 @@ struct Files {
     size: u64,
     /// Whether the file ends within a record: nothing can follow there.
     is_torn: bool,
+    /// Whether something of it may not be on the disk yet.
+    is_dirty: bool,
+    /// Whether files were made or renamed since that was last flushed.
+    is_moved: bool,
     /// The first record of each file, the oldest file first.
     firsts: VecDeque<u64>,
     /// The first record of this file, until one is in it: that tells of the rotation.
@@ -254,6 +269,8 @@ impl Files {
             file: None,
             size: 0,
             is_torn: false,
+            is_dirty: false,
+            is_moved: false,
             firsts: VecDeque::new(),
             rotated: None,
             max_bytes,
@@ -272,7 +289,7 @@ impl Files {
     fn make_room(&mut self, sequence: u64) -> io::Result<Option<u64>> {
         if self.file.is_none() {
             self.file = Some(create(&self.path)?);
-            (self.size, self.is_torn) = (0, false);
+            (self.size, self.is_torn, self.is_moved) = (0, false, true);
             self.firsts.push_back(sequence);
         } else if self.is_torn || self.size >= self.max_bytes {
             // Made first: where this fails, no older file must have moved.
@@ -289,7 +306,7 @@ impl Files {
                 // The end flushes only the last file. What fails here is found missing.
                 let _ = full.sync_data();
             }
-            (self.size, self.is_torn) = (0, false);
+            (self.size, self.is_torn, self.is_moved) = (0, false, true);
             self.firsts.push_back(sequence);
             while self.firsts.len() > self.max_files as usize {
                 self.firsts.pop_front();
@@ -307,18 +324,36 @@ impl Files {
             return Err(error);
         }
         self.size += bytes.len() as u64;
+        self.is_dirty = true;
         self.rotated = None;
         Ok(())
+    }
+
+    /// Flushes what was appended since the last time, and the names of files that are new.
+    fn sync(&mut self) -> io::Result<()> {
+        if let Some(file) = &self.file
+            && std::mem::take(&mut self.is_dirty)
+        {
+            file.sync_data()?;
+        }
+        match std::mem::take(&mut self.is_moved) {
+            true => self.sync_names(),
+            false => Ok(()),
+        }
+    }
+
+    fn sync_names(&self) -> io::Result<()> {
+        match self.path.parent() {
+            Some(dir) => File::open(dir)?.sync_all(),
+            None => Ok(()),
+        }
     }
 
     fn flush(&self) -> io::Result<()> {
         if let Some(file) = &self.file {
             file.sync_all()?;
         }
-        match self.path.parent() {
-            Some(dir) => File::open(dir)?.sync_all(),
-            None => Ok(()),
-        }
+        self.sync_names()
     }
 }
 

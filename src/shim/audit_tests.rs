@@ -128,7 +128,7 @@ fn full_files_make_room_and_the_next_record_says_what_is_left() {
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3);
     assert_eq!(kept[2].events[0].what, What::Rotated { kept_from: 4 });
     let all: Vec<_> = [".2", ".1", ""].iter().flat_map(|end| bodies(&named(end))).collect();
-    assert_eq!(verify(&task(), &all, &[]), [Finding::LateStart { first: 4 }]);
+    assert_eq!(verify(&task(), &all, &[]), [Finding::LateStart { first: 4, is_dropped: false }]);
 }
 
 #[test]

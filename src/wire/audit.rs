@@ -62,4 +62,44 @@ pub struct Page {
     /// nothing has.
     #[n(3)]
     pub horizon: Stamp,
+    /// Pieces in this part that do not open: nobody knows what they were.
+    #[n(4)]
+    #[cbor(default)]
+    pub damaged: u64,
+}
+
+/// Records that one manager keeps, without what they say.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Held {
+    /// The node that they are from.
+    #[n(0)]
+    pub node: NodeId,
+    /// The task.
+    #[n(1)]
+    pub task: TaskId,
+    /// Their sequences, from and to, each run without a gap.
+    #[n(2)]
+    pub runs: Vec<(u64, u64)>,
+    /// When the last of them was written.
+    #[n(3)]
+    pub at: Stamp,
+}
+
+/// A part of what one manager keeps, for another one to compare.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Heads {
+    /// What is in this part.
+    #[n(0)]
+    pub held: Vec<Held>,
+    /// Where this part begins: not where it was asked for if that is gone.
+    #[n(1)]
+    pub from: Mark,
+    /// Where the next part begins.
+    #[n(2)]
+    pub next: Mark,
+    /// Whether nothing was behind it when it was read.
+    #[n(3)]
+    pub is_last: bool,
 }

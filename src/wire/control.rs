@@ -6,9 +6,9 @@ use skep_core::command::{Command, Outcome};
 use skep_core::id::{ClusterId, MaterialId, NodeId, RequestId, TaskId};
 use skep_core::model::node::NodeDescription;
 
-use super::audit::{Mark, Page, Portion};
+use super::audit::{Heads, Mark, Page, Portion};
 use super::session::Directory;
-use crate::audit::AuditQuery;
+use crate::audit::{AuditQuery, LastRead};
 
 /// The first message of either end: which swarm it speaks of.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
@@ -82,6 +82,16 @@ pub enum ControlRequest {
         #[n(2)]
         within_ms: u64,
     },
+    /// Which records do you keep? From there on, in the order of your store.
+    #[n(14)]
+    AuditHeads(#[n(0)] Mark),
+    /// When was this last read, as far as you keep it?
+    #[n(15)]
+    AuditLastRead(#[n(0)] MaterialId),
+    /// Are the ring's keys before this one gone from your log and snapshots? If not, purge them
+    /// now. Answered by `Done` or `NotYet`.
+    #[n(20)]
+    RingPurge(#[n(0)] u64),
 }
 
 /// The answer.
@@ -117,9 +127,18 @@ pub enum ControlAnswer {
     /// A part of what the manager keeps of audits.
     #[n(11)]
     AuditPage(#[n(0)] Box<Page>),
+    /// It is not so yet, but will be.
+    #[n(20)]
+    NotYet,
     /// One for each task whose session is there, or was there last.
     #[n(13)]
     Holdings(#[n(0)] Vec<Holding>),
+    /// Which records the manager keeps.
+    #[n(12)]
+    AuditHeads(#[n(0)] Box<Heads>),
+    /// When something was last read.
+    #[n(14)]
+    AuditLastRead(#[n(0)] Option<LastRead>),
 }
 
 /// What a task holds of the secrets and configs that were asked for, as a manager knows it.

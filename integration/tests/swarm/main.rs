@@ -3,13 +3,16 @@
 //! process: many at once while they disturb nobody, one alone when it does.
 
 mod agents;
+mod audited;
 mod herd;
 mod isolation;
 mod join;
 mod living;
 mod managers;
 mod members;
+mod pinned;
 mod plaintext;
+mod rekeyed;
 mod revoked;
 mod seeds;
 mod survival;

@@ -161,7 +161,7 @@ fn sealed_bytes(cluster: &Cluster, secret: &str) -> Result<Vec<u8>> {
     found?.with_context(|| format!("the log knows no {secret}"))
 }
 
-fn copy_tree(from: &Path, to: &Path) -> Result<()> {
+pub(crate) fn copy_tree(from: &Path, to: &Path) -> Result<()> {
     fs::create_dir_all(to)?;
     for entry in fs::read_dir(from)? {
         let entry = entry?;

@@ -2,6 +2,7 @@
 
 pub(super) mod cluster;
 pub(super) mod container;
+mod grants;
 pub(super) mod node;
 pub(super) mod spec_in;
 pub(super) mod spec_out;

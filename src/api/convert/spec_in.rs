@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 use skep_core::model::container::{ContainerSpec, Dns, Mount, MountKind, Ulimit};
-use skep_core::model::material::{Driver, Grant, OnChange};
+use skep_core::model::material::{Driver, MaterialKind};
 use skep_core::model::service::{
     EndpointSpec, FailureAction, ServiceMode, ServiceSpec, UpdateConfig, UpdateOrder,
 };
@@ -16,6 +16,7 @@ use skep_core::model::task::{
 use skep_core::shared::Shared;
 use skep_core::time::Span;
 
+use super::grants::Around;
 use super::span;
 use crate::api::error::ApiError;
 use crate::api::networks;
@@ -28,20 +29,24 @@ const MIN_MEMORY: i64 = 4 << 20;
 /// CPU a container needs at least, in billionths.
 const MIN_NANO_CPUS: i64 = 1_000_000;
 
-/// Takes over what the user said; `minor` is the API version of the call.
+/// Takes over what the user said; `minor` is the API version of the call, `before` the spec that an
+/// update replaces.
 pub(in crate::api) fn service_spec(
     spec: wire::ServiceSpec,
     minor: u32,
+    before: Option<&ServiceSpec>,
 ) -> Result<ServiceSpec, ApiError> {
     let mode = mode(&spec.mode)?;
     let mut template = spec.task_template;
     if template.networks.is_empty() {
         template.networks = spec.networks;
     }
+    let around = Around::new(&spec.labels, before);
+    let task = Shared::new(task_spec(template, minor, around)?);
     Ok(ServiceSpec {
         name: spec.name,
         labels: spec.labels,
-        task: Shared::new(task_spec(template, minor)?),
+        task,
         mode,
         update: spec.update_config.as_ref().map(update_config).transpose()?,
         rollback: spec.rollback_config.as_ref().map(update_config).transpose()?,
@@ -103,7 +108,7 @@ fn endpoint(spec: wire::EndpointSpec) -> Result<EndpointSpec, ApiError> {
     Ok(EndpointSpec { mode: spec.mode, ports: Vec::new() })
 }
 
-fn task_spec(spec: wire::TaskSpec, minor: u32) -> Result<TaskSpec, ApiError> {
+fn task_spec(spec: wire::TaskSpec, minor: u32, around: Around<'_>) -> Result<TaskSpec, ApiError> {
     for (there, field) in [
         (spec.plugin_spec.is_some(), "TaskTemplate.PluginSpec"),
         (spec.network_attachment_spec.is_some(), "TaskTemplate.NetworkAttachmentSpec"),
@@ -120,7 +125,7 @@ fn task_spec(spec: wire::TaskSpec, minor: u32) -> Result<TaskSpec, ApiError> {
         )));
     }
     Ok(TaskSpec {
-        container: container_spec(spec.container_spec, minor)?,
+        container: container_spec(spec.container_spec, minor, around)?,
         resources: spec.resources.as_ref().map(resource_needs).transpose()?,
         restart: spec.restart_policy.as_ref().map(restart_policy).transpose()?,
         placement: spec.placement.map(placement),
@@ -252,7 +257,11 @@ fn refuse_unsupported(spec: &wire::ContainerSpec) -> Result<(), ApiError> {
     }
 }
 
-fn container_spec(spec: wire::ContainerSpec, minor: u32) -> Result<ContainerSpec, ApiError> {
+fn container_spec(
+    spec: wire::ContainerSpec,
+    minor: u32,
+    around: Around<'_>,
+) -> Result<ContainerSpec, ApiError> {
     refuse_unsupported(&spec)?;
     if spec.image.is_empty() {
         return Err(ApiError::invalid("ContainerSpec: image reference must be provided"));
@@ -285,8 +294,8 @@ fn container_spec(spec: wire::ContainerSpec, minor: u32) -> Result<ContainerSpec
             search: dns.search,
             options: dns.options,
         }),
-        secrets: spec.secrets.into_iter().map(secret).collect::<Result<_, _>>()?,
-        configs: spec.configs.into_iter().map(config).collect::<Result<_, _>>()?,
+        secrets: around.grants(MaterialKind::Secret, spec.secrets)?,
+        configs: around.grants(MaterialKind::Config, spec.configs)?,
         isolation: "default".to_owned(),
         sysctls: spec.sysctls,
         cap_add: spec.capability_add,
@@ -297,51 +306,6 @@ fn container_spec(spec: wire::ContainerSpec, minor: u32) -> Result<ContainerSpec
             .map(|u| Ulimit { name: u.name, hard: u.hard, soft: u.soft })
             .collect(),
         oom_score_adj: if minor < OOM_SCORE_ADJ_SINCE { 0 } else { spec.oom_score_adj },
-    })
-}
-
-fn secret(reference: wire::SecretReference) -> Result<Grant, ApiError> {
-    grant("secret", reference.secret_id, reference.secret_name, reference.file)
-}
-
-fn config(reference: wire::ConfigReference) -> Result<Grant, ApiError> {
-    grant("config", reference.config_id, reference.config_name, reference.file)
-}
-
-fn grant(
-    kind: &str,
-    id: String,
-    name: String,
-    file: Option<wire::FileTarget>,
-) -> Result<Grant, ApiError> {
-    let Some(file) = file.filter(|file| !file.name.is_empty()) else {
-        return Err(ApiError::invalid(&format!(
-            "malformed {kind} reference {name}: File.Name, the target, is missing"
-        )));
-    };
-    let number = |word: &str, text: &str| match text {
-        "" => Ok(0),
-        _ => text.parse().map_err(|_| {
-            ApiError::invalid(&format!(
-                "invalid {word} {text:?} for {kind} {name}: a number from 0 to 4294967295 is due"
-            ))
-        }),
-    };
-    if file.mode > 0o7777 {
-        return Err(ApiError::invalid(&format!(
-            "invalid mode {} for {kind} {name}: permission bits are due, in decimal",
-            file.mode
-        )));
-    }
-    Ok(Grant {
-        id: id.parse().map_err(|_| ApiError::invalid(&format!("{kind} not found: {name}")))?,
-        uid: number("UID", &file.uid)?,
-        gid: number("GID", &file.gid)?,
-        name,
-        target: file.name,
-        mode: file.mode,
-        pin: None,
-        on_change: OnChange::default(),
     })
 }
 

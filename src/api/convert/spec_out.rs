@@ -1,8 +1,8 @@
 //! A service spec of the swarm as Docker shows it.
 
 use skep_core::limits;
+use skep_core::model::Labels;
 use skep_core::model::container::{ContainerSpec, Mount, MountKind};
-use skep_core::model::material::Grant;
 use skep_core::model::service::{
     FailureAction, Service, ServiceMode, ServiceSpec, UpdateConfig, UpdateOrder,
 };
@@ -10,7 +10,7 @@ use skep_core::model::task::{
     Placement, ResourceNeeds, Resources, RestartCondition, RestartPolicy, TaskSpec,
 };
 
-use super::{driver, nanos, version};
+use super::{driver, grants, nanos, version};
 use crate::api::networks;
 use crate::api::time::rfc3339;
 use crate::api::types::service as object;
@@ -62,7 +62,7 @@ fn service_spec(spec: &ServiceSpec) -> wire::ServiceSpec {
     wire::ServiceSpec {
         name: spec.name.clone(),
         labels: spec.labels.clone(),
-        task_template: task_spec(&spec.task),
+        task_template: task_spec(&spec.task, &spec.labels),
         mode: mode(spec.mode),
         update_config: spec.update.as_ref().map(update_config),
         rollback_config: spec.rollback.as_ref().map(update_config),
@@ -112,10 +112,11 @@ fn update_config(config: &UpdateConfig) -> wire::UpdateConfig {
     }
 }
 
-/// The template of a service's tasks. A task's own copy shows no runtime.
-pub(in crate::api) fn task_spec(spec: &TaskSpec) -> wire::TaskSpec {
+/// The template of a service's tasks; `labels` are those of the service. A task's own copy shows no
+/// runtime.
+pub(in crate::api) fn task_spec(spec: &TaskSpec, labels: &Labels) -> wire::TaskSpec {
     wire::TaskSpec {
-        container_spec: container_spec(&spec.container),
+        container_spec: container_spec(&spec.container, labels),
         resources: spec.resources.as_ref().map(resource_needs),
         restart_policy: spec.restart.as_ref().map(restart_policy),
         placement: spec.placement.as_ref().map(placement),
@@ -185,7 +186,7 @@ fn placement(placement: &Placement) -> wire::Placement {
     }
 }
 
-fn container_spec(spec: &ContainerSpec) -> wire::ContainerSpec {
+fn container_spec(spec: &ContainerSpec, labels: &Labels) -> wire::ContainerSpec {
     wire::ContainerSpec {
         image: spec.image.clone(),
         labels: spec.labels.clone(),
@@ -214,8 +215,8 @@ fn container_spec(spec: &ContainerSpec) -> wire::ContainerSpec {
             search: dns.search.clone(),
             options: dns.options.clone(),
         }),
-        secrets: spec.secrets.iter().map(secret).collect(),
-        configs: spec.configs.iter().map(config).collect(),
+        secrets: spec.secrets.iter().map(|grant| grants::secret(grant, labels)).collect(),
+        configs: spec.configs.iter().map(|grant| grants::config(grant, labels)).collect(),
         isolation: spec.isolation.clone(),
         sysctls: spec.sysctls.clone(),
         capability_add: spec.cap_add.clone(),
@@ -226,32 +227,6 @@ fn container_spec(spec: &ContainerSpec) -> wire::ContainerSpec {
             .map(|u| wire::Ulimit { name: u.name.clone(), hard: u.hard, soft: u.soft })
             .collect(),
         oom_score_adj: spec.oom_score_adj,
-    }
-}
-
-fn file(grant: &Grant) -> Option<wire::FileTarget> {
-    Some(wire::FileTarget {
-        name: grant.target.clone(),
-        uid: grant.uid.to_string(),
-        gid: grant.gid.to_string(),
-        mode: grant.mode,
-    })
-}
-
-fn secret(grant: &Grant) -> wire::SecretReference {
-    wire::SecretReference {
-        file: file(grant),
-        secret_id: grant.id.to_string(),
-        secret_name: grant.name.clone(),
-    }
-}
-
-fn config(grant: &Grant) -> wire::ConfigReference {
-    wire::ConfigReference {
-        file: file(grant),
-        runtime: None,
-        config_id: grant.id.to_string(),
-        config_name: grant.name.clone(),
     }
 }
 

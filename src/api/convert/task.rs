@@ -8,7 +8,7 @@ use crate::api::types::spec::Empty;
 use crate::api::types::task as wire;
 
 pub(in crate::api) fn task(task: &Task) -> wire::Task {
-    let mut spec = spec_out::task_spec(&task.spec);
+    let mut spec = spec_out::task_spec(&task.spec, &task.service_labels);
     spec.runtime.clear();
     let status = &task.status;
     wire::Task {

@@ -21,11 +21,12 @@ use skep_core::state::State;
 use skep_core::time::Stamp;
 use tokio::io::AsyncWriteExt;
 
+use crate::audit::{AuditAnswer, AuditGap, AuditQuery, AuditVerdict, Entry};
 use crate::engine::images::{ImageStore, Import};
 use crate::gate::{
     ContainerState, ContainerView, Done, ExecConfig, ExecStreams, ExecView, Gate, Holdings,
-    JoinTokens, Later, LocalState, LogGap, LogLine, LogQuery, Logged, ManagerView, NodeView,
-    Reachability, Refusal, Request,
+    JoinTokens, KeyHolder, KeyProgress, KeyStage, Later, LocalState, LogGap, LogLine, LogQuery,
+    Logged, ManagerView, NodeView, Purged, Reachability, Refusal, Request,
 };
 use crate::hidden::Hidden;
 use crate::seal::random;
@@ -49,6 +50,12 @@ pub(super) struct FakeGate {
     pub(super) lost: Mutex<Vec<NodeId>>,
     /// What tasks hold, whatever is asked for.
     pub(super) holdings: Mutex<Holdings>,
+    /// What managers keep of the audit, and what was asked of it.
+    pub(super) audit: Mutex<AuditAnswer>,
+    pub(super) verdict: Mutex<AuditVerdict>,
+    pub(super) audited: Mutex<Vec<AuditQuery>>,
+    /// What one who follows the audit is told.
+    pub(super) followed: Mutex<Option<BoxStream<'static, Result<Entry, AuditGap>>>>,
     execs: Mutex<Vec<ExecView>>,
     /// The payloads that came in, in plain: what a test may look at and a daemon never keeps.
     pub(super) payloads: Mutex<Vec<(MaterialId, Vec<u8>)>>,
@@ -94,6 +101,10 @@ impl FakeGate {
             lines: Mutex::default(),
             lost: Mutex::default(),
             holdings: Mutex::default(),
+            audit: Mutex::default(),
+            verdict: Mutex::default(),
+            audited: Mutex::default(),
+            followed: Mutex::default(),
             execs: Mutex::default(),
             payloads: Mutex::default(),
             dir,
@@ -163,13 +174,17 @@ impl FakeGate {
 
     /// Proposes a command and has it applied.
     pub(super) fn run(&self, command: Command) -> Result<u64, Refusal> {
-        let stamp = Stamp(self.clock.fetch_add(1_000_000_000, Ordering::Relaxed));
-        let proposal = Proposal::new(mint(), stamp, command);
-        match apply(&mut self.state.lock().unwrap(), &proposal, &mut Vec::new()) {
+        match self.outcome(command) {
             Outcome::Done(version) => Ok(version),
             Outcome::Rejected(rejection) => Err(rejection.into()),
             Outcome::Pruned(_) => Ok(0),
         }
+    }
+
+    fn outcome(&self, command: Command) -> Outcome {
+        let stamp = Stamp(self.clock.fetch_add(1_000_000_000, Ordering::Relaxed));
+        let proposal = Proposal::new(mint(), stamp, command);
+        apply(&mut self.state.lock().unwrap(), &proposal, &mut Vec::new())
     }
 
     pub(super) fn service(&self, id: &str) -> Arc<Service> {
@@ -371,8 +386,19 @@ impl Gate for FakeGate {
                 let by = Author { node: mint(), uid };
                 run(Command::MaterialRevoke { id, service, task, by })
             }
+            Request::RingTurn { .. } => {
+                self.asked.lock().unwrap().push(request);
+                Ok(Done::Key { version: 3, turned: true })
+            }
             Request::MaterialUpdate { id, version, spec, .. } => {
                 run(Command::MaterialUpdate { id, version, spec })
+            }
+            Request::MaterialPrune { kind, ids, keep } => {
+                match self.outcome(Command::MaterialPrune { kind, ids, keep }) {
+                    Outcome::Pruned(dropped) => Ok(Done::Pruned(dropped)),
+                    Outcome::Rejected(rejection) => Err(rejection.into()),
+                    Outcome::Done(_) => Ok(Done::Nothing),
+                }
             }
             Request::MaterialRemove { id } => run(Command::MaterialRemove { id }),
             Request::ServiceCreate { spec } => {
@@ -400,6 +426,20 @@ impl Gate for FakeGate {
         Box::pin(async { Ok(key.map(Hidden::new)) })
     }
 
+    fn key_progress(
+        &self,
+        key: u64,
+    ) -> Later<'_, Result<BoxStream<'static, KeyProgress>, Refusal>> {
+        let at = |done, stage, managers| KeyProgress { key, done, total: 2, stage, managers };
+        let purged = |purged| KeyHolder { node: mint(), hostname: "n1".into(), purged };
+        let all = [
+            at(1, KeyStage::Sealing, vec![]),
+            at(2, KeyStage::Purging, vec![purged(Purged::NotYet)]),
+            at(2, KeyStage::Done, vec![purged(Purged::Yes)]),
+        ];
+        Box::pin(async move { Ok(futures_util::stream::iter(all).boxed()) })
+    }
+
     fn config_payload(&self, id: MaterialId) -> Later<'_, Result<Vec<u8>, Refusal>> {
         let payloads = self.payloads.lock().unwrap();
         let found = payloads.iter().find(|(of, _)| *of == id).map(|(_, bytes)| bytes.clone());
@@ -413,6 +453,26 @@ impl Gate for FakeGate {
     ) -> Later<'_, Result<Holdings, Refusal>> {
         let held = self.holdings.lock().unwrap().clone();
         Box::pin(async { Ok(held) })
+    }
+
+    fn audit(&self, query: AuditQuery) -> Later<'_, Result<AuditAnswer, Refusal>> {
+        self.audited.lock().unwrap().push(query);
+        let answer = self.audit.lock().unwrap().clone();
+        Box::pin(async { Ok(answer) })
+    }
+
+    fn audit_verify(&self, query: AuditQuery) -> Later<'_, Result<AuditVerdict, Refusal>> {
+        self.audited.lock().unwrap().push(query);
+        let verdict = self.verdict.lock().unwrap().clone();
+        Box::pin(async { Ok(verdict) })
+    }
+
+    fn audit_follow(
+        &self,
+        _: AuditQuery,
+    ) -> Later<'_, Result<BoxStream<'static, Result<Entry, AuditGap>>, Refusal>> {
+        let followed = self.followed.lock().unwrap().take();
+        Box::pin(async { Ok(followed.unwrap_or_else(|| stream::empty().boxed())) })
     }
 
     fn images(&self) -> &ImageStore {

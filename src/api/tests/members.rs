@@ -265,3 +265,29 @@ async fn while_a_root_takes_over_clients_see_who_has_moved() {
     swarm.trust.next.as_mut().unwrap().moved.insert(node);
     assert_eq!(issuer(&swarm), during.tls_info.cert_issuer_public_key);
 }
+
+#[tokio::test]
+async fn a_turn_of_the_ring_is_told_line_by_line() {
+    let gate = FakeGate::manager();
+    let answer = post(&gate, "/skep/v1/swarm/rotate-key?force=1", "").await;
+    assert_eq!((answer.status, answer.header("connection")), (200, "close"));
+    let lines: Vec<Value> =
+        answer.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let states: Vec<&str> = lines.iter().map(|line| line["State"].as_str().unwrap()).collect();
+    assert_eq!(states, ["sealing", "purging", "done"]);
+    assert_eq!(lines[2]["Managers"][0]["State"], "purged");
+    assert_eq!(
+        (&lines[0]["Key"], &lines[0]["Turned"], &lines[0]["Done"], &lines[0]["Total"]),
+        (&json!(3), &json!(true), &json!(1), &json!(2))
+    );
+    let asked = |gate: &FakeGate| match gate.asked.lock().unwrap().pop() {
+        Some(Request::RingTurn { force }) => force,
+        other => panic!("{other:?}"),
+    };
+    assert!(asked(&gate));
+    let first = post(&gate, "/skep/v1/swarm/rotate-key?detach=1", "").await;
+    assert_eq!((first.text().lines().count(), asked(&gate)), (1, false));
+    let worker = member(LocalState::Active, Role::Worker);
+    assert_eq!(post(&worker, "/skep/v1/swarm/rotate-key", "").await.status, 503);
+    assert_eq!(get(&gate, "/skep/v1/swarm/rotate-key").await.status, 501);
+}

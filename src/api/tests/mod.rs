@@ -1,6 +1,7 @@
 //! The API over a socket, against a node of memory: real HTTP, real state, no daemon.
 
 mod archives;
+mod audits;
 mod elsewhere;
 mod fake;
 mod goldens;
@@ -9,6 +10,7 @@ mod members;
 mod objects;
 mod streams;
 mod transport;
+mod versions;
 
 use bytes::Bytes;
 use http::{HeaderMap, Request};

@@ -1,6 +1,7 @@
 //! Docker's JSON as it is on the wire: fields in Docker's order, left out, `null` or empty where
 //! Docker has them so. Nothing outside `api` sees these.
 
+pub(super) mod audit;
 pub(super) mod container;
 pub(super) mod exec;
 pub(super) mod holder;

@@ -117,6 +117,9 @@ pub(in crate::api) struct SecretReference {
     #[serde(rename = "SecretID")]
     pub(in crate::api) secret_id: String,
     pub(in crate::api) secret_name: String,
+    /// What becomes of running tasks when a new version comes; skep's own.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(in crate::api) on_change: String,
 }
 
 /// A config's reference and the file it becomes.
@@ -130,6 +133,9 @@ pub(in crate::api) struct ConfigReference {
     #[serde(rename = "ConfigID")]
     pub(in crate::api) config_id: String,
     pub(in crate::api) config_name: String,
+    /// As with secrets.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(in crate::api) on_change: String,
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]

@@ -149,3 +149,25 @@ pub(in crate::api) struct JoinRequest {
 pub(in crate::api) struct UnlockKey {
     pub(in crate::api) unlock_key: String,
 }
+
+/// How far the swarm has come to a key of its ring.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub(in crate::api) struct KeyProgress {
+    pub(in crate::api) key: u64,
+    pub(in crate::api) turned: bool,
+    pub(in crate::api) done: u64,
+    pub(in crate::api) total: u64,
+    pub(in crate::api) state: &'static str,
+    pub(in crate::api) managers: Vec<KeyHolder>,
+}
+
+/// A manager that may still have older keys.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub(in crate::api) struct KeyHolder {
+    #[serde(rename = "ID")]
+    pub(in crate::api) id: String,
+    pub(in crate::api) hostname: String,
+    pub(in crate::api) state: &'static str,
+}

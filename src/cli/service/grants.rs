@@ -4,6 +4,8 @@
 use std::collections::HashMap;
 
 use serde_json::{Value, json};
+use skep_core::model::material::OnChange;
+use skep_core::model::name;
 
 use super::super::client::{Client, Filters, Target};
 use super::super::error::CliError;
@@ -22,6 +24,13 @@ pub(super) struct Grant {
     uid: String,
     gid: String,
     mode: u32,
+    /// What becomes of running tasks on a change; none for what it was, or nothing.
+    on_change: Option<OnChange>,
+}
+
+/// A name without the version it may be pinned to.
+fn unpinned(name: &str) -> &str {
+    name::pinned(name).map_or(name, |(name, _)| name)
 }
 
 /// Refuses what is no grant of a secret.
@@ -34,7 +43,8 @@ pub(super) fn check_config(text: &str) -> Result<(), String> {
     parse(Kind::Config, text).map(|_| ())
 }
 
-/// Reads `NAME` or `source=NAME,target=FILE,uid=U,gid=G,mode=M`.
+/// Reads `NAME` or `source=NAME,target=FILE,uid=U,gid=G,mode=M,on-change=C`. `NAME@VERSION` is
+/// pinned to a version.
 fn parse(kind: Kind, text: &str) -> Result<Grant, String> {
     let fields = csv(text)?;
     let mut grant = Grant {
@@ -43,12 +53,13 @@ fn parse(kind: Kind, text: &str) -> Result<Grant, String> {
         uid: "0".to_owned(),
         gid: "0".to_owned(),
         mode: MODE,
+        on_change: None,
     };
     if let [only] = fields.as_slice()
         && !only.contains('=')
     {
         grant.source.clone_from(only);
-        grant.target.clone_from(only);
+        unpinned(only).clone_into(&mut grant.target);
         return Ok(grant);
     }
     for field in &fields {
@@ -65,6 +76,9 @@ fn parse(kind: Kind, text: &str) -> Result<Grant, String> {
                 grant.mode =
                     uint_any_base(value).map_err(|why| format!("invalid mode specified: {why}"))?;
             }
+            "on-change" => {
+                grant.on_change = Some(OnChange::parse(value).map_err(|why| why.to_string())?);
+            }
             _ => return Err(format!("invalid field in {} request: {key}", kind.word())),
         }
     }
@@ -72,7 +86,7 @@ fn parse(kind: Kind, text: &str) -> Result<Grant, String> {
         return Err("source is required".to_owned());
     }
     if grant.target.is_empty() {
-        grant.target.clone_from(&grant.source);
+        unpinned(&grant.source).clone_into(&mut grant.target);
     }
     Ok(grant)
 }
@@ -128,14 +142,19 @@ fn reference(kind: Kind, grant: &Grant, id: &str) -> Value {
     let file = json!({
         "Name": grant.target, "UID": grant.uid, "GID": grant.gid, "Mode": grant.mode,
     });
-    match kind {
+    let mut reference = match kind {
         Kind::Secret => json!({"File": file, "SecretID": id, "SecretName": grant.source}),
         Kind::Config => json!({"File": file, "ConfigID": id, "ConfigName": grant.source}),
+    };
+    if let (Some(on_change), Some(fields)) = (grant.on_change, reference.as_object_mut()) {
+        fields.insert("OnChange".to_owned(), Value::from(on_change.to_string()));
     }
+    reference
 }
 
 /// The references after an update: those of `removed` sources dropped, `added` behind the rest.
-/// An added one takes the place of an old one with the same source and target.
+/// An added one takes the place of an old one with the same source and target, whatever version
+/// either is pinned to. A name without version removes it in any.
 pub(super) fn updated(
     kind: Kind,
     before: &[Value],
@@ -145,12 +164,15 @@ pub(super) fn updated(
     let key = if kind == Kind::Secret { "SecretName" } else { "ConfigName" };
     let mut references: Vec<Value> = before
         .iter()
-        .filter(|one| !removed.iter().any(|name| name == json::text(one, &[key])))
+        .filter(|one| {
+            let source = json::text(one, &[key]);
+            !removed.iter().any(|name| name == source || name == unpinned(source))
+        })
         .cloned()
         .collect();
     for one in added {
         let same = |old: &&mut Value| {
-            json::text(old, &[key]) == json::text(&one, &[key])
+            unpinned(json::text(old, &[key])) == unpinned(json::text(&one, &[key]))
                 && json::text(old, &["File", "Name"]) == json::text(&one, &["File", "Name"])
         };
         match references.iter_mut().find(same) {
@@ -221,5 +243,29 @@ mod tests {
         assert_eq!(after, [old("other", "x"), old("mypass2", "mypass")]);
         let again = updated(Kind::Secret, &after, &[], vec![old("other", "x")]);
         assert_eq!(again, after);
+        let pinned = updated(Kind::Secret, &after, &[], vec![old("other@2", "x")]);
+        assert_eq!(pinned, [old("other@2", "x"), old("mypass2", "mypass")]);
+        let other = updated(Kind::Secret, &pinned, &["other@1".to_owned()], vec![]);
+        assert_eq!(other, pinned);
+        for name in ["other", "other@2"] {
+            let gone = updated(Kind::Secret, &pinned, &[name.to_owned()], vec![]);
+            assert_eq!(gone, [old("mypass2", "mypass")], "{name}");
+        }
+    }
+
+    #[test]
+    fn pins_and_changes() {
+        let pinned = parse(Kind::Secret, "db@3").unwrap();
+        assert_eq!((pinned.source.as_str(), pinned.target.as_str()), ("db@3", "db"));
+        let long = parse(Kind::Config, "source=db@3,on-change=signal:hup").unwrap();
+        assert_eq!((long.source.as_str(), long.target.as_str()), ("db@3", "db"));
+        let shown = reference(Kind::Config, &long, "id");
+        assert_eq!(
+            (&shown["ConfigName"], &shown["OnChange"]),
+            (&json!("db@3"), &json!("signal:SIGHUP"))
+        );
+        assert_eq!(reference(Kind::Secret, &pinned, "id").get("OnChange"), None);
+        assert!(error("source=db,on-change=explode").contains("it may be nothing, restart, or"));
+        assert!(error("source=db,on-change=signal:SIGKILL").contains("cannot catch"));
     }
 }

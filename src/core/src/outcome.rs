@@ -20,7 +20,22 @@ pub enum Outcome {
     Rejected(#[n(0)] Rejection),
     /// Done: these versions were dropped, at most [`crate::limits::PRUNE`] at once.
     #[n(2)]
-    Pruned(#[n(0)] Vec<(MaterialId, u64)>),
+    Pruned(#[n(0)] Vec<Dropped>),
+}
+
+/// A version that was dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Dropped {
+    /// Of what.
+    #[n(0)]
+    pub id: MaterialId,
+    /// Its number.
+    #[n(1)]
+    pub version: u64,
+    /// Plaintext bytes it had.
+    #[n(2)]
+    pub size: u64,
 }
 
 /// Why a command was not applied.

@@ -106,7 +106,7 @@ fn a_launch_is_complete() {
         uid: 2000,
         gid: 2000,
         mode: 0o440,
-        on_change: OnChange::Nothing,
+        on_change: OnChange::Signal(1),
     });
     let node = node(Path::new("/data"), Path::new("/run/skep"));
     let plan = plan(&assignment, &image(), &node).unwrap();
@@ -120,6 +120,7 @@ fn a_launch_is_complete() {
     assert_eq!(launch.shim_cgroup, format!("/skep/{}/shim-{id}", node.node));
     assert_eq!(launch.user, "app");
     assert_eq!((launch.files[0].target.as_str(), launch.files[0].mode), ("db-password", 0o440));
+    assert_eq!(launch.files[0].signal, Some(1));
     assert_eq!(plan.stop_signal, 15);
     assert_eq!(plan.etc.hostname, launch.container_id[..12]);
     let bytes = minicbor::to_vec(&launch).unwrap();
@@ -302,7 +303,7 @@ fn signals_have_many_spellings() {
         ("SIGNONSENSE", None),
         ("RTMIN+99", None),
     ] {
-        assert_eq!(signal(text), number, "{text}");
+        assert_eq!(signal::number(text), number, "{text}");
     }
     let refused = plan_of(|spec| spec.container.stop_signal = "nope".into());
     assert!(matches!(refused, Err(PlanError::Signal(_))));

@@ -3,7 +3,11 @@
 
 mod anchor;
 mod ask;
+mod compare;
+mod follow;
+mod last;
 pub mod store;
+mod verify;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -13,14 +17,13 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use super::{Manager, stopped};
-use crate::chain::chain;
 use crate::clock::now;
-use crate::limits::{AUDIT_AGAIN, AUDIT_QUEUE, AUDIT_ROUND_BYTES, AUDIT_ROUNDS};
+use crate::limits::{AUDIT_AGAIN, AUDIT_FOLLOWERS, AUDIT_QUEUE, AUDIT_ROUND_BYTES, AUDIT_ROUNDS};
 use crate::wire::audit::{Mark, Page, Portion};
 use crate::wire::control::{ControlAnswer, ControlRequest, Refused};
 use crate::wire::session::ToAgent;
 use anchor::Anchors;
-pub use ask::{AuditAnswer, AuditGap, AuditVerdict, TaskVerdict};
+use compare::Compared;
 use store::Store;
 
 /// A batch of an agent that is to be stored.
@@ -42,7 +45,9 @@ pub struct Audits {
     /// Taken by [`run`].
     offered: Mutex<Option<mpsc::Receiver<Offer>>>,
     rounds: Arc<Semaphore>,
+    followers: Arc<Semaphore>,
     anchors: Anchors,
+    compared: Compared,
 }
 
 impl Audits {
@@ -55,7 +60,9 @@ impl Audits {
             offers,
             offered: Mutex::new(Some(offered)),
             rounds: Arc::new(Semaphore::new(AUDIT_ROUNDS)),
+            followers: Arc::new(Semaphore::new(AUDIT_FOLLOWERS)),
             anchors: Anchors::default(),
+            compared: Compared::default(),
         }
     }
 
@@ -65,23 +72,10 @@ impl Audits {
             tracing::debug!("no room for an audit; it is sent again");
         }
     }
-
-    /// Stores on this node's disk.
-    async fn keep(&self, portions: Vec<Portion>) -> bool {
-        let store = Arc::clone(&self.store);
-        let kept = tokio::task::spawn_blocking(move || store.append(&portions, now())).await;
-        match kept {
-            Ok(Ok(())) => true,
-            Ok(Err(error)) => {
-                tracing::error!(error = chain(&error), "audits cannot be kept");
-                false
-            }
-            Err(_) => false,
-        }
-    }
 }
 
-/// Stores what agents send, and anchors it, until told to stop.
+/// Stores what agents send, anchors it, and copies what only other managers keep, until told to
+/// stop.
 pub async fn run(manager: Arc<Manager>, mut stop: watch::Receiver<bool>) {
     let offered = manager.audits.offered.lock().unwrap_or_else(PoisonError::into_inner).take();
     let Some(offered) = offered else { return };
@@ -89,6 +83,7 @@ pub async fn run(manager: Arc<Manager>, mut stop: watch::Receiver<bool>) {
         () = stopped(&mut stop) => {}
         () = carry(&manager, offered) => {}
         () = anchor::propose_now_and_then(&manager) => {}
+        () = compare::compare_now_and_then(&manager) => {}
     }
 }
 
@@ -134,7 +129,7 @@ impl Manager {
         let majority = others.len().div_ceil(2) + 1;
         let mut asked = JoinSet::new();
         let (own, all) = (Arc::clone(self), portions.to_vec());
-        asked.spawn(async move { own.audits.keep(all).await });
+        asked.spawn(async move { own.keep(all).await });
         for (raft_id, _) in others {
             let (own, ask) = (Arc::clone(self), ControlRequest::AuditStore(portions.to_vec()));
             asked.spawn(async move {
@@ -155,9 +150,14 @@ impl Manager {
         false
     }
 
+    /// Stores on this node's disk.
+    async fn keep(&self, portions: Vec<Portion>) -> bool {
+        self.in_store(move |store| store.append(&portions, now())).await.is_some()
+    }
+
     /// Stores for another manager.
     pub(super) async fn audit_store_for(&self, portions: Vec<Portion>) -> ControlAnswer {
-        match self.audits.keep(portions).await {
+        match self.keep(portions).await {
             true => ControlAnswer::Done,
             false => ControlAnswer::Refused(Refused::Other("audits cannot be kept here".into())),
         }
@@ -165,20 +165,12 @@ impl Manager {
 
     /// Answers another manager, or this one.
     async fn audit_page(&self, query: crate::audit::AuditQuery, from: Mark) -> Option<Page> {
-        let store = Arc::clone(&self.audits.store);
-        let read = tokio::task::spawn_blocking(move || match from == Mark::MAX {
+        let read = self.in_store(move |store| match from == Mark::MAX {
             // Only what comes from now on.
             true => store.end().map(|next| Page { next, is_last: true, ..Page::default() }),
             false => store.page(&query, from),
         });
-        match read.await {
-            Ok(Ok(page)) => Some(page),
-            Ok(Err(error)) => {
-                tracing::error!(error = chain(&error), "audits cannot be read");
-                None
-            }
-            Err(_) => None,
-        }
+        read.await
     }
 
     /// Answers another manager.

@@ -11,6 +11,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::UNIX_EPOCH;
 
 use minicbor::bytes::ByteVec;
 use minicbor::{Decode, Encode};
@@ -18,17 +19,20 @@ use skep_core::id::{NodeId, TaskId};
 use skep_core::time::{Span, Stamp};
 use zeroize::Zeroizing;
 
+use super::last::LastReads;
 use crate::audit::{AuditQuery, Head, hash};
-use crate::files::{FileError, make_dir, remove_file};
+use crate::files::{FileError, make_dir, remove_file, write_atomic};
 use crate::limits::{
     AUDIT_KEPT, AUDIT_PAGE_BYTES, AUDIT_READ_BYTES, AUDIT_SEGMENT_BYTES, AUDIT_STORE_BYTES,
     NET_MESSAGE_BYTES,
 };
 use crate::seal::{NONCE_BYTES, SealError, open_under, seal_under};
-use crate::wire::audit::{Mark, Page, Portion};
+use crate::wire::audit::{Held, Mark, Page, Portion};
 
 /// Purpose of the subkey that seals.
 const PURPOSE: &[u8] = b"skep-audit-segment/1";
+/// Beside the segments: see [`Page::horizon`], as text.
+const HORIZON_FILE: &str = "horizon";
 /// Bytes before a head.
 const PREFIX_BYTES: usize = 6;
 /// Bytes that a head has at most.
@@ -69,31 +73,46 @@ impl Default for Bounds {
 /// What a frame says of itself.
 #[derive(Debug, Clone, Encode, Decode)]
 #[cbor(map)]
-struct FrameHead {
+pub(super) struct FrameHead {
     #[n(0)]
-    node: NodeId,
+    pub(super) node: NodeId,
     #[n(1)]
-    task: TaskId,
+    pub(super) task: TaskId,
     /// Sequences of the records, from and to, each run without a gap.
     #[n(2)]
-    runs: Vec<(u64, u64)>,
+    pub(super) runs: Vec<(u64, u64)>,
     /// When the last record was written.
     #[n(3)]
-    at: Stamp,
+    pub(super) at: Stamp,
     #[cbor(n(4), with = "minicbor::bytes")]
     nonce: [u8; NONCE_BYTES],
     /// Bytes that follow.
     #[n(5)]
     sealed: u32,
+    /// Whether another manager had it earlier.
+    #[n(6)]
+    #[cbor(default)]
+    is_copied: bool,
 }
 
 /// Sequences that are kept of one task, as runs without gaps.
 #[derive(Debug, Default)]
-struct Runs(Vec<(u64, u64)>);
+pub(super) struct Runs(Vec<(u64, u64)>);
 
 impl Runs {
     fn holds(&self, sequence: u64) -> bool {
         self.0.iter().any(|(from, to)| (*from..=*to).contains(&sequence))
+    }
+
+    /// Whether all of a run are there.
+    fn covers(&self, (from, to): (u64, u64)) -> bool {
+        let mut next = Some(from);
+        while let Some(sequence) = next.filter(|sequence| *sequence <= to) {
+            let run = self.0.iter().find(|(from, to)| (*from..=*to).contains(&sequence));
+            let Some((_, end)) = run else { return false };
+            next = end.checked_add(1);
+        }
+        true
     }
 
     fn add(&mut self, (from, to): (u64, u64)) {
@@ -105,9 +124,11 @@ impl Runs {
 }
 
 #[derive(Debug, Default)]
-struct Segment {
-    bytes: u64,
-    last: Stamp,
+pub(super) struct Segment {
+    pub(super) bytes: u64,
+    /// Whether the file has bytes behind these that are no frame.
+    is_torn: bool,
+    pub(super) last: Stamp,
     held: BTreeMap<(NodeId, TaskId), Runs>,
 }
 
@@ -121,19 +142,41 @@ impl Segment {
 }
 
 #[derive(Debug, Default)]
-struct Table {
-    segments: BTreeMap<u64, Segment>,
+pub(super) struct Table {
+    pub(super) segments: BTreeMap<u64, Segment>,
     /// The last segment, while it can be appended to.
     file: Option<File>,
     /// See [`Page::horizon`].
     horizon: Stamp,
+    pub(super) reads: LastReads,
 }
 
 impl Table {
+    /// Whether something is kept elsewhere that is not kept here, and would not be dropped.
+    pub(super) fn lacks_any(&self, held: &[Held]) -> bool {
+        let mut own: BTreeMap<(NodeId, TaskId), Runs> = BTreeMap::new();
+        held.iter().filter(|held| held.at >= self.horizon).any(|held| {
+            let key = (held.node, held.task);
+            let own = own.entry(key).or_insert_with(|| {
+                let segments = self.segments.values();
+                let runs = segments.filter_map(|segment| segment.held.get(&key));
+                Runs(runs.flat_map(|runs| &runs.0).copied().collect())
+            });
+            held.runs.iter().any(|run| !own.covers(*run))
+        })
+    }
+
     fn holds(&self, key: &(NodeId, TaskId), sequence: u64) -> bool {
         let mut segments = self.segments.values().rev();
         segments.any(|segment| segment.held.get(key).is_some_and(|runs| runs.holds(sequence)))
     }
+}
+
+/// What is appended, and how.
+#[derive(Clone, Copy)]
+struct Appended<'a> {
+    portion: &'a Portion,
+    is_copied: bool,
 }
 
 /// The audits that one manager keeps.
@@ -151,12 +194,20 @@ impl std::fmt::Debug for Store {
     }
 }
 
+/// A segment that may be read.
+struct Listed {
+    number: u64,
+    bytes: u64,
+    is_torn: bool,
+    may_match: bool,
+}
+
 /// One frame as it stands in a segment.
-struct Frame {
-    head: FrameHead,
+pub(super) struct Frame {
+    pub(super) head: FrameHead,
     /// Where the sealed bytes begin.
     body: u64,
-    end: u64,
+    pub(super) end: u64,
 }
 
 impl Store {
@@ -172,15 +223,34 @@ impl Store {
     /// # Errors
     /// [`StoreError`]; then part of it may be kept.
     pub fn append(&self, portions: &[Portion], now: Stamp) -> Result<(), StoreError> {
+        self.append_all(portions, false, now)
+    }
+
+    /// The same with what another manager keeps, but for what is so old that it would be dropped
+    /// here.
+    ///
+    /// # Errors
+    /// As [`Store::append`].
+    pub fn append_copies(&self, portions: &[Portion], now: Stamp) -> Result<(), StoreError> {
+        self.append_all(portions, true, now)
+    }
+
+    fn append_all(
+        &self,
+        portions: &[Portion],
+        is_copied: bool,
+        now: Stamp,
+    ) -> Result<(), StoreError> {
         let mut guard = self.open()?;
         let Some(table) = guard.as_mut() else { return Ok(()) };
         let mut is_changed = false;
         for portion in portions {
-            let appended = fresh(table, portion).and_then(|fresh| match fresh.is_empty() {
+            let appended = Appended { portion, is_copied };
+            let appended = fresh(table, appended).and_then(|fresh| match fresh.is_empty() {
                 true => Ok(()),
                 false => {
                     is_changed = true;
-                    self.append_one(table, portion, &fresh)
+                    self.append_one(table, appended, &fresh)
                 }
             });
             match appended {
@@ -207,7 +277,7 @@ impl Store {
     fn append_one(
         &self,
         table: &mut Table,
-        portion: &Portion,
+        Appended { portion, is_copied }: Appended<'_>,
         fresh: &[(Head, &ByteVec)],
     ) -> Result<(), StoreError> {
         let number = self.roll(table)?;
@@ -221,7 +291,7 @@ impl Store {
             .map_err(|_| StoreError::Malformed("it is too long"))?;
         let (node, task) = (portion.node, portion.task);
         let nonce = [0; NONCE_BYTES];
-        let mut head = FrameHead { node, task, runs: runs.0, at, nonce, sealed };
+        let mut head = FrameHead { node, task, runs: runs.0, at, nonce, sealed, is_copied };
         // The nonce is made by the seal: what is bound to it is the head without one.
         let aad = aad(number, offset, &head);
         let (nonce, sealed) = seal_under(&self.key, PURPOSE, &aad, &mut plain)?;
@@ -239,6 +309,7 @@ impl Store {
         if let Some(segment) = table.segments.get_mut(&number) {
             segment.add(&head, frame.len() as u64);
         }
+        fresh.iter().for_each(|(_, body)| table.reads.note(node, task, body));
         Ok(())
     }
 
@@ -286,6 +357,10 @@ impl Store {
             }
             bytes -= own;
             table.horizon = table.horizon.max(last);
+            table.reads.forget(table.horizon);
+            // Where that cannot be kept, a later start knows of no horizon until the next.
+            let text = table.horizon.0.to_string();
+            let _ = write_atomic(&self.dir.join(HORIZON_FILE), text.as_bytes(), 0o600);
             table.segments.remove(&number);
         }
     }
@@ -300,18 +375,20 @@ impl Store {
             let guard = self.open()?;
             let Some(table) = guard.as_ref() else { return Ok(Page::default()) };
             let behind = table.segments.range(from.segment..);
-            let listed = behind.map(|(number, segment)| {
-                let mut held = segment.held.keys();
-                let may_match = segment.last >= query.since
-                    && held.any(|(node, task)| query.admits(node, task));
-                (*number, segment.bytes, may_match)
+            let listed = behind.map(|(number, segment)| Listed {
+                number: *number,
+                bytes: segment.bytes,
+                is_torn: segment.is_torn,
+                may_match: segment.last >= query.since
+                    && segment.held.keys().any(|(node, task)| query.admits(node, task)),
             });
             (listed.collect::<Vec<_>>(), table.horizon)
         };
         let mut page = Page { next: from, is_last: true, horizon, ..Page::default() };
         let (mut found, mut read) = (0, 0);
-        for (number, bytes, may_match) in segments {
+        for Listed { number, bytes, is_torn, may_match } in segments {
             let mut offset = if number == from.segment { from.offset.min(bytes) } else { 0 };
+            page.damaged += u64::from(is_torn);
             if !may_match {
                 offset = bytes;
             }
@@ -325,15 +402,21 @@ impl Store {
                     return Ok(page);
                 }
                 let frame = read_frame(&file, offset, bytes);
-                let Some(frame) = frame.map_err(FileError::on("read", &path))? else { break };
-                if query.admits(&frame.head.node, &frame.head.task) && frame.head.at >= query.since
-                {
+                let Some(frame) = frame.map_err(FileError::on("read", &path))? else {
+                    page.damaged += 1;
+                    break;
+                };
+                let head = &frame.head;
+                let is_wanted = !(query.is_first_hand && head.is_copied);
+                if is_wanted && query.admits(&head.node, &head.task) && head.at >= query.since {
                     read += frame.end - offset;
-                    let portion = self.read_portion(&file, (number, offset), &frame);
-                    if let Some(mut portion) = portion {
-                        portion.bodies.retain(|body| query.wants(body));
-                        found += portion.bytes();
-                        page.portions.extend((!portion.bodies.is_empty()).then_some(portion));
+                    match self.read_portion(&file, (number, offset), &frame) {
+                        Some(mut portion) => {
+                            portion.bodies.retain(|body| query.wants(body));
+                            found += portion.bytes();
+                            page.portions.extend((!portion.bodies.is_empty()).then_some(portion));
+                        }
+                        None => page.damaged += 1,
                     }
                 }
                 offset = frame.end;
@@ -356,7 +439,7 @@ impl Store {
         }))
     }
 
-    fn read_portion(
+    pub(super) fn read_portion(
         &self,
         file: &File,
         (number, offset): (u64, u64),
@@ -370,11 +453,11 @@ impl Store {
         Some(Portion { node: frame.head.node, task: frame.head.task, bodies })
     }
 
-    fn path(&self, number: u64) -> PathBuf {
+    pub(super) fn path(&self, number: u64) -> PathBuf {
         self.dir.join(format!("{number:016}"))
     }
 
-    fn open(&self) -> Result<MutexGuard<'_, Option<Table>>, StoreError> {
+    pub(super) fn open(&self) -> Result<MutexGuard<'_, Option<Table>>, StoreError> {
         let mut guard = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         if guard.is_none() {
             *guard = Some(self.read_table()?);
@@ -392,8 +475,9 @@ impl Store {
             numbers.extend(name.to_str().and_then(|name| name.parse::<u64>().ok()));
         }
         numbers.sort_unstable();
-        let mut table = Table::default();
         let last = numbers.last().copied();
+        let horizon = read_horizon(&self.dir);
+        let mut table = Table { horizon, reads: LastReads::before(last), ..Table::default() };
         for number in numbers {
             let path = self.path(number);
             let file = OpenOptions::new().read(true).write(true).open(&path);
@@ -420,6 +504,14 @@ impl Store {
             let bytes = frame.end - segment.bytes;
             segment.add(&frame.head, bytes);
         }
+        segment.is_torn = !is_last && segment.bytes < len;
+        if segment.is_torn {
+            // What is behind is of no known time: it stays as long as what was written with it.
+            let modified = file.metadata()?.modified()?.duration_since(UNIX_EPOCH);
+            let modified = modified.map_or(0, |since| since.as_nanos());
+            let modified = Stamp(u64::try_from(modified).unwrap_or(0));
+            segment.last = segment.last.max(modified);
+        }
         if is_last && segment.bytes < len {
             tracing::warn!(from = segment.bytes, len, "the end of the stored audits was torn");
             file.set_len(segment.bytes)?;
@@ -430,7 +522,10 @@ impl Store {
 }
 
 /// What of a portion is not kept yet.
-fn fresh<'a>(table: &Table, portion: &'a Portion) -> Result<Vec<(Head, &'a ByteVec)>, StoreError> {
+fn fresh<'a>(
+    table: &Table,
+    Appended { portion, is_copied }: Appended<'a>,
+) -> Result<Vec<(Head, &'a ByteVec)>, StoreError> {
     if portion.bytes() > NET_MESSAGE_BYTES {
         return Err(StoreError::Malformed("it is too long"));
     }
@@ -438,11 +533,18 @@ fn fresh<'a>(table: &Table, portion: &'a Portion) -> Result<Vec<(Head, &'a ByteV
     let mut fresh = Vec::new();
     for body in &portion.bodies {
         let head = Head::parse(body).map_err(|_| StoreError::Malformed("a piece is no record"))?;
-        if !table.holds(&key, head.sequence) {
+        let is_dropped = is_copied && head.at < table.horizon;
+        if !is_dropped && !table.holds(&key, head.sequence) {
             fresh.push((head, body));
         }
     }
     Ok(fresh)
+}
+
+/// What was dropped before an earlier start ended.
+fn read_horizon(dir: &Path) -> Stamp {
+    let text = fs::read_to_string(dir.join(HORIZON_FILE)).unwrap_or_default();
+    Stamp(text.trim().parse().unwrap_or(0))
 }
 
 /// Binds a frame to its place.
@@ -453,7 +555,7 @@ fn aad(number: u64, offset: u64, head: &FrameHead) -> Vec<u8> {
 }
 
 /// The frame at `offset`; none if there is no whole one.
-fn read_frame(file: &File, offset: u64, len: u64) -> io::Result<Option<Frame>> {
+pub(super) fn read_frame(file: &File, offset: u64, len: u64) -> io::Result<Option<Frame>> {
     if offset + PREFIX_BYTES as u64 > len {
         return Ok(None);
     }

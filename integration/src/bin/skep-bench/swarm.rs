@@ -2,6 +2,7 @@
 
 mod agents;
 mod leader;
+mod living;
 mod secrets;
 mod start;
 mod worker;
@@ -43,6 +44,7 @@ type Group = fn(&mut Swarm, &mut Report) -> Result<()>;
 const GROUPS: &[(&str, Group)] = &[
     ("secrets", secrets::run),
     ("start", start::run),
+    ("living", living::run),
     ("worker", worker::run),
     ("leader", leader::run),
     ("restart", leader::restart),

@@ -9,7 +9,9 @@ use super::{Applied, Change, Writer, check_labels};
 use crate::command::Rejection;
 use crate::id::MaterialId;
 use crate::limits;
-use crate::model::material::{Author, Material, MaterialKind, MaterialSpec, MaterialVersion};
+use crate::model::material::{
+    Author, Material, MaterialKind, MaterialSpec, MaterialVersion, check_keep,
+};
 use crate::model::{Kind, Meta, name};
 use crate::sealed::Sealed;
 
@@ -146,20 +148,6 @@ impl Writer<'_> {
         self.changes.push(Change::Material(material.id));
         self.state.put_material(material);
         version
-    }
-}
-
-/// Refuses to keep no version, or more than there may be.
-pub(super) fn check_keep(keep: Option<u32>) -> Result<(), Rejection> {
-    let most = limits::MATERIAL_VERSIONS;
-    match keep {
-        Some(keep) if keep == 0 || usize::try_from(keep).is_ok_and(|keep| keep > most) => {
-            Err(Rejection::Invalid(format!(
-                "cannot keep {keep} versions of a secret or config: keep 1 to {most}, the latest \
-                 included; those in use are kept as well"
-            )))
-        }
-        _ => Ok(()),
     }
 }
 

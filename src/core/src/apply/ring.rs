@@ -23,8 +23,8 @@ impl Writer<'_> {
     pub(super) fn check_ring_room(&self) -> Result<(), Rejection> {
         if self.cluster()?.ring.keys.len() >= limits::RING_KEYS {
             return Err(Rejection::Full(format!(
-                "the ring has {} keys, which is all it may; give the oldest secrets and configs \
-                 a new version, or remove them, so that old keys can go",
+                "the ring has {} keys, which is all it may; old ones go once the swarm's leader \
+                 has sealed with the current one what they seal: try again then",
                 limits::RING_KEYS
             )));
         }

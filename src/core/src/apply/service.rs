@@ -10,7 +10,7 @@ use crate::control::is_dirty;
 use crate::id::{ServiceId, TaskId};
 use crate::limits;
 use crate::model::container::ContainerSpec;
-use crate::model::material::MaterialKind;
+use crate::model::material::{Grant, Material, MaterialKind};
 use crate::model::service::{Service, ServiceSpec, UpdateState, UpdateStatus};
 use crate::model::task::{Task, TaskSpec, TaskState};
 use crate::model::{Kind, Meta};
@@ -147,20 +147,18 @@ impl Writer<'_> {
             .ok_or_else(|| Rejection::NotFound { kind: Kind::Service, what: format!("{id}") })
     }
 
-    /// Refuses grants of what does not exist under the id and name they give.
+    /// Refuses grants of what does not exist under the id and name they give, or not in the version
+    /// they are pinned to.
     fn check_materials(&self, container: &ContainerSpec) -> Result<(), Rejection> {
         let mut bytes = 0u64;
-        let mut missing: [Vec<&str>; 2] = Default::default();
+        let mut missing: [Vec<String>; 2] = Default::default();
         for (kind, grant) in container.grants_by_kind() {
             let found = self.state.materials.get(&grant.id);
-            let found = found.filter(|m| m.kind == kind && m.spec.name == grant.name);
-            let version = found.and_then(|m| match grant.pin {
-                Some(pin) => m.versions.iter().find(|version| version.number == pin),
-                None => m.latest(),
-            });
-            match version {
-                Some(version) => bytes += version.size,
-                None => missing[usize::from(kind == MaterialKind::Config)].push(&grant.name),
+            match found.filter(|m| m.kind == kind && m.spec.name == grant.name) {
+                Some(material) => bytes += granted_bytes(material, grant)?,
+                None => {
+                    missing[usize::from(kind == MaterialKind::Config)].push(grant.reference());
+                }
             }
         }
         for (word, names) in ["secret", "config"].into_iter().zip(&missing) {
@@ -194,6 +192,14 @@ impl Writer<'_> {
         task.meta.touch(self.now);
         self.changes.push(Change::Task(task.id));
         self.state.put_task(task);
+    }
+}
+
+/// Bytes of the version that a grant gives.
+fn granted_bytes(material: &Material, grant: &Grant) -> Result<u64, Rejection> {
+    match grant.pin {
+        Some(pin) => material.pinned(pin).map(|version| version.size),
+        None => Ok(material.latest().map_or(0, |latest| latest.size)),
     }
 }
 

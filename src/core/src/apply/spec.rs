@@ -16,10 +16,8 @@ use crate::model::material::{Grant, MaterialKind, OnChange};
 use crate::model::name;
 use crate::model::service::{ServiceMode, ServiceSpec};
 use crate::model::task::{Resources, TaskSpec};
+use crate::signal;
 
-/// Signals there are, and those of them that no process can catch: SIGKILL and SIGSTOP.
-const SIGNALS: core::ops::RangeInclusive<i32> = 1..=64;
-const DEADLY: [i32; 2] = [9, 19];
 /// Bytes in a grant's target path, at most.
 const TARGET_BYTES: usize = 4_096;
 /// The smallest CPU share and memory a limit or reservation may name.
@@ -167,15 +165,11 @@ fn check_grants(container: &ContainerSpec) -> Result<(), Rejection> {
 /// Refuses signals that no process can take as news.
 fn check_on_change(word: &str, grant: &Grant) -> Result<(), Rejection> {
     match grant.on_change {
-        OnChange::Signal(signal) if !SIGNALS.contains(&signal) || DEADLY.contains(&signal) => {
-            invalid(format!(
-                "signal {signal} on a change of {word} '{}' is none that a process can take: name \
-                 one from {} to {}, but not SIGKILL or SIGSTOP; on-change=restart replaces the task",
-                grant.name,
-                SIGNALS.start(),
-                SIGNALS.end()
-            ))
-        }
+        OnChange::Signal(number) if !signal::is_news(number) => invalid(format!(
+            "signal {number} on a change of {word} '{}' is none that a process can take: name one \
+             from 1 to 64, but not SIGKILL or SIGSTOP; on-change=restart replaces the task",
+            grant.name,
+        )),
         _ => Ok(()),
     }
 }

@@ -4,13 +4,13 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::vec::Vec;
 
-use super::material::check_keep;
 use super::{Applied, Writer};
 use crate::command::{Append, Rejection, Reseal};
 use crate::id::{MaterialId, ServiceId};
 use crate::limits;
-use crate::model::material::{Author, Material, MaterialKind, MaterialVersion};
+use crate::model::material::{Author, Material, MaterialKind, MaterialVersion, check_keep};
 use crate::model::service::Service;
+use crate::outcome::Dropped;
 
 /// A secret or config as it will be, and the versions it loses.
 struct Appended<'a> {
@@ -90,7 +90,7 @@ impl Writer<'_> {
         material.versions.push(MaterialVersion { number, size, created: self.now, by, of });
         material.last_version = number;
         material.spec.keep = keep.or(material.spec.keep);
-        let mut dropped = self.surplus(&material, material.keep());
+        let mut dropped = self.state.surplus(&material, material.keep());
         let left = material.versions.len() - dropped.len();
         for _ in limits::MATERIAL_VERSIONS..left {
             let is_free = |version: &&MaterialVersion| {
@@ -109,13 +109,6 @@ impl Writer<'_> {
         }
         material.versions.retain(|version| !dropped.contains(&version.number));
         Ok(Appended { item, material, dropped })
-    }
-
-    /// Numbers of the versions beyond the latest `keep` that nobody uses, the oldest first.
-    fn surplus(&self, material: &Material, keep: usize) -> Vec<u64> {
-        let old = material.versions.len().saturating_sub(keep.max(1));
-        let numbers = material.versions.iter().take(old).map(|version| version.number);
-        numbers.filter(|number| !self.state.is_version_in_use(material, *number)).collect()
     }
 
     fn drop_payloads(&mut self, id: &MaterialId, numbers: &[u64]) {
@@ -174,7 +167,7 @@ impl Writer<'_> {
         kind: MaterialKind,
         ids: &[MaterialId],
         keep: Option<u32>,
-    ) -> Result<Vec<(MaterialId, u64)>, Rejection> {
+    ) -> Result<Vec<Dropped>, Rejection> {
         check_keep(keep)?;
         if ids.len() > limits::PRUNE {
             return Err(Rejection::Invalid(format!(
@@ -188,15 +181,20 @@ impl Writer<'_> {
         let mut dropped = Vec::new();
         for material in self.materials_to_prune(kind, ids)? {
             let keep = keep.map_or(material.keep(), |keep| keep as usize);
-            let mut surplus = self.surplus(&material, keep);
+            let mut surplus = self.state.surplus(&material, keep);
             surplus.truncate(limits::PRUNE - dropped.len());
             if surplus.is_empty() {
                 continue;
             }
             let mut material = material;
+            let gone = surplus.iter().filter_map(|number| material.version(*number));
+            dropped.extend(gone.map(|version| Dropped {
+                id: material.id,
+                version: version.number,
+                size: version.size,
+            }));
             material.versions.retain(|version| !surplus.contains(&version.number));
             self.drop_payloads(&material.id, &surplus);
-            dropped.extend(surplus.into_iter().map(|number| (material.id, number)));
             self.write_material(material);
         }
         Ok(dropped)

@@ -10,6 +10,7 @@ use crate::id::{MaterialId, ServiceId, TaskId};
 use crate::model::material::{Grant, MaterialKind, MaterialSpec, OnChange};
 use crate::model::service::ServiceSpec;
 use crate::model::task::{Task, TaskState};
+use crate::outcome::Dropped;
 use crate::testing::{self, World, append, author, grant, sealed, service_spec};
 
 fn rejected(outcome: Outcome) -> String {
@@ -37,6 +38,11 @@ fn with_grants(name: &str, grants: Vec<Grant>) -> ServiceSpec {
     spec
 }
 
+/// Versions that [`append_up_to`] made have 4 bytes, the first 3.
+fn dropped(id: MaterialId, version: u64) -> Dropped {
+    Dropped { id, version, size: if version == 1 { 3 } else { 4 } }
+}
+
 /// A running task of a service as that is now.
 fn run_task(world: &mut World, n: u64, service: ServiceId, slot: u64) -> TaskId {
     let of = world.state.service(&service).unwrap();
@@ -55,6 +61,33 @@ fn readable(world: &World, task: TaskId) -> Vec<u64> {
 
 fn revoke(id: MaterialId, service: Option<ServiceId>, task: Option<TaskId>) -> Command {
     Command::MaterialRevoke { id, service, task, by: author() }
+}
+
+#[test]
+fn a_pin_names_a_version_that_is_there() {
+    let mut world = World::new();
+    let (id, other) = (world.secret("a"), world.secret("b"));
+    append_up_to(&mut world, id, 9);
+    let granted = |pin, id| {
+        let spec = with_grants("web", vec![Grant { pin: Some(pin), ..grant(id, "a") }]);
+        Command::ServiceCreate { id: testing::id(5), spec }
+    };
+    let there = "pin to one that it has (5, 6, 7, 8, 9), or name a alone to follow the latest";
+    let text = rejected(world.run(granted(4, id)));
+    assert_eq!(text, alloc::format!("secret a has no version 4 any more: {there}"));
+    let text = rejected(world.run(granted(10, id)));
+    assert_eq!(text, alloc::format!("secret a has no version 10: {there}"));
+    assert_eq!(rejected(world.run(granted(5, other))), "secret not found: a@5");
+    world.done(granted(5, id));
+    append_up_to(&mut world, id, 20);
+    assert_eq!(numbers(&world, id), [5, 16, 17, 18, 19, 20]);
+    // The way back to what was pinned stays open, until another update forgets it.
+    world.update_service(5, |spec| spec.task.make_mut().container.secrets[0].pin = Some(20));
+    append_up_to(&mut world, id, 30);
+    let version = world.state.service(&testing::id(5)).unwrap().meta.version;
+    world.done(Command::ServiceRollback { id: testing::id(5), version });
+    let service = world.state.service(&testing::id(5)).unwrap();
+    assert_eq!(service.spec.task.container.secrets[0].pin, Some(5));
 }
 
 #[test]
@@ -133,10 +166,10 @@ fn the_latest_are_kept_and_those_in_use() {
     assert_eq!(numbers(&world, id), [1, 2, 9, 10, 11, 12, 13]);
     world.report(task, world.node, TaskState::Shutdown);
     let prune = |ids, keep| Command::MaterialPrune { kind: MaterialKind::Secret, ids, keep };
-    assert_eq!(world.run(prune(vec![], None)), Outcome::Pruned(vec![(id, 1)]));
+    assert_eq!(world.run(prune(vec![], None)), Outcome::Pruned(vec![dropped(id, 1)]));
     assert_eq!(numbers(&world, id), [2, 9, 10, 11, 12, 13]);
-    let dropped = vec![(id, 9), (id, 10), (id, 11)];
-    assert_eq!(world.run(prune(vec![id], Some(1))), Outcome::Pruned(dropped));
+    let gone = [9, 10, 11].map(|version| dropped(id, version)).to_vec();
+    assert_eq!(world.run(prune(vec![id], Some(1))), Outcome::Pruned(gone));
     assert_eq!(numbers(&world, id), [2, 12, 13]);
     assert!(world.state.payload(&id, 11).is_none() && world.state.payload(&id, 12).is_some());
     assert_eq!(world.run(prune(vec![], Some(1))), Outcome::Pruned(vec![]));

@@ -11,6 +11,7 @@ use super::task::Task;
 use super::{Kind, Labels, Meta};
 use crate::id::{MaterialId, NodeId, ServiceId, TaskId};
 use crate::limits;
+use crate::outcome::Rejection;
 use crate::time::Stamp;
 
 /// Secret or config.
@@ -64,6 +65,23 @@ pub struct MaterialSpec {
     /// [`limits::KEEP_VERSIONS`]. Those in use are kept as well.
     #[n(4)]
     pub keep: Option<u32>,
+}
+
+/// Refuses to keep no version, or more than there may be.
+///
+/// # Errors
+/// [`Rejection::Invalid`] names how many may be kept.
+pub fn check_keep(keep: Option<u32>) -> Result<(), Rejection> {
+    let most = limits::MATERIAL_VERSIONS;
+    match keep {
+        Some(keep) if keep == 0 || usize::try_from(keep).is_ok_and(|keep| keep > most) => {
+            Err(Rejection::Invalid(format!(
+                "cannot keep {keep} versions of a secret or config: keep 1 to {most}, the latest \
+                 included; those in use are kept as well"
+            )))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// A named driver with options.
@@ -183,6 +201,24 @@ impl Material {
         self.versions.iter().find(|version| version.number == number)
     }
 
+    /// The version of this number, to be granted.
+    ///
+    /// # Errors
+    /// If it was dropped or never there; the text names those that are.
+    pub fn pinned(&self, number: u64) -> Result<&MaterialVersion, Rejection> {
+        self.version(number).ok_or_else(|| {
+            let there: Vec<String> =
+                self.versions.iter().map(|version| format!("{}", version.number)).collect();
+            let (word, name) = (self.kind.kind().word(), &self.spec.name);
+            let gone = if number <= self.last_version { " any more" } else { "" };
+            Rejection::Invalid(format!(
+                "{word} {name} has no version {number}{gone}: pin to one that it has ({}), or name \
+                 {name} alone to follow the latest",
+                there.join(", ")
+            ))
+        })
+    }
+
     /// How many of the latest versions are kept whether they are in use or not.
     #[must_use]
     pub fn keep(&self) -> usize {
@@ -259,6 +295,15 @@ impl Grant {
     #[must_use]
     pub fn restarts(&self) -> bool {
         self.on_change == OnChange::Restart && self.pin.is_none()
+    }
+
+    /// How a service refers to it: its name, with the version it is pinned to behind an `@`.
+    #[must_use]
+    pub fn reference(&self) -> String {
+        match self.pin {
+            Some(pin) => format!("{}@{pin}", self.name),
+            None => self.name.clone(),
+        }
     }
 
     /// The absolute path its file appears at.

@@ -2,6 +2,7 @@
 //! who read it has come.
 
 use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
 
 use minicbor::{Decode, Encode};
 
@@ -44,6 +45,15 @@ impl State {
             || material.latest().is_some_and(|latest| latest.number == number)
     }
 
+    /// Numbers of the versions beyond the latest `keep` that nobody uses, the oldest first: what is
+    /// dropped when so many are kept. The latest is always kept.
+    #[must_use]
+    pub fn surplus(&self, material: &Material, keep: usize) -> Vec<u64> {
+        let old = material.versions.len().saturating_sub(keep.max(1));
+        let numbers = material.versions.iter().take(old).map(|version| version.number);
+        numbers.filter(|number| !self.is_version_in_use(material, *number)).collect()
+    }
+
     /// Services whose tasks may hold this secret or config: those that are granted it, and those
     /// that were and have tasks of that time which have not ended. Some may be gone but for these
     /// tasks.
@@ -67,11 +77,34 @@ impl State {
         self.index.payloads_of_key.get(&version).copied().unwrap_or_default()
     }
 
+    /// How many payloads keys of the ring seal that are older than this one.
+    #[must_use]
+    pub fn payloads_before_key(&self, version: u64) -> u64 {
+        self.index.payloads_of_key.range(..version).map(|(_, count)| count).sum()
+    }
+
+    /// How many payloads there are.
+    #[must_use]
+    pub fn payload_count(&self) -> u64 {
+        self.payloads.len() as u64
+    }
+
+    /// The oldest key that is in the ring; none before there is one.
+    #[must_use]
+    pub fn oldest_key(&self) -> Option<u64> {
+        self.cluster.as_ref()?.ring.keys.iter().map(|key| key.version).min()
+    }
+
     /// How far the audit of a task had come when managers last agreed on it; none if they never
     /// did, or have forgotten.
     #[must_use]
     pub fn anchor(&self, task: &TaskId) -> Option<&Anchored> {
         self.anchors.get(task)
+    }
+
+    /// Tasks of which managers have agreed how far their audits had come.
+    pub fn anchors(&self) -> impl Iterator<Item = (&TaskId, &Anchored)> {
+        self.anchors.iter()
     }
 
     /// Sets how far a task's audit has come, and forgets the oldest beyond the limit.

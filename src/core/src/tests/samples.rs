@@ -32,6 +32,7 @@ use crate::model::task::{
     RestartPolicy, Task, TaskSpec, TaskState, TaskStatus,
 };
 use crate::model::{Kind, Labels, Meta};
+use crate::outcome::Dropped;
 use crate::sealed::Sealed;
 use crate::shared::Shared;
 use crate::state::{Anchored, State};
@@ -548,6 +549,6 @@ pub(crate) fn outcomes() -> Vec<Outcome> {
         Rejection::NoCluster,
     ];
     let rejected = rejections.into_iter().map(Outcome::Rejected);
-    let pruned = Outcome::Pruned(vec![(id(1), 2)]);
+    let pruned = Outcome::Pruned(vec![Dropped { id: id(1), version: 2, size: 3 }]);
     core::iter::once(Outcome::Done(1)).chain(rejected).chain([pruned]).collect()
 }

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use serde_json::{Value, json};
+use skep::limits;
 use skep_integration::{Http, cgroups_of};
 
 /// Directories below one another that are followed.
@@ -74,6 +75,8 @@ pub(super) struct Census {
     pub(super) threads: u64,
     pub(super) memory: Memory,
     files: BTreeMap<String, Files>,
+    /// Files of the audit that what it keeps does not explain.
+    stray_audits: u64,
 }
 
 impl Census {
@@ -101,10 +104,12 @@ impl Census {
             threads: fs::read_dir(format!("/proc/{daemon}/task"))?.count() as u64,
             memory: memory(place.daemon)?,
             files,
+            stray_audits: stray_audits(&place.data_root.join("audit")),
         })
     }
 
-    /// What an idle node holds neither more nor less of. The log grows until its next snapshot.
+    /// What an idle node holds neither more nor less of. The log grows until its next snapshot; the
+    /// audit outlives its tasks, up to its own bound.
     fn held(&self) -> BTreeMap<String, u64> {
         let fixed = [
             ("processes", self.processes),
@@ -113,8 +118,10 @@ impl Census {
             ("mounts of the daemon", self.mounts_of_daemon),
             ("cgroups", self.cgroups),
             ("namespaces", self.namespaces),
+            ("stray files of data/audit", self.stray_audits),
         ];
-        let files = self.files.iter().filter(|(name, _)| *name != "data/raft");
+        let grows = ["data/raft", "data/audit"];
+        let files = self.files.iter().filter(|(name, _)| !grows.contains(&name.as_str()));
         fixed
             .into_iter()
             .map(|(what, count)| (what.to_owned(), count))
@@ -148,6 +155,7 @@ impl Census {
             "pss_kib": self.memory.proportional,
             "anonymous_kib": self.memory.anonymous,
             "files_and_bytes": files,
+            "stray_audits": self.stray_audits,
         })
     }
 }
@@ -250,6 +258,43 @@ fn count_files(root: &Path, name: &str, into: &mut BTreeMap<String, Files>) -> R
     }
     into.insert(name.to_owned(), top);
     Ok(())
+}
+
+/// What a node's audits hold beyond what they are for: everything but the store's segments, of
+/// which all but the last are full and all together no more than is kept, the place that tells what
+/// was dropped, and the two directories themselves.
+fn stray_audits(audits: &Path) -> u64 {
+    let count = |path: &Path| {
+        let mut files = Files::default();
+        walk(path, DEPTH, &mut files);
+        files.count
+    };
+    let mut stray = 0;
+    for entry in fs::read_dir(audits).into_iter().flatten().flatten() {
+        stray += match entry.file_name().to_str() {
+            Some("log") => stray_segments(&entry.path()),
+            // What waits to be sent is sent, and goes.
+            Some("unsent") => count(&entry.path()).saturating_sub(1),
+            _ => count(&entry.path()),
+        };
+    }
+    stray
+}
+
+fn stray_segments(store: &Path) -> u64 {
+    let (mut segments, mut bytes, mut others) = (0, 0, 0);
+    for entry in fs::read_dir(store).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        if name.to_str().is_some_and(|name| name.parse::<u64>().is_ok()) {
+            segments += 1;
+            bytes += entry.metadata().map_or(0, |meta| meta.len());
+        } else {
+            others += u64::from(name != "horizon");
+        }
+    }
+    let explained = bytes / limits::AUDIT_SEGMENT_BYTES + 1;
+    let too_much = bytes > limits::AUDIT_STORE_BYTES + 2 * limits::AUDIT_SEGMENT_BYTES;
+    others + u64::saturating_sub(segments, explained) + u64::from(too_much)
 }
 
 fn walk(path: &Path, depth: usize, files: &mut Files) {

@@ -1,0 +1,129 @@
+//! Whether the chains of tasks hold, by what all managers keep of them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use skep_core::id::{NodeId, TaskId};
+use skep_core::time::Stamp;
+
+use super::Manager;
+use crate::audit::{AuditQuery, AuditVerdict, Copies, Coverage, Finding, TaskVerdict, verify};
+use crate::gate::Refusal;
+use crate::limits::{AUDIT_VERIFY_BATCH, AUDIT_VERIFY_BYTES, AUDIT_VERIFY_TASKS};
+
+/// A task whose chain is checked; its node is not known if no record of it is left.
+type Checked = (TaskId, Option<NodeId>);
+
+impl Manager {
+    /// Checks the whole chains of all tasks of which anything is asked for.
+    ///
+    /// # Errors
+    /// As [`Manager::audit_query`].
+    pub async fn audit_verify(&self, query: &AuditQuery) -> Result<AuditVerdict, Refusal> {
+        self.check_not_outlived()?;
+        let mut found: BTreeSet<Checked> = BTreeSet::new();
+        let gathered = self.gather(query, |_, portions| {
+            found.extend(portions.iter().map(|portion| (portion.task, Some(portion.node))));
+            found.len() < AUDIT_VERIFY_TASKS
+        });
+        let mut coverage = gathered.await;
+        let is_cut = found.len() >= AUDIT_VERIFY_TASKS;
+        let anchored = self.anchored_tasks(query);
+        let missing: Vec<_> = anchored
+            .into_iter()
+            .filter(|(task, _)| found.range((*task, None)..).next().is_none_or(|it| it.0 != *task))
+            .collect();
+        found.extend(missing);
+        let all: Vec<Checked> = found.into_iter().collect();
+        let mut tasks = Vec::with_capacity(all.len());
+        for some in all.chunks(AUDIT_VERIFY_BATCH) {
+            match self.verify_together(some, &mut coverage, some.len() > 1).await {
+                Some(verdicts) => tasks.extend(verdicts),
+                None => {
+                    for one in some {
+                        let alone = std::slice::from_ref(one);
+                        let verdicts = self.verify_together(alone, &mut coverage, false).await;
+                        tasks.extend(verdicts.into_iter().flatten());
+                    }
+                }
+            }
+        }
+        Ok(AuditVerdict { tasks, is_cut, coverage })
+    }
+
+    /// Tasks that managers remember and of which there should be records, as far as it is known
+    /// what they are asked for.
+    fn anchored_tasks(&self, query: &AuditQuery) -> Vec<Checked> {
+        // What a removed secret had to do with which task, only records tell.
+        if query.name.is_some() || query.since > Stamp(0) || query.until > Stamp(0) {
+            return Vec::new();
+        }
+        self.raft.view(|state| {
+            let is_asked = |task: &TaskId| {
+                let known = state.task(task);
+                let is_of_one = query.material.is_none_or(|id| {
+                    let mut grants = known.into_iter().flat_map(|it| it.spec.container.grants());
+                    grants.any(|grant| grant.id == id)
+                });
+                let is_there =
+                    query.node.is_none_or(|node| known.is_some_and(|task| task.node == Some(node)));
+                is_of_one && is_there && (query.tasks.is_empty() || query.tasks.contains(task))
+            };
+            let asked = state.anchors().map(|(task, _)| *task).filter(is_asked);
+            let with_node = |id: TaskId| (id, state.task(&id).and_then(|task| task.node));
+            asked.take(AUDIT_VERIFY_TASKS).map(with_node).collect()
+        })
+    }
+
+    /// Checks some tasks. None if that was too much and `is_bounded`.
+    async fn verify_together(
+        &self,
+        tasks: &[Checked],
+        coverage: &mut Coverage,
+        is_bounded: bool,
+    ) -> Option<Vec<TaskVerdict>> {
+        let ids = tasks.iter().map(|(task, _)| *task).collect();
+        let all = AuditQuery { tasks: ids, ..AuditQuery::default() };
+        let mut copies: BTreeMap<Checked, Copies> =
+            tasks.iter().map(|task| (*task, Copies::default())).collect();
+        let mut is_cut = false;
+        let gathered = self.gather(&all, |manager, portions| {
+            for portion in portions {
+                let key = (portion.task, Some(portion.node));
+                if let Some(copies) = copies.get_mut(&key) {
+                    copies.add(manager, portion.bodies);
+                }
+            }
+            is_cut = copies.values().map(Copies::bytes).sum::<usize>() >= AUDIT_VERIFY_BYTES;
+            !is_cut
+        });
+        let found = gathered.await;
+        coverage.add(found);
+        if is_cut && is_bounded {
+            return None;
+        }
+        let has_dropped = coverage.horizon > Stamp(0);
+        let verdicts = copies.into_iter().map(|((task, node), copies)| {
+            let anchors = self.anchors_of(&task);
+            judge((task, node), copies, &anchors, (is_cut, has_dropped))
+        });
+        Some(verdicts.collect())
+    }
+}
+
+fn judge(
+    (task, node): Checked,
+    copies: Copies,
+    anchors: &[crate::audit::Anchor],
+    (is_cut, has_dropped): (bool, bool),
+) -> TaskVerdict {
+    let anchored = anchors.iter().map(|anchor| anchor.sequence).max().unwrap_or(0);
+    let (records, last) = (copies.len(), copies.last());
+    // What is missing at the end was not looked for.
+    let anchors = if is_cut { &[] } else { anchors };
+    let (bodies, mut findings) = copies.settle(anchors);
+    findings.extend(verify(&task, &bodies, anchors));
+    if has_dropped {
+        findings = findings.into_iter().map(Finding::after_drop).collect();
+    }
+    TaskVerdict { task, node, records, last, anchored, is_cut, findings }
+}
