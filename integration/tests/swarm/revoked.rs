@@ -192,6 +192,14 @@ fn it_is_told_who_holds_a_secret(scene: &Scene) -> Result<()> {
         held_by(&shown, 2) == Some(2.into()) && held_by(&shown, 1) == Some(0.into()),
         "{shown}"
     );
+    let reader = held.iter().find(|one| one.placed.node == OTHER).context("none there")?;
+    ensure!(scene.read(&reader.placed, &secret)? == "second", "an old version");
+    settle("the read to be told", BOUND, || {
+        let last = facts()?["LastRead"].take();
+        Ok(last["Version"] == 2
+            && last["Hostname"] == nodes[1]
+            && last["Task"] == reader.placed.task)
+    })?;
     let pretty = skep.ok(&["secret", "inspect", "--pretty", &secret])?;
     ensure!(pretty.contains("AES-256-GCM-SIV") && pretty.contains("made "), "{pretty}");
     let line = pretty.lines().find(|line| line.starts_with(" 2 ")).context("no version 2")?;

@@ -21,7 +21,7 @@ use skep_core::state::State;
 use skep_core::time::Stamp;
 use tokio::io::AsyncWriteExt;
 
-use crate::audit::{AuditAnswer, AuditGap, AuditQuery, AuditVerdict, Entry};
+use crate::audit::{AuditAnswer, AuditGap, AuditQuery, AuditVerdict, Entry, LastRead};
 use crate::engine::images::{ImageStore, Import};
 use crate::gate::{
     ContainerState, ContainerView, Done, ExecConfig, ExecStreams, ExecView, Gate, Holdings,
@@ -50,6 +50,7 @@ pub(super) struct FakeGate {
     pub(super) lost: Mutex<Vec<NodeId>>,
     /// What tasks hold, whatever is asked for.
     pub(super) holdings: Mutex<Holdings>,
+    pub(super) last_read: Mutex<Option<LastRead>>,
     /// What managers keep of the audit, and what was asked of it.
     pub(super) audit: Mutex<AuditAnswer>,
     pub(super) verdict: Mutex<AuditVerdict>,
@@ -101,6 +102,7 @@ impl FakeGate {
             lines: Mutex::default(),
             lost: Mutex::default(),
             holdings: Mutex::default(),
+            last_read: Mutex::default(),
             audit: Mutex::default(),
             verdict: Mutex::default(),
             audited: Mutex::default(),
@@ -453,6 +455,11 @@ impl Gate for FakeGate {
     ) -> Later<'_, Result<Holdings, Refusal>> {
         let held = self.holdings.lock().unwrap().clone();
         Box::pin(async { Ok(held) })
+    }
+
+    fn last_read(&self, _: MaterialId) -> Later<'_, Result<Option<LastRead>, Refusal>> {
+        let last = *self.last_read.lock().unwrap();
+        Box::pin(async move { Ok(last) })
     }
 
     fn audit(&self, query: AuditQuery) -> Later<'_, Result<AuditAnswer, Refusal>> {
