@@ -6,7 +6,7 @@ use tokio::time::timeout;
 use super::super::testing::context;
 use super::*;
 use crate::audit::put;
-use crate::audit::testing::{chain, id};
+use crate::audit::testing::{chain, end, id};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -120,6 +120,41 @@ async fn a_batch_is_sent_with_each_session_until_it_is_stored_and_then_never_aga
     let aside = unsent_dir(dir.path()).join(task.as_str());
     assert!(!task_dir.join("audit").exists());
     until(&|| !aside.exists()).await;
+    sending.abort();
+    drop(session);
+}
+
+/// A task that ended and was removed while no manager was there: its audit is sent once one is.
+#[tokio::test]
+async fn what_a_task_left_that_is_gone_is_sent_once_there_is_a_session() {
+    let dir = tempfile::tempdir().unwrap();
+    let (session, mut sent) = mpsc::channel(8);
+    let agent = Arc::new(Agent::new(context(dir.path(), session.clone())).unwrap());
+    let task: TaskId = id(1);
+    let task_dir = agent.context.task_dir(&task);
+    let mut all = chain(&task, id(2), 3);
+    all.push(end(&all));
+    write(&task_dir, "audit", &all);
+    fs::write(task_dir.join(SENT_FILE), "1").unwrap();
+    set_aside(dir.path(), &task_dir, &task).unwrap();
+    remove_dir(&task_dir).unwrap();
+    let sending = tokio::spawn({
+        let agent = Arc::clone(&agent);
+        async move { agent.send_audit().await }
+    });
+    let Ok(Some(FromAgent::Audit { batch, portions })) = timeout(PATIENCE, sent.recv()).await
+    else {
+        panic!("nothing was sent")
+    };
+    assert_eq!(portions, [Portion { node: id(3), task, bodies: all[1..].to_vec() }]);
+    agent.mail.is_stored(batch);
+    let aside = unsent_dir(dir.path()).join(task.as_str());
+    let wait = async {
+        while aside.exists() {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    assert!(timeout(PATIENCE, wait).await.is_ok());
     sending.abort();
     drop(session);
 }

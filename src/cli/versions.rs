@@ -276,7 +276,7 @@ fn prune(call: &Call, kind: Kind) -> Result<u8, CliError> {
             None => "as many as each keeps".to_owned(),
         };
         let warning = format!(
-            "WARNING! This will remove versions of {whose} that nothing uses, but for {left}."
+            "WARNING! This will remove the versions of {whose} that nothing uses, except {left}."
         );
         if !terminal::confirms(&warning)? {
             return Err(CliError::plain(format!("{word} prune has been cancelled")));

@@ -1,6 +1,9 @@
 //! Who reads what: the audit, from any manager, by both clients' containers.
 
+use std::fs::{self, OpenOptions};
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::process::Child;
 use std::sync::mpsc;
 use std::thread;
@@ -8,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use skep_integration::{Placed, by_both, wait_until};
+use skep::audit::{Next, Record, next, put};
+use skep_integration::{Placed, by_both, look, wait_until};
 
 use crate::{BOUND, OTHER, Scene, WORKER, name_of};
 
@@ -25,7 +29,11 @@ by_both! {
     a_removed_secret_is_still_accounted_for
     refused_opens_are_counted_after_a_revocation
 }
-by_both! { with crate::storm_by: audits_of_a_node_that_was_cut_off_arrive_later }
+by_both! {
+    with crate::storm_by:
+    audits_of_a_node_that_was_cut_off_arrive_later
+    a_record_that_was_edited_on_its_node_is_found
+}
 
 /// Lines of an audit.
 fn audit(scene: &Scene, at: usize, args: &[&str]) -> Result<Vec<Value>> {
@@ -236,7 +244,7 @@ fn refused_opens_are_counted_after_a_revocation(scene: &Scene) -> Result<()> {
 fn audits_of_a_node_that_was_cut_off_arrive_later(scene: &Scene) -> Result<()> {
     let secret = scene.bench.secret("late", "late")?;
     let (service, placed) = scene.sleeper_on(OTHER, "late", &["--secret", &secret])?;
-    let seen = skep_integration::look(scene.cluster.node(OTHER), &placed[0].container)?;
+    let seen = look(scene.cluster.node(OTHER), &placed[0].container)?;
     wait_until("its delivery", BOUND, || {
         let lines = audit(scene, 0, &[&secret])?;
         Ok(lines.iter().any(|line| line["Event"] == "delivered").then_some(()))
@@ -253,5 +261,63 @@ fn audits_of_a_node_that_was_cut_off_arrive_later(scene: &Scene) -> Result<()> {
     })?;
     let verdict = scene.cluster.node(1).skep().run(&["secret", "audit", "--verify", &secret])?;
     ensure!(verdict.code == 0, "{verdict:?}");
+    scene.bench.cli.ok(&["service", "rm", &service]).map(drop)
+}
+
+/// Records in the file of a task's audit, each with where it stands.
+fn records(file: &Path) -> Result<Vec<(usize, Record)>> {
+    let bytes = fs::read(file)?;
+    let (mut records, mut at) = (Vec::new(), 0);
+    while let Next::Record { body, taken } = next(&bytes[at..]) {
+        records.push((at, Record::parse(body)?));
+        at += taken;
+    }
+    Ok(records)
+}
+
+/// What a node has not sent yet can be changed there, as long as nobody looks: a record that was is
+/// found by the one behind it.
+fn a_record_that_was_edited_on_its_node_is_found(scene: &Scene) -> Result<()> {
+    let secret = scene.bench.secret("edited", "edited")?;
+    let (service, placed) = scene.sleeper_on(OTHER, "edited", &["--secret", &secret])?;
+    let node = scene.cluster.node(OTHER);
+    let seen = look(node, &placed[0].container)?;
+    wait_until("its delivery", BOUND, || {
+        let lines = audit(scene, 0, &[&secret])?;
+        Ok(lines.iter().any(|line| line["Event"] == "delivered").then_some(()))
+    })?;
+    scene.cluster.kill(OTHER)?;
+    let file = node.data_root().join("tasks").join(&placed[0].task).join("audit");
+    let before = records(&file)?.len();
+    for more in 1..=2 {
+        std::io::read_to_string(seen.open(&format!("/run/secrets/{secret}"))?)?;
+        wait_until("a record", BOUND, || {
+            Ok((records(&file)?.len() >= before + more).then_some(()))
+        })?;
+    }
+    let all = records(&file)?;
+    let (at, record) = all.get(before).context("no record")?;
+    let mut record = record.clone();
+    ensure!(record.rows.iter().any(|row| row.opened > 0), "{record:?}");
+    record.rows.iter_mut().for_each(|row| row.opened = 0);
+    let mut bytes = Vec::new();
+    put(&mut bytes, &record.to_body());
+    // The same length, and in place: its supervisor writes on behind it.
+    let next = all.get(before + 1).context("no record behind it")?.0;
+    ensure!(next - at == bytes.len(), "{record:?}");
+    OpenOptions::new().write(true).open(&file)?.write_all_at(&bytes, *at as u64)?;
+    scene.cluster.restart(OTHER)?;
+
+    let verdict = wait_until("all records", BOUND, || {
+        let verdict =
+            scene.cluster.node(1).skep().run(&["secret", "audit", "--verify", &secret])?;
+        Ok((verdict.code == 1).then_some(verdict))
+    })?;
+    let expected = format!(
+        "record {} does not follow from record {}: one was changed",
+        record.sequence + 1,
+        record.sequence
+    );
+    ensure!(verdict.stdout.contains(&expected), "{expected}: {verdict:?}");
     scene.bench.cli.ok(&["service", "rm", &service]).map(drop)
 }

@@ -27,22 +27,14 @@ fn history(scene: &Scene, secret: &str) -> Result<String> {
 }
 
 /// The flags that grant a secret and say what is done on a change, in the words of each client.
-fn granted(scene: &Scene, secret: &str, on_change: &str) -> [String; 4] {
+fn granted(scene: &Scene, secret: &str, on_change: &str) -> Vec<String> {
+    let label = format!("skep.secret.{secret}.on-change={on_change}");
+    let source = format!("source={secret},on-change={on_change}");
     let flags = match scene.bench.cli.program {
-        Program::Docker => {
-            ["--secret", secret, "--label", &format!("skep.secret.{secret}.on-change={on_change}")]
-                .map(str::to_owned)
-        }
-        Program::Skep => [
-            "--secret",
-            &format!("source={secret},on-change={on_change}"),
-            // As many flags as there.
-            "--label",
-            "tier=test",
-        ]
-        .map(str::to_owned),
+        Program::Docker => vec!["--secret", secret, "--label", &label],
+        Program::Skep => vec!["--secret", &source],
     };
-    flags
+    flags.into_iter().map(str::to_owned).collect()
 }
 
 fn a_pin_stays_where_it_is(scene: &Scene) -> Result<()> {
@@ -105,7 +97,7 @@ fn what_is_pinned_is_never_dropped(scene: &Scene) -> Result<()> {
     ensure!(said.contains("secret prune has been cancelled"), "{said}");
     ensure!(history(scene, &secret)? == "6 5 1", "dropped without consent");
     let said = skep.ok_with(&prune, b"y\n")?;
-    ensure!(said.contains("WARNING! This will remove versions of"), "{said}");
+    ensure!(said.contains("WARNING! This will remove the versions of"), "{said}");
     ensure!(said.contains(&format!("{secret}@5\n")), "{said}");
     ensure!(!said.contains(&format!("{secret}@1\n")), "{said}");
     ensure!(history(scene, &secret)? == "6 1", "left: {}", history(scene, &secret)?);
@@ -172,7 +164,7 @@ fn restarts_on_a_change_are_rolling(scene: &Scene) -> Result<()> {
     .with_context(|| format!("{seen:?}"))?;
     let few = seen.iter().find(|running| running.len() + 1 < REPLICAS);
     ensure!(few.is_none(), "two slots at once had no task: {seen:?}");
-    let status = || Ok::<_, anyhow::Error>(scene.bench.inspect("service", &service)?);
+    let status = || scene.bench.inspect("service", &service);
     let mut last = Value::Null;
     settle("the end of the restarts", BOUND, || {
         last = status()?["UpdateStatus"].clone();

@@ -10,7 +10,7 @@ use skep_core::id::NodeId;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::Manager;
-use super::store::{Store, StoreError, read_frame};
+use super::store::{Store, StoreError};
 use crate::audit::AuditQuery;
 use crate::chain::chain;
 use crate::clock::now;
@@ -53,9 +53,11 @@ impl Store {
             let path = self.path(number);
             // One that is gone was dropped meanwhile.
             let Ok(file) = File::open(&path) else { continue };
-            while let Some(frame) =
-                read_frame(&file, offset, bytes).map_err(FileError::on("read", &path))?
+            while let Some((at, frame)) = self
+                .frame_from(&file, number, offset, bytes)
+                .map_err(FileError::on("read", &path))?
             {
+                offset = at;
                 if heads.held.len() >= AUDIT_HEADS {
                     heads.next = Mark { segment: number, offset };
                     heads.is_last = false;

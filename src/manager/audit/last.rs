@@ -9,7 +9,7 @@ use std::fs::File;
 use skep_core::id::{MaterialId, NodeId, TaskId};
 use skep_core::time::Stamp;
 
-use super::store::{Store, StoreError, read_frame};
+use super::store::{Store, StoreError};
 use crate::audit::{LastRead, Record};
 use crate::files::FileError;
 use crate::limits::AUDIT_LAST_READS;
@@ -77,10 +77,10 @@ impl Store {
             let path = self.path(number);
             let file = File::open(&path).map_err(FileError::on("open", &path))?;
             let (mut offset, end) = (0, segment.bytes);
-            while let Some(frame) =
-                read_frame(&file, offset, end).map_err(FileError::on("read", &path))?
+            while let Some((at, frame)) =
+                self.frame_from(&file, number, offset, end).map_err(FileError::on("read", &path))?
             {
-                let portion = self.read_portion(&file, (number, offset), &frame);
+                let portion = self.read_portion(&file, (number, at), &frame);
                 for body in portion.iter().flat_map(|portion| &portion.bodies) {
                     table.reads.note(frame.head.node, frame.head.task, body);
                 }

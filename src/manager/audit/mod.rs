@@ -5,6 +5,7 @@ mod anchor;
 mod ask;
 mod compare;
 mod follow;
+mod frames;
 mod last;
 pub mod store;
 mod verify;

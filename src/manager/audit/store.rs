@@ -14,11 +14,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::UNIX_EPOCH;
 
 use minicbor::bytes::ByteVec;
-use minicbor::{Decode, Encode};
 use skep_core::id::{NodeId, TaskId};
 use skep_core::time::{Span, Stamp};
 use zeroize::Zeroizing;
 
+use super::frames::{FrameHead, HEAD_BYTES, PURPOSE, aad};
 use super::last::LastReads;
 use crate::audit::{AuditQuery, Head, hash};
 use crate::files::{FileError, make_dir, remove_file, write_atomic};
@@ -26,18 +26,11 @@ use crate::limits::{
     AUDIT_KEPT, AUDIT_PAGE_BYTES, AUDIT_READ_BYTES, AUDIT_SEGMENT_BYTES, AUDIT_STORE_BYTES,
     NET_MESSAGE_BYTES,
 };
-use crate::seal::{NONCE_BYTES, SealError, open_under, seal_under};
+use crate::seal::{NONCE_BYTES, SealError, seal_under};
 use crate::wire::audit::{Held, Mark, Page, Portion};
 
-/// Purpose of the subkey that seals.
-const PURPOSE: &[u8] = b"skep-audit-segment/1";
 /// Beside the segments: see [`Page::horizon`], as text.
 const HORIZON_FILE: &str = "horizon";
-/// Bytes before a head.
-const PREFIX_BYTES: usize = 6;
-/// Bytes that a head has at most.
-const HEAD_BYTES: usize = 256;
-
 /// The audits cannot be kept, or read.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -68,31 +61,6 @@ impl Default for Bounds {
         let kept = Span::from_secs(AUDIT_KEPT.as_secs());
         Self { segment_bytes: AUDIT_SEGMENT_BYTES, bytes: AUDIT_STORE_BYTES, kept }
     }
-}
-
-/// What a frame says of itself.
-#[derive(Debug, Clone, Encode, Decode)]
-#[cbor(map)]
-pub(super) struct FrameHead {
-    #[n(0)]
-    pub(super) node: NodeId,
-    #[n(1)]
-    pub(super) task: TaskId,
-    /// Sequences of the records, from and to, each run without a gap.
-    #[n(2)]
-    pub(super) runs: Vec<(u64, u64)>,
-    /// When the last record was written.
-    #[n(3)]
-    pub(super) at: Stamp,
-    #[cbor(n(4), with = "minicbor::bytes")]
-    nonce: [u8; NONCE_BYTES],
-    /// Bytes that follow.
-    #[n(5)]
-    sealed: u32,
-    /// Whether another manager had it earlier.
-    #[n(6)]
-    #[cbor(default)]
-    is_copied: bool,
 }
 
 /// Sequences that are kept of one task, as runs without gaps.
@@ -182,7 +150,7 @@ struct Appended<'a> {
 /// The audits that one manager keeps.
 pub struct Store {
     dir: PathBuf,
-    key: Zeroizing<[u8; 32]>,
+    pub(super) key: Zeroizing<[u8; 32]>,
     bounds: Bounds,
     /// None until it is first used.
     table: Mutex<Option<Table>>,
@@ -200,14 +168,6 @@ struct Listed {
     bytes: u64,
     is_torn: bool,
     may_match: bool,
-}
-
-/// One frame as it stands in a segment.
-pub(super) struct Frame {
-    pub(super) head: FrameHead,
-    /// Where the sealed bytes begin.
-    body: u64,
-    pub(super) end: u64,
 }
 
 impl Store {
@@ -368,8 +328,7 @@ impl Store {
     /// What matches, from `from` on, up to a bound. Blocking.
     ///
     /// # Errors
-    /// [`StoreError`]. A frame that cannot be opened is left out: whoever checks the chain finds
-    /// it missing.
+    /// [`StoreError`]. A frame that cannot be opened is left out, and counted.
     pub fn page(&self, query: &AuditQuery, from: Mark) -> Result<Page, StoreError> {
         let (segments, horizon) = {
             let guard = self.open()?;
@@ -401,11 +360,13 @@ impl Store {
                     page.is_last = false;
                     return Ok(page);
                 }
-                let frame = read_frame(&file, offset, bytes);
-                let Some(frame) = frame.map_err(FileError::on("read", &path))? else {
+                let frame = self.frame_from(&file, number, offset, bytes);
+                let Some((at, frame)) = frame.map_err(FileError::on("read", &path))? else {
                     page.damaged += 1;
                     break;
                 };
+                page.damaged += u64::from(at > offset);
+                offset = at;
                 let head = &frame.head;
                 let is_wanted = !(query.is_first_hand && head.is_copied);
                 if is_wanted && query.admits(&head.node, &head.task) && head.at >= query.since {
@@ -437,20 +398,6 @@ impl Store {
             segment: *number,
             offset: segment.bytes,
         }))
-    }
-
-    pub(super) fn read_portion(
-        &self,
-        file: &File,
-        (number, offset): (u64, u64),
-        frame: &Frame,
-    ) -> Option<Portion> {
-        let mut sealed = vec![0; frame.head.sealed as usize];
-        file.read_exact_at(&mut sealed, frame.body).ok()?;
-        let aad = aad(number, offset, &frame.head);
-        let plain = open_under(&self.key, PURPOSE, &aad, &frame.head.nonce, &sealed).ok()?;
-        let bodies = crate::wire::parse(plain.as_slice()).ok()?;
-        Some(Portion { node: frame.head.node, task: frame.head.task, bodies })
     }
 
     pub(super) fn path(&self, number: u64) -> PathBuf {
@@ -493,29 +440,34 @@ impl Store {
         Ok(table)
     }
 
+    /// What a segment of an earlier start holds. What a crash left of its end, in the last one, is
+    /// cut off: nothing that opens is behind that.
     fn read_segment(&self, file: &File, number: u64, is_last: bool) -> io::Result<Segment> {
         let len = file.metadata()?.len();
         let mut segment = Segment::default();
-        while let Some(frame) = read_frame(file, segment.bytes, len)? {
-            // Only the last was being written when something went wrong.
-            if is_last && self.read_portion(file, (number, segment.bytes), &frame).is_none() {
-                break;
+        let mut from = 0;
+        while let Some((offset, frame)) = self.frame_from(file, number, from, len)? {
+            let is_whole = !is_last || self.read_portion(file, (number, offset), &frame).is_some();
+            from = frame.end;
+            if is_whole {
+                // Frames before it that do not open are none that a crash left.
+                segment.is_torn |= offset > segment.bytes;
+                segment.add(&frame.head, 0);
+                segment.bytes = frame.end;
             }
-            let bytes = frame.end - segment.bytes;
-            segment.add(&frame.head, bytes);
-        }
-        segment.is_torn = !is_last && segment.bytes < len;
-        if segment.is_torn {
-            // What is behind is of no known time: it stays as long as what was written with it.
-            let modified = file.metadata()?.modified()?.duration_since(UNIX_EPOCH);
-            let modified = modified.map_or(0, |since| since.as_nanos());
-            let modified = Stamp(u64::try_from(modified).unwrap_or(0));
-            segment.last = segment.last.max(modified);
         }
         if is_last && segment.bytes < len {
             tracing::warn!(from = segment.bytes, len, "the end of the stored audits was torn");
             file.set_len(segment.bytes)?;
             file.sync_data()?;
+        }
+        segment.is_torn |= !is_last && segment.bytes < len;
+        if segment.is_torn {
+            // What does not open is of no known time: it stays as long as what is with it.
+            let modified = file.metadata()?.modified()?.duration_since(UNIX_EPOCH);
+            let modified = modified.map_or(0, |since| since.as_nanos());
+            let modified = Stamp(u64::try_from(modified).unwrap_or(0));
+            segment.last = segment.last.max(modified);
         }
         Ok(segment)
     }
@@ -545,34 +497,6 @@ fn fresh<'a>(
 fn read_horizon(dir: &Path) -> Stamp {
     let text = fs::read_to_string(dir.join(HORIZON_FILE)).unwrap_or_default();
     Stamp(text.trim().parse().unwrap_or(0))
-}
-
-/// Binds a frame to its place.
-fn aad(number: u64, offset: u64, head: &FrameHead) -> Vec<u8> {
-    let head = FrameHead { nonce: [0; NONCE_BYTES], ..head.clone() };
-    let head = minicbor::to_vec(&head).unwrap_or_default();
-    [&number.to_be_bytes(), offset.to_be_bytes().as_slice(), &head].concat()
-}
-
-/// The frame at `offset`; none if there is no whole one.
-pub(super) fn read_frame(file: &File, offset: u64, len: u64) -> io::Result<Option<Frame>> {
-    if offset + PREFIX_BYTES as u64 > len {
-        return Ok(None);
-    }
-    let mut prefix = [0; PREFIX_BYTES];
-    file.read_exact_at(&mut prefix, offset)?;
-    let [high, low, check @ ..] = prefix;
-    let head_len = usize::from(u16::from_be_bytes([high, low]));
-    let body = offset + (PREFIX_BYTES + head_len) as u64;
-    if !(1..=HEAD_BYTES).contains(&head_len) || body > len {
-        return Ok(None);
-    }
-    let mut raw = vec![0; head_len];
-    file.read_exact_at(&mut raw, offset + PREFIX_BYTES as u64)?;
-    let head = Some(&raw).filter(|raw| hash(raw).starts_with(&check));
-    let head: Option<FrameHead> = head.and_then(|raw| crate::wire::parse(raw).ok());
-    let frame = head.map(|head| Frame { end: body + u64::from(head.sealed), head, body });
-    Ok(frame.filter(|frame| frame.end <= len))
 }
 
 /// The key that seals a node's audits: from its own key, which is locked when the node is.
