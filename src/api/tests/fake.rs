@@ -189,6 +189,14 @@ impl FakeGate {
         apply(&mut self.state.lock().unwrap(), &proposal, &mut Vec::new())
     }
 
+    fn prune(&self, command: Command) -> Result<Done, Refusal> {
+        match self.outcome(command) {
+            Outcome::Pruned(dropped) => Ok(Done::Pruned(dropped)),
+            Outcome::Rejected(rejection) => Err(rejection.into()),
+            Outcome::Done(_) => Ok(Done::Nothing),
+        }
+    }
+
     pub(super) fn service(&self, id: &str) -> Arc<Service> {
         self.state.lock().unwrap().service(&id.parse().unwrap()).unwrap().clone()
     }
@@ -372,13 +380,12 @@ impl Gate for FakeGate {
                 run(Command::NodeUpdate { id, version, spec })
             }
             Request::MaterialCreate { kind, spec, payload, uid } => {
-                let id = mint();
+                let (id, by) = (mint(), Author { node: mint(), uid });
                 self.payloads.lock().unwrap().push((id, payload.as_slice().to_vec()));
                 let size = payload.len() as u64;
                 let payload = Sealed { key: 1, nonce: [0; 12], bytes: vec![0; payload.len() + 16] };
-                let by = Author { node: mint(), uid };
-                self.run(Command::MaterialCreate { id, kind, spec, size, payload, by })
-                    .map(|_| Done::Material(id))
+                let create = Command::MaterialCreate { id, kind, spec, size, payload, by };
+                self.run(create).map(|_| Done::Material(id))
             }
             Request::MaterialAppend { .. } => {
                 self.asked.lock().unwrap().push(request);
@@ -396,11 +403,7 @@ impl Gate for FakeGate {
                 run(Command::MaterialUpdate { id, version, spec })
             }
             Request::MaterialPrune { kind, ids, keep } => {
-                match self.outcome(Command::MaterialPrune { kind, ids, keep }) {
-                    Outcome::Pruned(dropped) => Ok(Done::Pruned(dropped)),
-                    Outcome::Rejected(rejection) => Err(rejection.into()),
-                    Outcome::Done(_) => Ok(Done::Nothing),
-                }
+                self.prune(Command::MaterialPrune { kind, ids, keep })
             }
             Request::MaterialRemove { id } => run(Command::MaterialRemove { id }),
             Request::ServiceCreate { spec } => {
