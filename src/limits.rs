@@ -260,11 +260,17 @@ pub const AUDIT_VERIFY_TASKS: usize = 100_000;
 /// Of these, tasks that are read together.
 pub const AUDIT_VERIFY_BATCH: usize = 64;
 /// Bytes of one task's records that are checked at once.
-pub const AUDIT_VERIFY_BYTES: usize = 256 << 20;
+pub const AUDIT_VERIFY_BYTES: usize = 64 << 20;
 /// Time between two looks of one who follows the audit.
 pub const AUDIT_FOLLOW: Duration = Duration::from_millis(500);
 /// Records that one who follows is known to have seen: what several managers keep comes once.
 pub const AUDIT_SEEN: usize = 65_536;
+/// Questions about the audit that a node answers at the same time.
+pub const AUDIT_QUESTIONS: usize = 8;
+/// How long a question waits for others to be answered.
+pub const AUDIT_QUESTION_WAIT: Duration = Duration::from_secs(30);
+/// How long one who follows waits for a manager in one look.
+pub const AUDIT_FOLLOW_ANSWER: Duration = Duration::from_secs(1);
 /// Those who follow the audit at one manager.
 pub const AUDIT_FOLLOWERS: usize = 64;
 /// Time between two comparisons of what a manager keeps with what the others do.

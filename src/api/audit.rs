@@ -15,6 +15,9 @@ use skep_core::model::material::MaterialKind;
 use skep_core::state::State;
 use skep_core::time::Stamp;
 
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::timeout;
+
 use super::call::Call;
 use super::error::ApiError;
 use super::lookup;
@@ -23,6 +26,7 @@ use super::reply::{self, Outcome};
 use super::time::parse;
 use crate::audit::{AuditGap, AuditQuery, Entry};
 use crate::gate::{Gate, look};
+use crate::limits::{AUDIT_QUESTION_WAIT, AUDIT_QUESTIONS};
 use lines::Names;
 
 /// What is asked about: all, or one secret or config by its word.
@@ -36,6 +40,23 @@ struct Asked {
     limit: Option<usize>,
     follows: bool,
     verifies: bool,
+}
+
+/// Answers hold what was found until their clients have read it: so many at once.
+static QUESTIONS: Semaphore = Semaphore::const_new(AUDIT_QUESTIONS);
+
+async fn turn() -> Result<SemaphorePermit<'static>, ApiError> {
+    match timeout(AUDIT_QUESTION_WAIT, QUESTIONS.acquire()).await {
+        Ok(Ok(turn)) => Ok(turn),
+        _ => Err(ApiError::Said(
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!(
+                "{AUDIT_QUESTIONS} questions about the audit are being answered here and none has \
+                 ended within {} s: try again, or ask another manager",
+                AUDIT_QUESTION_WAIT.as_secs()
+            ),
+        )),
+    }
 }
 
 /// Answers. A client that goes away ends whatever is done for it.
@@ -60,6 +81,7 @@ async fn answer(call: &Call, about: About<'_>) -> Outcome {
         Some(error) if !is_found => Err(error),
         _ => Ok(()),
     };
+    let turn = turn().await?;
     if asked.verifies {
         let verdict = gate.audit_verify(asked.query).await?;
         known(!verdict.tasks.is_empty())?;
@@ -80,7 +102,10 @@ async fn answer(call: &Call, about: About<'_>) -> Outcome {
         Some(_) => found.entries.iter().map(key).collect(),
         None => HashSet::new(),
     };
-    let past = stream::iter(lines::entries(found, asked.limit, names));
+    let past = stream::iter(lines::entries(found, asked.limit, names).inspect(move |_| {
+        // Held as long as these lines are.
+        let _ = &turn;
+    }));
     Ok(match followed {
         None => send(call, past),
         Some(followed) => send(call, past.chain(follow(Arc::clone(gate), followed, shown))),

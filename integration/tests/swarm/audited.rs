@@ -21,6 +21,9 @@ const SOON: Duration = Duration::from_secs(2);
 /// What the machine may take on top: builds with checks, and other clusters beside this one.
 const SLACK: Duration = Duration::from_secs(3);
 
+/// Lines that may wait to be looked at.
+const LINES: usize = 1_024;
+
 by_both! {
     with crate::calm:
     reads_are_found_at_any_manager
@@ -154,7 +157,7 @@ impl Following {
         let args = ["secret", "audit", "--follow", "--format", "json", secret];
         let mut child = skep.command(&args).spawn()?;
         let out = child.stdout.take().context("no output")?;
-        let (tell, lines) = mpsc::channel();
+        let (tell, lines) = mpsc::sync_channel(LINES);
         thread::spawn(move || {
             let mut lines = BufReader::new(out).lines().map_while(Result::ok);
             lines.try_for_each(|line| tell.send(line))

@@ -115,9 +115,13 @@ impl Shim {
         }
         let expected = self.expected();
         let sequence = self.sequence + 1;
-        // A task that is to end may still read; it gets nothing new, but what is revoked goes.
-        let mut revoked = assign::revoked_up_to(state, task);
-        revoked.retain(|(id, _)| expected.contains_key(id));
+        // A task that is to end may still read; it gets nothing new, but what is revoked goes. That
+        // is asked of what the shim holds: where a later version may be read already, open files
+        // would go on showing the one before.
+        let revoked: Vec<(MaterialId, u64)> = expected
+            .iter()
+            .filter_map(|(id, held)| Some((*id, state.material(id)?.revoked_up_to(task, *held)?)))
+            .collect();
         if !revoked.is_empty() {
             return Some(Order { sequence, what: What::Revoke(revoked) });
         }
@@ -255,6 +259,24 @@ mod tests {
         assert!(!shim.complies(&world.state, of, &a));
         shim.answers([], 2);
         assert!(shim.complies(&world.state, of, &a));
+    }
+
+    #[test]
+    fn what_was_revoked_goes_before_a_later_version_comes() {
+        let (mut world, _, [a, b]) = world();
+        let mut shim = Shim::new([(a, 1), (b, 1)], 4);
+        world.done(Command::MaterialRevoke { id: a, service: None, task: None, by: author() });
+        world.done(append(a, 2, sealed(1, 4)));
+        let up_to = |order: Order| match order.what {
+            What::Revoke(all) => all,
+            What::Deliver(_) => vec![],
+        };
+        let task = world.state.task(&testing::id(40)).unwrap();
+        assert_eq!(shim.next(&world.state, task).map(up_to), Some(vec![(a, 1)]));
+        assert_eq!(send(&world, &mut shim), Some((5, vec![], vec![a])));
+        assert_eq!(send(&world, &mut shim), Some((6, vec![2], vec![])));
+        shim.answers([(a, 2), (b, 1)], 6);
+        assert_eq!(send(&world, &mut shim), None);
     }
 
     #[test]

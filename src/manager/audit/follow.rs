@@ -3,17 +3,18 @@
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
-use futures_util::StreamExt;
+use futures_util::future::join_all;
 use futures_util::stream::{self, BoxStream};
+use futures_util::{FutureExt, StreamExt};
 use skep_core::id::{NodeId, TaskId};
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::Manager;
 use super::ask::Asked;
 use crate::audit::{AuditGap, AuditQuery, Entry, Merge};
 use crate::gate::Refusal;
-use crate::limits::{AUDIT_FOLLOW, AUDIT_FOLLOWERS, AUDIT_FOUND, AUDIT_SEEN};
+use crate::limits::{AUDIT_FOLLOW, AUDIT_FOLLOW_ANSWER, AUDIT_FOLLOWERS, AUDIT_FOUND, AUDIT_SEEN};
 use crate::wire::audit::Mark;
 
 /// Records that a follower was shown, the latest of them.
@@ -105,8 +106,14 @@ impl Follower {
             }
         }
         let mut merge = Merge::new(self.query.clone(), AUDIT_FOUND);
-        for asked in &mut self.asked {
-            let Some(page) = self.manager.page_of(asked, &self.query).await else {
+        // All at once, and none for long: one that hangs keeps nothing from being shown.
+        let (manager, query) = (&self.manager, &self.query);
+        let pages = self.asked.iter().map(|asked| {
+            timeout(AUDIT_FOLLOW_ANSWER, manager.page_of(asked, query)).map(Result::ok)
+        });
+        let pages = join_all(pages).await;
+        for (asked, page) in self.asked.iter_mut().zip(pages) {
+            let Some(page) = page.flatten() else {
                 if !std::mem::replace(&mut asked.is_absent, true) {
                     self.ready.push_back(Err(AuditGap(asked.node)));
                 }

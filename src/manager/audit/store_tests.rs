@@ -269,7 +269,7 @@ fn a_piece_that_does_not_open_is_counted_and_costs_no_other() {
             assert_eq!(numbers(&all(&store, &any)), numbers(&left), "{segment} {at}");
             // What is missing is known to be, but for what only its seal would tell.
             if segment == last || at < 180 {
-                store.append(&[portion(1, &[lost.1.clone()])], Stamp(0)).unwrap();
+                store.append(&[portion(1, std::slice::from_ref(&lost.1))], Stamp(0)).unwrap();
                 let all = numbers(&all(&store, &any));
                 assert_eq!(all, numbers(&[left, vec![lost]].concat()), "{segment} {at}");
             }
