@@ -279,67 +279,11 @@ pub(super) fn size_rule(kind: MaterialKind) -> String {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use super::*;
     use crate::identity::ca::NodeKey;
-    use crate::identity::store::IdentityStore;
-    use crate::manager::init::{Founder, found};
-    use crate::manager::peers::{Book, Peers};
+    use crate::manager::testing::{manager, manager_and_key, secret};
     use crate::wire::join::JoinAnswer;
-    use skep_core::id::NodeId;
-    use skep_core::model::node::NodeSpec;
-
-    /// The only manager of a swarm.
-    pub(in crate::manager) async fn manager(dir: &std::path::Path) -> Manager {
-        manager_and_key(dir).await.0
-    }
-
-    async fn manager_and_key(dir: &std::path::Path) -> (Manager, NodeKey) {
-        let (cluster, node): (ClusterId, NodeId) = (mint().unwrap(), mint().unwrap());
-        let founding = found(Founder {
-            cluster,
-            node,
-            spec: ClusterSpec::default(),
-            node_spec: NodeSpec::default(),
-            description: Default::default(),
-            raft_id: 7,
-            addr: "127.0.0.1:2377".parse().unwrap(),
-            unlock_key: None,
-        })
-        .unwrap();
-        let store = IdentityStore::new(dir);
-        let config = skep_raft::Config {
-            dir: store.raft_dir(),
-            storage_key: store.make_storage_key().unwrap(),
-            raft_id: 7,
-            addr: String::new(),
-            on_fatal: skep_raft::FatalHook::new(|why| panic!("{why}")),
-            format: skep_core::format::FORMAT,
-        };
-        let raft = skep_raft::Raft::start(config, std::sync::Arc::new(crate::clock::now)).await;
-        let raft = raft.unwrap();
-        raft.initialize().await.unwrap();
-        let net = crate::net::Net::bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        let book = std::sync::Arc::new(Book::new(cluster, Default::default()));
-        let peers = Peers::new(net, book);
-        let audits = dir.join("audit");
-        let key = crate::manager::audit::store::key_from(&founding.seal);
-        let audits = crate::manager::audit::store::Store::new(audits, key, Default::default());
-        let audits = crate::manager::audit::Audits::new(audits);
-        let manager =
-            Manager::new(raft, cluster, node, peers, founding.seal, String::new(), audits);
-        manager.propose(Command::ClusterInit(Box::new(founding.command))).await.unwrap();
-        (manager, founding.key)
-    }
-
-    pub(in crate::manager) fn secret(name: &str, payload: &[u8]) -> Request {
-        Request::MaterialCreate {
-            kind: MaterialKind::Secret,
-            spec: MaterialSpec { name: name.into(), ..Default::default() },
-            payload: Protected::copy_of(payload).unwrap(),
-            uid: 0,
-        }
-    }
 
     #[tokio::test]
     async fn a_secret_is_sealed_at_the_door_and_opens_again() {

@@ -19,6 +19,8 @@ pub mod reception;
 pub mod reseal;
 mod roots;
 pub mod session;
+#[cfg(test)]
+mod testing;
 mod versions;
 
 use std::sync::{Arc, Mutex, PoisonError};

@@ -255,7 +255,7 @@ impl Draft {
 mod tests {
     use skep_core::outcome::Dropped;
 
-    use super::super::door::tests::{manager, secret};
+    use super::super::testing::{manager, secret};
     use super::*;
     use crate::gate::Request;
 

@@ -20,7 +20,7 @@ use tokio::time::timeout;
 use super::*;
 use crate::gate::{Done, Holdings, NewVersion, Request, Source};
 use crate::limits::SESSION_QUEUE;
-use crate::manager::door::tests::manager;
+use crate::manager::testing::manager;
 use crate::manager::{dispatch, mint};
 use crate::protected::Protected;
 use crate::seal::SealKeyPair;
