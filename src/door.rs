@@ -13,7 +13,7 @@ use skep_core::model::node::{NodeState, Role};
 use skep_core::state::State;
 
 use crate::agent::exec::no_such;
-use crate::audit::{AuditAnswer, AuditGap, AuditQuery, AuditVerdict, Entry};
+use crate::audit::{AuditAnswer, AuditGap, AuditQuery, AuditVerdict, Entry, LastRead};
 use crate::engine::images::ImageStore;
 use crate::gate::{
     ContainerView, Done, ExecConfig, ExecStreams, ExecView, Gate, Holdings, JoinTokens,
@@ -170,6 +170,10 @@ impl Gate for Node {
         within: Duration,
     ) -> Later<'_, Result<Holdings, Refusal>> {
         Box::pin(async move { self.manager()?.holdings(materials, within).await })
+    }
+
+    fn last_read(&self, material: MaterialId) -> Later<'_, Result<Option<LastRead>, Refusal>> {
+        Box::pin(async move { Ok(self.manager()?.last_read(material).await) })
     }
 
     fn audit(&self, query: AuditQuery) -> Later<'_, Result<AuditAnswer, Refusal>> {

@@ -25,7 +25,7 @@ pub use holdings::{Holder, Holdings};
 pub use refusal::Refusal;
 pub use ring::{KeyHolder, KeyProgress, KeyStage, Purged};
 
-use crate::audit::{AuditAnswer, AuditGap, AuditQuery, AuditVerdict, Entry};
+use crate::audit::{AuditAnswer, AuditGap, AuditQuery, AuditVerdict, Entry, LastRead};
 use crate::hidden::Hidden;
 use crate::protected::Protected;
 
@@ -426,6 +426,9 @@ pub trait Gate: Send + Sync + 'static {
         tasks: Vec<(NodeId, TaskId)>,
         query: LogQuery,
     ) -> Later<'_, Result<BoxStream<'static, Logged>, Refusal>>;
+
+    /// When a secret or config was last read, as far as managers that answer at once keep it.
+    fn last_read(&self, material: MaterialId) -> Later<'_, Result<Option<LastRead>, Refusal>>;
 
     /// What managers keep of the audit.
     fn audit(&self, query: AuditQuery) -> Later<'_, Result<AuditAnswer, Refusal>>;

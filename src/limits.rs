@@ -289,6 +289,8 @@ pub const HOLDINGS_ROUND: Duration = Duration::from_secs(2);
 pub const HOLDINGS_SLACK: Duration = Duration::from_millis(500);
 /// Tasks in one such answer; those beyond count as not reached.
 pub const HOLDINGS: usize = 65_536;
+/// How long a manager is waited for that may know when a secret was last read.
+pub const LAST_READ_WAIT: Duration = Duration::from_millis(500);
 /// How long a revocation waits to be in force everywhere before it is told where it is not.
 pub const REVOKE_WAIT: Duration = Duration::from_secs(2);
 /// The longest that a client may ask to wait until tasks hold a new version.

@@ -16,6 +16,7 @@ use super::lookup;
 use super::reply::{self, Outcome};
 use super::time::rfc3339;
 use super::types::holder as wire;
+use crate::audit::LastRead;
 use crate::gate::{ContainerState, Gate, Holder, Holdings, Refusal, look};
 use crate::limits::UPDATE_WAIT_MAX;
 use crate::seal::CIPHER;
@@ -26,11 +27,13 @@ pub(super) async fn of_material(kind: MaterialKind, call: &Call, word: &str) -> 
     let within = wait(call)?;
     let found = look(&*call.gate, |state| lookup::material(state, kind, word)).await??;
     let held = call.gate.holdings(vec![found.id], within).await?;
+    let read = call.gate.last_read(found.id).await?;
     // Afterwards: while it waited, versions may have come.
     let shown = look(&*call.gate, |state| {
         let material = lookup::material(state, kind, found.id.as_str())?;
         let cluster = state.cluster().ok_or(Refusal::NotInSwarm)?;
-        Ok::<_, ApiError>(holders(state, cluster, &material, &held))
+        let shown = holders(state, cluster, &material, &held);
+        Ok::<_, ApiError>(wire::Holders { last_read: read.map(|read| last(state, &read)), ..shown })
     });
     reply::ok(&shown.await??)
 }
@@ -77,7 +80,19 @@ fn holders(
         autolock: cluster.spec.autolock,
         versions: versions.collect(),
         tasks: held.tasks.iter().map(|task| holder(task, &material.id)).collect(),
+        last_read: None,
         absent_managers: ids(&held.absent),
+    }
+}
+
+fn last(state: &State, read: &LastRead) -> wire::LastRead {
+    let node = state.node(&read.node);
+    wire::LastRead {
+        at: rfc3339(read.at),
+        version: read.version,
+        task: read.task.to_string(),
+        node: read.node.to_string(),
+        hostname: node.map(|node| node.description.hostname.clone()).unwrap_or_default(),
     }
 }
 

@@ -176,7 +176,15 @@ pub(super) fn pretty(facts: &Value) -> String {
     say("Cipher", read::text(facts, &["Cipher"]));
     say("Key", &key(facts));
     say("Autolock", if read::flag(facts, &["Autolock"]) { "on" } else { "off" });
-    say("Held by", "");
+    let read_at = read::text(facts, &["LastRead", "At"]);
+    let last = format!(
+        "{}, version {} on {}",
+        human::ago(read_at).to_lowercase(),
+        read::number(facts, &["LastRead", "Version"]),
+        read::text(facts, &["LastRead", "Hostname"])
+    );
+    say("Last read", if read_at.is_empty() { "not recorded" } else { &last });
+    text += "Held by:\n";
     let mut lines = " VERSION\tKEY\tTASKS\tSERVICES\tNODES\n".to_owned();
     for version in read::list(facts, &["Versions"]) {
         let sealed = match read::number(version, &["Key"]) {
@@ -207,7 +215,7 @@ pub(super) fn pretty(facts: &Value) -> String {
 
 /// The key that seals now, with its age.
 pub(super) fn key(facts: &Value) -> String {
-    let made = human::ago(read::text(facts, &["Key", "CreatedAt"]));
+    let made = human::ago(read::text(facts, &["Key", "CreatedAt"])).to_lowercase();
     format!("{}, made {made}", read::number(facts, &["Key", "Version"]))
 }
 
@@ -271,6 +279,7 @@ mod tests {
             "Cipher": "AES-256-GCM-SIV",
             "Key": {"Version": 3, "CreatedAt": "2020-01-01T00:00:00Z"},
             "Autolock": true,
+            "LastRead": {"At": "2020-01-02T00:00:00Z", "Version": 2, "Hostname": "n4"},
             "Versions": [
                 {"Version": 2, "Key": 3, "Services": ["web"], "Nodes": ["n1", "n4"], "Tasks": 2},
                 {"Version": 1, "Key": null, "Services": [], "Nodes": [], "Tasks": 0},
@@ -280,6 +289,7 @@ mod tests {
         let text = pretty(&facts);
         assert!(text.contains("Key:               3, made "), "{text}");
         assert!(text.contains("Autolock:          on\n"), "{text}");
+        assert!(text.contains("ago, version 2 on n4\n"), "{text}");
         assert!(text.contains(" 2         3         2         web        n1, n4\n"), "{text}");
         assert!(text.contains(" 1         gone      0"), "{text}");
         assert!(text.contains("t1        web       n4"), "{text}");

@@ -156,15 +156,16 @@ fn secrets_text(out: &mut String, own: &Value) {
         let gap = if value.is_empty() { "" } else { " " };
         let _ = writeln!(out, "{:depth$}{name}:{gap}{value}", "");
     };
-    say(1, "Secrets", "");
-    if let Some(swarm) = json::at(own, &["Swarm"]) {
-        let number = |key: &str| json::number(swarm, &[key]);
-        say(2, "Kept", &format!("{} in {} versions", number("Secrets"), number("Versions")));
+    let swarm = json::at(own, &["Swarm"]);
+    let count = swarm.map(|swarm| json::number(swarm, &["Secrets"]).to_string());
+    say(1, "Secrets", &count.unwrap_or_default());
+    if let Some(swarm) = swarm {
+        say(2, "Versions", &json::number(swarm, &["Versions"]).to_string());
         say(2, "Cipher", json::text(swarm, &["Cipher"]));
         say(2, "Key", &holders::key(swarm));
         say(2, "Autolock", if json::flag(swarm, &["Autolock"]) { "on" } else { "off" });
     }
-    say(2, "Tasks Here that Hold Some", &json::number(own, &["TasksHere"]).to_string());
+    say(2, "Tasks Here with Secrets", &json::number(own, &["TasksHere"]).to_string());
 }
 
 fn swarm_text(out: &mut String, swarm: &Value) {

@@ -127,7 +127,8 @@ impl Manager {
             if has_own {
                 let shown = self.raft.view(|state| gathered.show(state, materials));
                 if shown.tasks.iter().all(|task| task.complies) {
-                    return shown;
+                    // What others may have to say changes nothing.
+                    return Holdings { absent: Vec::new(), ..shown };
                 }
             }
         }
@@ -159,7 +160,8 @@ impl Manager {
     ) -> Vec<Holding> {
         let mut applied = self.raft.applied();
         let reached = applied.wait_for(|at| at.is_some_and(|at| at >= entry));
-        if matches!(timeout_at(until, reached).await, Ok(Ok(_))) {
+        let is_current = matches!(timeout_at(until, reached).await, Ok(Ok(_)));
+        if is_current {
             // One after the other: each change is looked at for one task only.
             let tasks: Vec<TaskId> =
                 self.raft.view(|state| concerned(state, materials).into_keys().collect());
@@ -169,7 +171,7 @@ impl Manager {
                 }
             }
         }
-        self.raft.view(|state| self.holdings.report(state, materials))
+        self.raft.view(|state| self.holdings.report(state, materials, is_current))
     }
 
     /// Waits until a task whose session is here holds what it should. False when the time is up.

@@ -97,13 +97,20 @@ impl Registry {
         kept.is_live && !kept.holding(state, task, materials).is_some_and(|found| found.complies)
     }
 
-    /// What tasks hold of these.
-    pub(super) fn report(&self, state: &State, materials: &[MaterialId]) -> Vec<Holding> {
+    /// What tasks hold of these. That they hold what they should counts only if the state is as
+    /// late as was asked for.
+    pub(super) fn report(
+        &self,
+        state: &State,
+        materials: &[MaterialId],
+        is_current: bool,
+    ) -> Vec<Holding> {
         let tasks = concerned(state, materials);
         let found = tasks.values().filter_map(|task| {
             let kept = self.kept(task)?;
             let kept = lock(&kept);
-            kept.holding(state, task, materials)
+            let found = kept.holding(state, task, materials)?;
+            Some(Holding { complies: found.complies && is_current, ..found })
         });
         found.take(HOLDINGS).collect()
     }

@@ -1,4 +1,4 @@
-//! A swarm of one manager, without a node around it.
+//! A manager for tests: a real log in a directory, no network, and nobody who decides.
 
 use skep_core::command::Command;
 use skep_core::id::{ClusterId, NodeId};
@@ -19,7 +19,7 @@ pub(super) async fn manager(dir: &std::path::Path) -> Manager {
     manager_and_key(dir).await.0
 }
 
-/// The same, with its node's key.
+/// The same with its node's key.
 pub(super) async fn manager_and_key(dir: &std::path::Path) -> (Manager, NodeKey) {
     let (cluster, node): (ClusterId, NodeId) = (mint().unwrap(), mint().unwrap());
     let founding = found(Founder {
@@ -49,15 +49,15 @@ pub(super) async fn manager_and_key(dir: &std::path::Path) -> (Manager, NodeKey)
     let book = std::sync::Arc::new(Book::new(cluster, Default::default()));
     let peers = Peers::new(net, book);
     let audits = dir.join("audit");
-    let key = crate::manager::audit::store::key_from(&founding.seal);
-    let audits = crate::manager::audit::store::Store::new(audits, key, Default::default());
-    let audits = crate::manager::audit::Audits::new(audits);
+    let key = super::audit::store::key_from(&founding.seal);
+    let audits = super::audit::store::Store::new(audits, key, Default::default());
+    let audits = super::audit::Audits::new(audits);
     let manager = Manager::new(raft, cluster, node, peers, founding.seal, String::new(), audits);
     manager.propose(Command::ClusterInit(Box::new(founding.command))).await.unwrap();
     (manager, founding.key)
 }
 
-/// A request for a secret.
+/// What makes a secret.
 pub(super) fn secret(name: &str, payload: &[u8]) -> Request {
     Request::MaterialCreate {
         kind: MaterialKind::Secret,

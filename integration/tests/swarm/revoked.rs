@@ -60,23 +60,24 @@ impl Holding {
     }
 }
 
-/// A service with a task on every worker, each with the secret open.
-fn on_workers(scene: &Scene, base: &str, secret: &str) -> Result<(String, Vec<Holding>)> {
-    let flags = ["--mode", "global", "--constraint", "node.role==worker", "--secret", secret];
-    let service = scene.bench.sleeper(base, &flags)?;
-    let mut placed = Vec::new();
-    settle("a task on each worker", BOUND, || {
-        placed = scene.cluster.placed(0, &service)?;
-        let has = |at: usize| placed.iter().any(|task| task.node == at);
-        Ok(has(WORKER) && has(OTHER))
-    })?;
-    let held = placed.into_iter().map(|placed| Holding::new(scene, placed, secret));
-    Ok((service, held.collect::<Result<_>>()?))
+/// A service with one task on each worker, with the secret open: their names and tasks.
+fn on_workers(scene: &Scene, base: &str, secret: &str) -> Result<(Vec<String>, Vec<Holding>)> {
+    let (mut services, mut held) = (Vec::new(), Vec::new());
+    for at in [WORKER, OTHER] {
+        let name = format!("{base}{at}");
+        let (service, placed) = scene.sleeper_on(at, &name, &["--secret", secret])?;
+        services.push(service);
+        for task in placed {
+            held.push(Holding::new(scene, task, secret)?);
+        }
+    }
+    ensure!(held.len() == 2, "{} tasks", held.len());
+    Ok((services, held))
 }
 
 fn what_is_revoked_is_read_no_more(scene: &Scene) -> Result<()> {
     let secret = scene.bench.secret("taken", "to be taken")?;
-    let (service, mut held) = on_workers(scene, "taken", &secret)?;
+    let (services, mut held) = on_workers(scene, "taken", &secret)?;
     for one in &mut held {
         one.reads("to be taken")?;
     }
@@ -84,7 +85,8 @@ fn what_is_revoked_is_read_no_more(scene: &Scene) -> Result<()> {
     let skep = scene.cluster.node(1).skep();
     let said = skep.run(&["secret", "revoke", &secret])?;
     ensure!(said.code == 0 && said.stderr.is_empty(), "{said:?}");
-    ensure!(said.stdout.contains(&service) && said.stdout.contains("2 tasks let go"), "{said:?}");
+    let names_all = services.iter().all(|service| said.stdout.contains(service));
+    ensure!(names_all && said.stdout.contains("2 tasks let go"), "{said:?}");
     // It has answered: nothing is waited for.
     for one in &mut held {
         one.is_revoked()?;
@@ -164,7 +166,7 @@ fn an_update_grants_it_anew(scene: &Scene) -> Result<()> {
 
 fn it_is_told_who_holds_a_secret(scene: &Scene) -> Result<()> {
     let secret = scene.bench.secret("told", "first")?;
-    let (service, held) = on_workers(scene, "told", &secret)?;
+    let (services, held) = on_workers(scene, "told", &secret)?;
     let skep = scene.cluster.node(1).skep();
     let facts = || -> Result<Value> {
         let all: Value = serde_json::from_str(&skep.ok(&["secret", "inspect", &secret])?)?;
@@ -183,13 +185,21 @@ fn it_is_told_who_holds_a_secret(scene: &Scene) -> Result<()> {
     let version = &shown["Versions"][0];
     let nodes = [WORKER, OTHER].map(name_of);
     ensure!(version["Nodes"] == serde_json::json!(nodes), "{shown}");
-    ensure!(version["Services"] == serde_json::json!([service]), "{shown}");
+    ensure!(version["Services"] == serde_json::json!(services), "{shown}");
     skep.ok_with(&["secret", "update", "--wait", &secret, "-"], b"second")?;
     let shown = facts()?;
     ensure!(
         held_by(&shown, 2) == Some(2.into()) && held_by(&shown, 1) == Some(0.into()),
         "{shown}"
     );
+    let reader = held.iter().find(|one| one.placed.node == OTHER).context("none there")?;
+    ensure!(scene.read(&reader.placed, &secret)? == "second", "an old version");
+    settle("the read to be told", BOUND, || {
+        let last = facts()?["LastRead"].take();
+        Ok(last["Version"] == 2
+            && last["Hostname"] == nodes[1]
+            && last["Task"] == reader.placed.task)
+    })?;
     let pretty = skep.ok(&["secret", "inspect", "--pretty", &secret])?;
     ensure!(pretty.contains("AES-256-GCM-SIV") && pretty.contains("made "), "{pretty}");
     let line = pretty.lines().find(|line| line.starts_with(" 2 ")).context("no version 2")?;

@@ -21,7 +21,7 @@ use skep_core::state::State;
 use skep_core::time::Stamp;
 use tokio::io::AsyncWriteExt;
 
-use crate::audit::{AuditAnswer, AuditGap, AuditQuery, AuditVerdict, Entry};
+use crate::audit::{AuditAnswer, AuditGap, AuditQuery, AuditVerdict, Entry, LastRead};
 use crate::engine::images::{ImageStore, Import};
 use crate::gate::{
     ContainerState, ContainerView, Done, ExecConfig, ExecStreams, ExecView, Gate, Holdings,
@@ -50,6 +50,7 @@ pub(super) struct FakeGate {
     pub(super) lost: Mutex<Vec<NodeId>>,
     /// What tasks hold, whatever is asked for.
     pub(super) holdings: Mutex<Holdings>,
+    pub(super) last_read: Mutex<Option<LastRead>>,
     /// What managers keep of the audit, and what was asked of it.
     pub(super) audit: Mutex<AuditAnswer>,
     pub(super) verdict: Mutex<AuditVerdict>,
@@ -101,6 +102,7 @@ impl FakeGate {
             lines: Mutex::default(),
             lost: Mutex::default(),
             holdings: Mutex::default(),
+            last_read: Mutex::default(),
             audit: Mutex::default(),
             verdict: Mutex::default(),
             audited: Mutex::default(),
@@ -185,6 +187,14 @@ impl FakeGate {
         let stamp = Stamp(self.clock.fetch_add(1_000_000_000, Ordering::Relaxed));
         let proposal = Proposal::new(mint(), stamp, command);
         apply(&mut self.state.lock().unwrap(), &proposal, &mut Vec::new())
+    }
+
+    fn prune(&self, command: Command) -> Result<Done, Refusal> {
+        match self.outcome(command) {
+            Outcome::Pruned(dropped) => Ok(Done::Pruned(dropped)),
+            Outcome::Rejected(rejection) => Err(rejection.into()),
+            Outcome::Done(_) => Ok(Done::Nothing),
+        }
     }
 
     pub(super) fn service(&self, id: &str) -> Arc<Service> {
@@ -370,13 +380,12 @@ impl Gate for FakeGate {
                 run(Command::NodeUpdate { id, version, spec })
             }
             Request::MaterialCreate { kind, spec, payload, uid } => {
-                let id = mint();
+                let (id, by) = (mint(), Author { node: mint(), uid });
                 self.payloads.lock().unwrap().push((id, payload.as_slice().to_vec()));
                 let size = payload.len() as u64;
                 let payload = Sealed { key: 1, nonce: [0; 12], bytes: vec![0; payload.len() + 16] };
-                let by = Author { node: mint(), uid };
-                self.run(Command::MaterialCreate { id, kind, spec, size, payload, by })
-                    .map(|_| Done::Material(id))
+                let create = Command::MaterialCreate { id, kind, spec, size, payload, by };
+                self.run(create).map(|_| Done::Material(id))
             }
             Request::MaterialAppend { .. } => {
                 self.asked.lock().unwrap().push(request);
@@ -394,11 +403,7 @@ impl Gate for FakeGate {
                 run(Command::MaterialUpdate { id, version, spec })
             }
             Request::MaterialPrune { kind, ids, keep } => {
-                match self.outcome(Command::MaterialPrune { kind, ids, keep }) {
-                    Outcome::Pruned(dropped) => Ok(Done::Pruned(dropped)),
-                    Outcome::Rejected(rejection) => Err(rejection.into()),
-                    Outcome::Done(_) => Ok(Done::Nothing),
-                }
+                self.prune(Command::MaterialPrune { kind, ids, keep })
             }
             Request::MaterialRemove { id } => run(Command::MaterialRemove { id }),
             Request::ServiceCreate { spec } => {
@@ -453,6 +458,11 @@ impl Gate for FakeGate {
     ) -> Later<'_, Result<Holdings, Refusal>> {
         let held = self.holdings.lock().unwrap().clone();
         Box::pin(async { Ok(held) })
+    }
+
+    fn last_read(&self, _: MaterialId) -> Later<'_, Result<Option<LastRead>, Refusal>> {
+        let last = *self.last_read.lock().unwrap();
+        Box::pin(async move { Ok(last) })
     }
 
     fn audit(&self, query: AuditQuery) -> Later<'_, Result<AuditAnswer, Refusal>> {

@@ -4,8 +4,11 @@ use skep_core::id::{ENTROPY_LEN, Id, MaterialId};
 use skep_core::model::node::NodeState;
 use skep_core::model::task::{Task, TaskState};
 
+use skep_core::time::Stamp;
+
 use super::fake::FakeGate;
 use super::*;
+use crate::audit::LastRead;
 use crate::gate::{Holder, Holdings};
 
 /// What a task holds of a secret.
@@ -84,6 +87,8 @@ async fn holders_are_shown_by_version_and_dockers_own_answers_stay() {
     let gate = FakeGate::manager();
     let (id, service) = granted(&gate).await;
     let tasks = [9, 10].map(|seed| gate.task(&service, seed, TaskState::Running));
+    let (at, node, task) = (Stamp(1), tasks[0].node.unwrap(), tasks[0].id);
+    *gate.last_read.lock().unwrap() = Some(LastRead { at, node, task, version: 1 });
     *gate.holdings.lock().unwrap() = Holdings {
         tasks: vec![holder(&tasks[0], id, &[1], true), holder(&tasks[1], id, &[1], false)],
         absent: Vec::new(),
@@ -97,6 +102,8 @@ async fn holders_are_shown_by_version_and_dockers_own_answers_stay() {
     assert_eq!((&version["Version"], &version["Key"]), (&1.into(), &1.into()));
     assert_eq!((&version["Tasks"], &version["Nodes"]), (&2.into(), &serde_json::json!(["vm"])));
     assert_eq!(told["Tasks"][1]["Reachable"], false);
+    let read = &told["LastRead"];
+    assert_eq!((&read["Version"], &read["Hostname"]), (&1.into(), &"vm".into()), "{told}");
     let refused = get(&gate, "/skep/v1/secrets/db/holders?wait_ms=600001").await;
     assert!(refused.status == 400 && refused.message().contains("at most 600000"), "{refused:?}");
     let refused = get(&gate, "/skep/v1/secrets/db/holders?wait_ms=soon").await;

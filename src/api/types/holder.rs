@@ -81,6 +81,18 @@ pub(in crate::api) struct HeldVersion {
     pub(in crate::api) tasks: usize,
 }
 
+/// When and where a secret or config was last read.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub(in crate::api) struct LastRead {
+    pub(in crate::api) at: String,
+    pub(in crate::api) version: u64,
+    pub(in crate::api) task: String,
+    #[serde(rename = "NodeID")]
+    pub(in crate::api) node: String,
+    pub(in crate::api) hostname: String,
+}
+
 /// Where a secret or config is readable now, and how it is kept.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
@@ -95,6 +107,8 @@ pub(in crate::api) struct Holders {
     /// The latest first.
     pub(in crate::api) versions: Vec<HeldVersion>,
     pub(in crate::api) tasks: Vec<Holder>,
+    /// As far as the audit is kept: it comes a second or two after a read.
+    pub(in crate::api) last_read: Option<LastRead>,
     /// See [`Revoked::absent_managers`].
     pub(in crate::api) absent_managers: Vec<String>,
 }

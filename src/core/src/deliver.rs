@@ -92,13 +92,13 @@ impl Shim {
         self.held.iter().map(|(id, version)| (*id, *version)).chain(coming).collect()
     }
 
-    /// Whether it said that it holds what the state wants of this secret or config, or that it
-    /// holds it no more if it is revoked.
+    /// Whether it said that it holds what the state wants of this secret or config; if that is
+    /// revoked, that it holds it no more, and nothing of it is on the way that was sent before.
     #[must_use]
     pub fn complies(&self, state: &State, task: &Task, id: &MaterialId) -> bool {
         let held = self.held.get(id);
         if assign::revoked(state, task).contains(id) {
-            return held.is_none();
+            return self.possible().iter().all(|(possible, _)| possible != id);
         }
         let wanted = assign::grants(state, task);
         let mut wanted = wanted.iter().filter(|grant| grant.material == *id);
@@ -244,6 +244,21 @@ mod tests {
         shim.answers([], 7);
         let of = world.state.task(&task).unwrap();
         assert!(shim.complies(&world.state, of, &b));
+    }
+
+    #[test]
+    fn what_is_on_its_way_when_it_is_revoked_is_not_gone() {
+        let (mut world, task, [a, _]) = world();
+        let mut shim = Shim::new([], 0);
+        assert!(send(&world, &mut shim).is_some());
+        world.done(Command::MaterialRevoke { id: a, service: None, task: None, by: author() });
+        assert_eq!(send(&world, &mut shim), Some((2, vec![], vec![a])));
+        let of = world.state.task(&task).unwrap();
+        assert!(!shim.complies(&world.state, of, &a), "it may be read until the answer comes");
+        shim.answers([(a, 1)], 1);
+        assert!(!shim.complies(&world.state, of, &a));
+        shim.answers([], 2);
+        assert!(shim.complies(&world.state, of, &a));
     }
 
     #[test]

@@ -2,11 +2,12 @@
 
 use skep_core::id::{MaterialId, NodeId};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use super::Manager;
 use crate::audit::{AuditAnswer, AuditQuery, Coverage, LastRead, Merge};
 use crate::gate::Refusal;
-use crate::limits::AUDIT_FOUND;
+use crate::limits::{AUDIT_FOUND, LAST_READ_WAIT};
 use crate::wire::audit::{Mark, Page, Portion};
 use crate::wire::control::{ControlAnswer, ControlRequest, Refused};
 
@@ -42,8 +43,9 @@ impl Manager {
         for (raft_id, _) in self.others() {
             let peers = std::sync::Arc::clone(&self.peers);
             asked.spawn(async move {
-                match peers.ask(raft_id, &ControlRequest::AuditLastRead(material)).await {
-                    Ok(ControlAnswer::AuditLastRead(found)) => found,
+                let request = ControlRequest::AuditLastRead(material);
+                match timeout(LAST_READ_WAIT, peers.ask(raft_id, &request)).await {
+                    Ok(Ok(ControlAnswer::AuditLastRead(found))) => found,
                     _ => None,
                 }
             });

@@ -24,6 +24,7 @@ use crate::manager::testing::manager;
 use crate::manager::{dispatch, mint};
 use crate::protected::Protected;
 use crate::seal::SealKeyPair;
+use crate::wire::control::ControlAnswer;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const NOW: Duration = Duration::ZERO;
@@ -249,6 +250,11 @@ async fn what_is_revoked_is_taken_back_at_once_and_comes_again_with_a_new_versio
     agent.hold(task, vec![(a, 1), (b, 1)], 1).await;
     let found = world.holdings(PATIENCE).await;
     assert!(found.tasks[0].complies && found.absent.is_empty(), "{found:?}");
+
+    // A manager that is behind cannot say that they do.
+    let late = world.manager.holdings_for(&world.secrets, u64::MAX, 0).await;
+    let ControlAnswer::Holdings(late) = late else { panic!("{late:?}") };
+    assert!(late.len() == 1 && !late[0].complies && late[0].held.len() == 2, "{late:?}");
 
     world.revoke(a).await;
     assert_eq!(agent.next().await, Sent::Revoked(2, vec![(a, 1)]));

@@ -4,7 +4,7 @@ use std::env;
 
 fn main() {
     let script = "src/discard.ld";
-    println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=src/build.rs");
     println!("cargo::rerun-if-changed={script}");
     // A position-independent binary moves nearly 40,000 pointers when it starts. In the packed form
     // they take a thirtieth of the place; glibc's start code reads it since 2.36.
