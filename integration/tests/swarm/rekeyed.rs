@@ -249,7 +249,8 @@ fn a_rotation_goes_on_when_the_leader_is_killed_in_the_midst() -> Result<()> {
         let begun = loop {
             let line = lines.next().context("the rotation ended before it was seen")??;
             let Some(rest) = line.strip_prefix("sealed anew: ") else { continue };
-            let done: usize = rest.split('/').next().context("no count")?.parse()?;
+            let count = rest.split('/').next().and_then(|text| text.split_whitespace().last());
+            let done: usize = count.context("no count")?.parse()?;
             if done > 0 {
                 break done;
             }
@@ -263,7 +264,7 @@ fn a_rotation_goes_on_when_the_leader_is_killed_in_the_midst() -> Result<()> {
         let mut errors = String::new();
         child.stderr.take().context("no errors")?.read_to_string(&mut errors)?;
         let status = child.wait()?;
-        ensure!(said.contains(&format!("sealed anew: {SECRETS}/{SECRETS} ")), "{said}{errors}");
+        ensure!(said.contains(&format!("{SECRETS}/{SECRETS} versions")), "{said}{errors}");
         let name = skep_integration::name_of(leader);
         ensure!(status.code() == Some(1), "{status}: {said}{errors}");
         ensure!(errors.contains(&format!("{name} (unreachable)")), "{errors}");

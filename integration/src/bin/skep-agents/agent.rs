@@ -1,6 +1,6 @@
 //! One agent: skep's own session, and made-up tasks.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use skep::clock::now;
@@ -10,7 +10,7 @@ use skep::node::session::{Seat, Uplink};
 use skep::wire::session::{FromAgent, Hello, ToAgent};
 use skep_core::assign::AssignmentDiff;
 use skep_core::command::TaskReport;
-use skep_core::id::{NodeId, TaskId};
+use skep_core::id::{MaterialId, NodeId, TaskId};
 use skep_core::model::task::{ContainerStatus, TaskState, TaskStatus};
 use tokio::sync::{mpsc, watch};
 
@@ -47,8 +47,15 @@ pub(crate) fn start(member: Member, number: usize, roll: Arc<Roll>) {
         stop,
         is_leaving: false,
     };
-    let player =
-        Player { node: welcome.node, number, tasks: BTreeSet::new(), news: news_tx, seat, roll };
+    let player = Player {
+        node: welcome.node,
+        number,
+        tasks: BTreeSet::new(),
+        held: BTreeMap::new(),
+        news: news_tx,
+        seat,
+        roll,
+    };
     tokio::spawn(async move {
         uplink.run().await;
         // Nobody tells it to stop: a session that ends for good is the swarm's doing.
@@ -61,6 +68,8 @@ struct Player {
     node: NodeId,
     number: usize,
     tasks: BTreeSet<TaskId>,
+    /// What the shims of its tasks would hold.
+    held: BTreeMap<TaskId, BTreeMap<MaterialId, u64>>,
     news: mpsc::Sender<FromAgent>,
     seat: Arc<Seat>,
     roll: Arc<Roll>,
@@ -69,10 +78,34 @@ struct Player {
 impl Player {
     async fn play(mut self, mut orders: mpsc::Receiver<ToAgent>) {
         while let Some(order) = orders.recv().await {
-            if let ToAgent::Assign(diff) = order {
-                self.assigned(diff).await;
+            match order {
+                ToAgent::Assign(diff) => self.assigned(diff).await,
+                ToAgent::Deliver { task, delivery } => {
+                    let items = delivery.items.iter().map(|item| (item.material, item.version));
+                    self.held.entry(task).or_default().extend(items);
+                    self.answer(task, delivery.sequence).await;
+                }
+                ToAgent::Revoke { task, sequence, materials } => {
+                    let held = self.held.entry(task).or_default();
+                    for (id, _) in materials {
+                        held.remove(&id);
+                    }
+                    self.answer(task, sequence).await;
+                }
+                ToAgent::Beat
+                | ToAgent::Directory(_)
+                | ToAgent::Role { .. }
+                | ToAgent::AuditStored { .. } => {}
             }
         }
+    }
+
+    /// Says for a task's shim, which there is not, what it holds.
+    async fn answer(&self, task: TaskId, sequence: u64) {
+        let held = self.held.get(&task).into_iter().flatten();
+        let held = held.map(|(id, version)| (*id, *version)).collect();
+        let held = FromAgent::Held { task, held, sequence, refused: None };
+        self.news.send(held).await.ok();
     }
 
     async fn assigned(&mut self, diff: AssignmentDiff) {
@@ -102,6 +135,7 @@ impl Player {
                 reports.push(self.report(id, state));
             }
         }
+        self.held.retain(|id, _| self.tasks.contains(id));
         if !reports.is_empty() {
             self.news.send(FromAgent::Reports(reports)).await.ok();
         }
