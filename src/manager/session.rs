@@ -201,12 +201,17 @@ impl Session<'_> {
     async fn hear(&mut self, batch: Vec<FromAgent>) -> bool {
         let mut concerned = BTreeSet::new();
         self.tell_heard();
+        // A sign of life may come before an agent that has just begun knows its shims.
+        let has_told = batch.iter().any(|news| *news != FromAgent::Beat);
         for news in batch {
             match news {
                 FromAgent::Reports(reports) => {
                     let (manager, node) = (self.manager, self.node);
                     manager.raft.view(|state| manager.dispatch.report(state, node, reports));
                 }
+                // Tasks that the state does not have here need nothing, and there may be many.
+                FromAgent::Shim { task, .. } | FromAgent::Held { task, .. }
+                    if !self.is_own(&task) => {}
                 FromAgent::Shim { task, key, held, sequence } => {
                     self.shims.speaks_up(task, key, held, sequence);
                     self.later.remove(&task);
@@ -230,9 +235,17 @@ impl Session<'_> {
                 FromAgent::Beat | FromAgent::Hello(_) | FromAgent::Leave => {}
             }
         }
-        self.shims.has_spoken();
+        if has_told {
+            self.shims.has_spoken();
+        }
         concerned.retain(|task| !self.later.contains(task));
         self.supply_all(concerned).await
+    }
+
+    /// Whether the state says that a task is on this node.
+    fn is_own(&self, id: &TaskId) -> bool {
+        let (raft, node) = (&self.manager.raft, self.node);
+        raft.view(|state| state.task(id).is_some_and(|task| task.node == Some(node)))
     }
 
     /// Hands an agent's audit to those who store it, as far as the state knows of no other node

@@ -73,6 +73,11 @@ impl Ledger {
         self.sequence = self.sequence.max(sequence);
     }
 
+    /// Whether no version up to this one is taken any more.
+    pub(super) fn is_barred(&self, material: &MaterialId, up_to: u64) -> bool {
+        self.barred.get(material).is_some_and(|barred| *barred >= up_to)
+    }
+
     /// From now on no version up to the one named is taken. True if one is held that has to go;
     /// it counts as held until [`Ledger::let_go`].
     pub(super) fn bar(&mut self, material: MaterialId, up_to: u64) -> bool {

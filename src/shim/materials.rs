@@ -262,11 +262,12 @@ impl Materials {
         let revoked = revoked.iter().filter(|(id, _)| is_granted(id));
         let (mut gone, mut kept) = (BTreeSet::new(), BTreeSet::new());
         for (id, up_to) in revoked {
+            let is_known = self.ledger.is_barred(id, *up_to);
             if self.ledger.bar(*id, *up_to) {
-                gone.insert(*id)
-            } else {
-                kept.insert(*id)
-            };
+                gone.insert(*id);
+            } else if !is_known {
+                kept.insert(*id);
+            }
         }
         if let Some(shown) = &self.shown {
             let targets = launch.files.iter().filter(|file| gone.contains(&file.material));

@@ -35,14 +35,23 @@ pub enum What {
     Revoke(Vec<(MaterialId, u64)>),
 }
 
-/// What an order leaves held: none for what it takes away.
-type Effect = Vec<(MaterialId, Option<u64>)>;
+/// What an order leaves a shim with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Effect {
+    /// It holds these versions.
+    Holds(Vec<(MaterialId, u64)>),
+    /// It holds none of these, and takes no version up to the one named.
+    Bars(Vec<(MaterialId, u64)>),
+}
 
 /// A task's shim as a session knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shim {
     /// Versions it said it holds.
     held: BTreeMap<MaterialId, u64>,
+    /// The last version of each that it said it takes no more: an order that an earlier session had
+    /// under way may come yet.
+    barred: BTreeMap<MaterialId, u64>,
     /// The last sequence it said, or that was sent to it.
     sequence: u64,
     /// Orders it has not answered yet, the oldest first.
@@ -57,14 +66,17 @@ impl Shim {
     #[must_use]
     pub fn new(held: impl IntoIterator<Item = (MaterialId, u64)>, sequence: u64) -> Self {
         let held = held.into_iter().collect();
-        Self { held, sequence, flying: VecDeque::new(), is_asking: true }
+        let (barred, flying) = (BTreeMap::new(), VecDeque::new());
+        Self { held, barred, sequence, flying, is_asking: true }
     }
 
     /// The shim spoke up anew, or refused an order: what was under way to it is lost, or comes all
     /// the same. No number of this session is used again.
     pub fn speaks_up(&mut self, held: impl IntoIterator<Item = (MaterialId, u64)>, sequence: u64) {
         let last = self.sequence;
-        *self = Self::new(held, sequence.max(last));
+        // What it once lets go of for good stays so.
+        let barred = core::mem::take(&mut self.barred);
+        *self = Self { barred, ..Self::new(held, sequence.max(last)) };
     }
 
     /// The shim answered an order that it took, or passed over because a later one was there, with
@@ -72,8 +84,13 @@ impl Shim {
     pub fn answers(&mut self, held: impl IntoIterator<Item = (MaterialId, u64)>, sequence: u64) {
         self.held = held.into_iter().collect();
         self.sequence = self.sequence.max(sequence);
-        while self.flying.front().is_some_and(|(sent, _)| *sent <= sequence) {
-            self.flying.pop_front();
+        while let Some((_, effect)) = self.flying.pop_front_if(|(sent, _)| *sent <= sequence) {
+            if let Effect::Bars(all) = effect {
+                for (id, up_to) in all {
+                    let barred = self.barred.entry(id).or_default();
+                    *barred = up_to.max(*barred);
+                }
+            }
         }
     }
 
@@ -87,18 +104,22 @@ impl Shim {
     /// that is not heard of any more.
     #[must_use]
     pub fn possible(&self) -> BTreeSet<(MaterialId, u64)> {
-        let flying = self.flying.iter().flat_map(|(_, effect)| effect);
-        let coming = flying.filter_map(|(id, version)| version.map(|version| (*id, version)));
-        self.held.iter().map(|(id, version)| (*id, *version)).chain(coming).collect()
+        let coming = self.flying.iter().flat_map(|(_, effect)| match effect {
+            Effect::Holds(all) => all.as_slice(),
+            Effect::Bars(_) => &[],
+        });
+        self.held.iter().map(|(id, version)| (*id, *version)).chain(coming.copied()).collect()
     }
 
     /// Whether it said that it holds what the state wants of this secret or config; if that is
-    /// revoked, that it holds it no more, and nothing of it is on the way that was sent before.
+    /// revoked, that it holds it no more and takes it from nobody.
     #[must_use]
     pub fn complies(&self, state: &State, task: &Task, id: &MaterialId) -> bool {
         let held = self.held.get(id);
-        if assign::revoked(state, task).contains(id) {
-            return self.possible().iter().all(|(possible, _)| possible != id);
+        let revoked = assign::revoked_up_to(state, task);
+        if let Some((_, up_to)) = revoked.iter().find(|(revoked, _)| revoked == id) {
+            let is_barred = self.barred.get(id).is_some_and(|barred| barred >= up_to);
+            return is_barred && self.possible().iter().all(|(possible, _)| possible != id);
         }
         let wanted = assign::grants(state, task);
         let mut wanted = wanted.iter().filter(|grant| grant.material == *id);
@@ -114,16 +135,22 @@ impl Shim {
             return None;
         }
         let expected = self.expected();
-        let sequence = self.sequence + 1;
+        // Nothing comes after the last number, which only a node makes up that means no good.
+        let sequence = self.sequence.checked_add(1)?;
         // A task that is to end may still read; it gets nothing new, but what is revoked goes. That
         // is asked of what the shim holds: where a later version may be read already, open files
         // would go on showing the one before.
-        let revoked: Vec<(MaterialId, u64)> = expected
+        let mut revoked: BTreeMap<MaterialId, u64> = expected
             .iter()
             .filter_map(|(id, held)| Some((*id, state.material(id)?.revoked_up_to(task, *held)?)))
             .collect();
+        // What it does not hold may be on the way to it from a session before this one.
+        let barred = self.expected_bars();
+        let open =
+            |(id, up_to): &(MaterialId, u64)| barred.get(id).is_none_or(|barred| barred < up_to);
+        revoked.extend(assign::revoked_up_to(state, task).into_iter().filter(open));
         if !revoked.is_empty() {
-            return Some(Order { sequence, what: What::Revoke(revoked) });
+            return Some(Order { sequence, what: What::Revoke(revoked.into_iter().collect()) });
         }
         let mut missing: BTreeMap<MaterialId, AssignedGrant> = BTreeMap::new();
         for grant in assign::grants(state, task) {
@@ -140,23 +167,39 @@ impl Shim {
     pub fn sent(&mut self, order: &Order) {
         let effect = match &order.what {
             What::Deliver(grants) => {
-                grants.iter().map(|grant| (grant.material, Some(grant.version))).collect()
+                self.is_asking = false;
+                let all = grants.iter().map(|grant| (grant.material, grant.version));
+                Effect::Holds(all.collect())
             }
-            What::Revoke(all) => all.iter().map(|(id, _)| (*id, None)).collect(),
+            What::Revoke(all) => Effect::Bars(all.clone()),
         };
         self.sequence = self.sequence.max(order.sequence);
         self.flying.push_back((order.sequence, effect));
-        self.is_asking = false;
     }
 
     /// What it holds once everything that is under way has arrived.
     fn expected(&self) -> BTreeMap<MaterialId, u64> {
         let mut expected = self.held.clone();
-        for (id, version) in self.flying.iter().flat_map(|(_, effect)| effect) {
-            match version {
-                Some(version) => expected.insert(*id, *version),
-                None => expected.remove(id),
-            };
+        for (_, effect) in &self.flying {
+            match effect {
+                Effect::Holds(all) => expected.extend(all.iter().copied()),
+                Effect::Bars(all) => all.iter().for_each(|(id, _)| {
+                    expected.remove(id);
+                }),
+            }
+        }
+        expected
+    }
+
+    /// What it takes no more once everything that is under way has arrived.
+    fn expected_bars(&self) -> BTreeMap<MaterialId, u64> {
+        let mut expected = self.barred.clone();
+        for (_, effect) in &self.flying {
+            let Effect::Bars(all) = effect else { continue };
+            for (id, up_to) in all {
+                let barred = expected.entry(*id).or_default();
+                *barred = (*up_to).max(*barred);
+            }
         }
         expected
     }
@@ -286,9 +329,11 @@ mod tests {
             world.done(Command::MaterialRevoke { id, service: None, task: None, by: author() });
         }
         let mut shim = Shim::new([], 0);
-        assert_eq!(send(&world, &mut shim), Some((1, vec![], vec![])));
+        // Neither is held, but an earlier session may have sent them.
+        assert_eq!(send(&world, &mut shim), Some((1, vec![], vec![a, b])));
+        assert_eq!(send(&world, &mut shim), Some((2, vec![], vec![])));
         assert_eq!(send(&world, &mut shim), None);
-        shim.answers([], 1);
+        shim.answers([], 2);
         assert_eq!(send(&world, &mut shim), None);
         let versions = 2..2 + limits::ORDERS as u64;
         for number in versions.clone() {
@@ -297,7 +342,27 @@ mod tests {
         }
         world.done(append(a, versions.end, sealed(1, 4)));
         assert_eq!(send(&world, &mut shim), None, "too many are under way");
-        shim.answers([(a, 2)], 2);
+        shim.answers([(a, 2)], 3);
         assert_eq!(send(&world, &mut shim).unwrap().1, [versions.end]);
+    }
+    #[test]
+    fn what_an_earlier_session_sent_is_not_gone_before_the_shim_says_so() {
+        let (mut world, task, [a, _]) = world();
+        world.done(Command::MaterialRevoke { id: a, service: None, task: None, by: author() });
+        // It was sent version 1 by a session that is over, and has not got it yet.
+        let mut shim = Shim::new([], 0);
+        let complies =
+            |shim: &Shim| shim.complies(&world.state, world.state.task(&task).unwrap(), &a);
+        assert!(!complies(&shim));
+        assert_eq!(send(&world, &mut shim), Some((1, vec![], vec![a])));
+        assert!(!complies(&shim));
+        shim.answers([], 1);
+        assert!(complies(&shim));
+        // It need not be told again, whatever it refuses later.
+        shim.speaks_up([], 1);
+        assert!(complies(&shim));
+        assert_eq!(send(&world, &mut shim), Some((2, vec![1], vec![])), "only what is granted");
+        shim.answers([], u64::MAX);
+        assert_eq!(send(&world, &mut shim), None, "no number is left");
     }
 }

@@ -89,6 +89,15 @@ impl Writer<'_> {
                 services,
             });
         }
+        // A task that cannot be reached may hold it yet, and is told to let go of it once it can be.
+        if !material.revoked.is_empty() && self.state.services_holding(id).next().is_some() {
+            return Err(Rejection::Precondition(format!(
+                "{} {} is revoked from tasks that have not ended: remove it once they have, or \
+                 remove their services first",
+                material.kind.kind().word(),
+                material.spec.name
+            )));
+        }
         self.state.remove_material(id);
         self.arm_purge();
         self.changes.push(Change::Material(*id));
