@@ -95,7 +95,11 @@ fn server_version(text: &mut String, server: &Value) {
 fn info(call: &Call) -> Result<u8, CliError> {
     let mut client = call.client()?;
     let mut info = client.get_json(&Target::new(&["info"]))?;
-    let own = client.get_json(&Target::new(&["skep", "v1", "info"]))?;
+    let own = match client.get_json(&Target::new(&["skep", "v1", "info"])) {
+        // A daemon that knows nothing of it.
+        Err(CliError::Daemon { status: 404, .. }) => Value::Null,
+        own => own?,
+    };
     if let Some(info) = info.as_object_mut() {
         info.insert("Skep".to_owned(), own);
     }
