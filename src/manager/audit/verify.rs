@@ -28,12 +28,7 @@ impl Manager {
         });
         let mut coverage = gathered.await;
         let is_cut = found.len() >= AUDIT_VERIFY_TASKS;
-        let anchored = self.anchored_tasks(query);
-        let missing: Vec<_> = anchored
-            .into_iter()
-            .filter(|(task, _)| found.range((*task, None)..).next().is_none_or(|it| it.0 != *task))
-            .collect();
-        found.extend(missing);
+        add_anchored(&mut found, self.anchored_tasks(query));
         let all: Vec<Checked> = found.into_iter().collect();
         let mut tasks = Vec::with_capacity(all.len());
         for some in all.chunks(AUDIT_VERIFY_BATCH) {
@@ -109,6 +104,12 @@ impl Manager {
     }
 }
 
+/// Adds what managers remember and have no record of. What one node sent of a task says nothing of
+/// another one's records.
+fn add_anchored(found: &mut BTreeSet<Checked>, anchored: Vec<Checked>) {
+    found.extend(anchored);
+}
+
 fn judge(
     (task, node): Checked,
     copies: Copies,
@@ -125,4 +126,18 @@ fn judge(
         findings = findings.into_iter().map(Finding::after_drop).collect();
     }
     TaskVerdict { task, node, records, last, anchored, is_cut, findings }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::testing::id;
+
+    #[test]
+    fn records_of_one_node_do_not_hide_that_another_ones_are_gone() {
+        let (task, mine, other) = (id(1), Some(id(11)), Some(id(12)));
+        let mut found = BTreeSet::from([(task, other)]);
+        add_anchored(&mut found, vec![(task, mine)]);
+        assert_eq!(Vec::from_iter(found), [(task, mine), (task, other)]);
+    }
 }
