@@ -7,7 +7,7 @@ use skep_core::state::Anchored;
 use skep_core::time::Stamp;
 
 use super::Manager;
-use crate::audit::{AuditQuery, AuditVerdict, Copies, Coverage, Finding, TaskVerdict, verify};
+use crate::audit::{AuditQuery, AuditVerdict, Copies, Coverage, Dropped, TaskVerdict, verify};
 use crate::gate::Refusal;
 use crate::limits::{AUDIT_VERIFY_BATCH, AUDIT_VERIFY_BYTES, AUDIT_VERIFY_TASKS};
 
@@ -95,12 +95,21 @@ impl Manager {
         if is_cut && is_bounded {
             return None;
         }
-        let has_dropped = coverage.horizon > Stamp(0);
+        let horizon = coverage.horizon;
         let verdicts = copies.into_iter().map(|((task, node), copies)| {
             let anchors = self.anchors_of(&task, node);
-            judge((task, node), copies, &anchors, (is_cut, has_dropped))
+            judge((task, node), copies, &anchors, is_cut, &self.dropped((&task, node), horizon))
         });
         Some(verdicts.collect())
+    }
+
+    /// What managers may have dropped of a task, of what this node sent.
+    fn dropped(&self, (task, node): (&TaskId, Option<NodeId>), horizon: Stamp) -> Dropped {
+        self.raft.view(|state| {
+            let anchor = state.anchor(task).filter(|anchor| node == Some(anchor.node));
+            let created = state.task(task).map(|task| task.meta.created);
+            Dropped { horizon, created, anchored: anchor.map(|anchor| anchor.at) }
+        })
     }
 }
 
@@ -114,7 +123,8 @@ fn judge(
     (task, node): Checked,
     copies: Copies,
     anchors: &[crate::audit::Anchor],
-    (is_cut, has_dropped): (bool, bool),
+    is_cut: bool,
+    dropped: &Dropped,
 ) -> TaskVerdict {
     let anchored = anchors.iter().map(|anchor| anchor.sequence).max().unwrap_or(0);
     let (records, last) = (copies.len(), copies.last());
@@ -122,9 +132,7 @@ fn judge(
     let anchors = if is_cut { &[] } else { anchors };
     let (bodies, mut findings) = copies.settle(anchors);
     findings.extend(verify(&task, &bodies, anchors));
-    if has_dropped {
-        findings = findings.into_iter().map(Finding::after_drop).collect();
-    }
+    findings = findings.into_iter().map(|finding| finding.after_drop(dropped)).collect();
     TaskVerdict { task, node, records, last, anchored, is_cut, findings }
 }
 
