@@ -129,9 +129,10 @@ fn judge(
     let anchored = anchors.iter().map(|anchor| anchor.sequence).max().unwrap_or(0);
     let (records, last) = (copies.len(), copies.last());
     // What is missing at the end was not looked for.
-    let anchors = if is_cut { &[] } else { anchors };
-    let (bodies, mut findings) = copies.settle(anchors);
-    findings.extend(verify(&task, &bodies, anchors));
+    let reached = anchors.iter().filter(|anchor| !is_cut || anchor.sequence <= last);
+    let anchors: Vec<_> = reached.cloned().collect();
+    let (bodies, mut findings) = copies.settle(&anchors);
+    findings.extend(verify(&task, &bodies, &anchors));
     findings = findings.into_iter().map(|finding| finding.after_drop(dropped)).collect();
     TaskVerdict { task, node, records, last, anchored, is_cut, findings }
 }
@@ -139,7 +140,8 @@ fn judge(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::audit::testing::id;
+    use crate::audit::testing::{chain, id};
+    use crate::audit::{Anchor, Finding};
 
     #[test]
     fn records_of_one_node_do_not_hide_that_another_ones_are_gone() {
@@ -147,5 +149,24 @@ mod tests {
         let mut found = BTreeSet::from([(task, other)]);
         add_anchored(&mut found, vec![(task, mine)]);
         assert_eq!(Vec::from_iter(found), [(task, mine), (task, other)]);
+    }
+
+    #[test]
+    fn what_was_not_checked_to_its_end_is_not_called_intact() {
+        let (task, node) = (id(1), Some(id(11)));
+        let dropped = Dropped { horizon: Stamp(0), created: None, anchored: None };
+        let judged = |sequence, is_cut| {
+            let mut copies = Copies::default();
+            copies.add(id(11), chain(&task, id(2), 3));
+            let anchors = [Anchor { sequence, hash: [0; 32] }];
+            judge((task, node), copies, &anchors, is_cut, &dropped)
+        };
+        let cut = judged(4, true);
+        assert_eq!((cut.findings.as_slice(), cut.is_intact()), ([].as_slice(), false));
+        // As far as it was checked, anchors count.
+        let known = [Finding::NotAnchored { sequence: 2 }];
+        assert_eq!(judged(2, true).findings, known);
+        assert_eq!(judged(2, false).findings, known);
+        assert_eq!(judged(4, false).findings, [Finding::MissingTail { last: 3, anchored: 4 }]);
     }
 }
