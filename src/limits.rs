@@ -273,6 +273,9 @@ pub const AUDIT_QUESTION_WAIT: Duration = Duration::from_secs(30);
 pub const AUDIT_FOLLOW_ANSWER: Duration = Duration::from_secs(1);
 /// Those who follow the audit at one manager.
 pub const AUDIT_FOLLOWERS: usize = 64;
+/// How much later than the last record that managers dropped an anchor of it, or the creation of
+/// its task, may have been set: anchors come behind, and clocks differ.
+pub const AUDIT_SLACK: Duration = Duration::from_secs(10 * 60);
 /// Time between two comparisons of what a manager keeps with what the others do.
 pub const AUDIT_COMPARE: Duration = Duration::from_secs(30);
 /// Pieces that a manager tells of in one answer when another compares.

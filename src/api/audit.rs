@@ -87,7 +87,8 @@ async fn answer(call: &Call, about: About<'_>) -> Outcome {
         known(!verdict.tasks.is_empty())?;
         let keys = verdict.tasks.iter().map(|it| (it.node, it.task));
         let names = Names::of(&**gate, keys.collect()).await;
-        return Ok(send(call, stream::iter(lines::verdicts(verdict, &names))));
+        let lines = lines::verdicts(verdict, &names).into_iter();
+        return Ok(send(call, turn, lines, stream::empty()));
     }
     // Begun first: what is stored meanwhile is in both, and shown once.
     let followed = match asked.follows {
@@ -102,13 +103,18 @@ async fn answer(call: &Call, about: About<'_>) -> Outcome {
         Some(_) => found.entries.iter().map(key).collect(),
         None => HashSet::new(),
     };
-    let past = stream::iter(lines::entries(found, asked.limit, names).inspect(move |_| {
-        // Held as long as these lines are.
+    let past = lines::entries(found, asked.limit, names);
+    let next = followed.map(|followed| follow(Arc::clone(gate), followed, shown));
+    Ok(send(call, turn, past, stream::iter(next).flatten()))
+}
+
+/// The same lines; the turn is held as long as they are.
+fn held<T: Send>(
+    lines: impl Iterator<Item = Bytes> + Send,
+    turn: T,
+) -> impl Iterator<Item = Bytes> + Send {
+    lines.inspect(move |_| {
         let _ = &turn;
-    }));
-    Ok(match followed {
-        None => send(call, past),
-        Some(followed) => send(call, past.chain(follow(Arc::clone(gate), followed, shown))),
     })
 }
 
@@ -139,9 +145,16 @@ fn follow(
     })
 }
 
-/// The stream, which also ends when the client has gone: one that waits for what does not come
-/// would otherwise never be noticed to have left.
-fn send(call: &Call, lines: impl Stream<Item = Bytes> + Send + 'static) -> reply::Reply {
+/// The lines that there are, for which a turn is held, and those still to come. The stream also
+/// ends when the client has gone: one that waits for what does not come would otherwise never be
+/// noticed to have left.
+fn send(
+    call: &Call,
+    turn: SemaphorePermit<'static>,
+    past: impl Iterator<Item = Bytes> + Send + 'static,
+    next: impl Stream<Item = Bytes> + Send + 'static,
+) -> reply::Reply {
+    let lines = stream::iter(held(past, turn)).chain(next);
     let peer = Arc::clone(&call.peer);
     let gone = Box::pin(async move { peer.gone().await });
     let content = HeaderValue::from_static("application/json");
@@ -220,5 +233,20 @@ fn tasks(state: &State, word: &str) -> Result<Vec<TaskId>, ApiError> {
             ),
         )),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_turn_is_held_until_the_lines_are_gone() {
+        let turn = Arc::new(());
+        let mut lines = held([Bytes::new(), Bytes::new()].into_iter(), Arc::clone(&turn));
+        assert!(lines.next().is_some());
+        assert_eq!(Arc::strong_count(&turn), 2);
+        drop(lines);
+        assert_eq!(Arc::strong_count(&turn), 1);
     }
 }

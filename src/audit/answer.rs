@@ -76,10 +76,10 @@ pub struct TaskVerdict {
 }
 
 impl TaskVerdict {
-    /// Whether nothing is wrong. What was dropped for its age is not.
+    /// Whether all was checked and nothing is wrong. What was dropped for its age is not.
     #[must_use]
     pub fn is_intact(&self) -> bool {
-        self.findings.iter().all(Finding::is_explained)
+        !self.is_cut && self.findings.iter().all(Finding::is_explained)
     }
 
     /// The last record up to which nothing is wrong with the chain. A changed copy takes nothing

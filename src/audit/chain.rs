@@ -5,8 +5,10 @@ use std::fmt;
 use minicbor::bytes::ByteVec;
 use sha2::{Digest, Sha256};
 use skep_core::id::{NodeId, TaskId, hex};
+use skep_core::time::{Span, Stamp};
 
 use super::record::{Head, Record, What};
+use crate::limits::AUDIT_SLACK;
 
 /// A place in a task's chain that the managers remember: no record up to there can be changed
 /// later without a trace, whoever keeps the records.
@@ -162,12 +164,43 @@ impl Finding {
 
     /// The same where managers have dropped what is old.
     #[must_use]
-    pub fn after_drop(self) -> Self {
+    pub fn after_drop(self, dropped: &Dropped) -> Self {
         match self {
-            Self::Nothing { anchored, .. } => Self::Nothing { anchored, is_dropped: true },
-            Self::LateStart { first, .. } => Self::LateStart { first, is_dropped: true },
+            Self::Nothing { anchored, .. } => {
+                Self::Nothing { anchored, is_dropped: dropped.has_all() }
+            }
+            Self::LateStart { first, .. } => {
+                Self::LateStart { first, is_dropped: dropped.has_first() }
+            }
             other => other,
         }
+    }
+}
+
+/// What managers may have dropped of a task, as old.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Dropped {
+    /// Some managers have dropped what was written before this; zero if none has.
+    pub horizon: Stamp,
+    /// When the task was made; none if the state knows it no more.
+    pub created: Option<Stamp>,
+    /// When managers agreed last how far it had come; none if they never did.
+    pub anchored: Option<Stamp>,
+}
+
+impl Dropped {
+    fn covers(&self, at: Stamp) -> bool {
+        self.horizon > Stamp(0) && at <= self.horizon + Span::from_secs(AUDIT_SLACK.as_secs())
+    }
+
+    /// Whether it may be the first records: none that is younger than all that was dropped.
+    fn has_first(&self) -> bool {
+        self.created.map_or(self.horizon > Stamp(0), |created| self.covers(created))
+    }
+
+    /// Whether it may be all, the last one that was anchored included.
+    fn has_all(&self) -> bool {
+        self.anchored.is_some_and(|at| self.covers(at))
     }
 }
 

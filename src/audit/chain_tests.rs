@@ -77,6 +77,31 @@ fn a_gap_that_the_node_told_of_is_said_to_be_one() {
     assert_eq!(verify(&task(), &kept, &[]), [gap(false)]);
 }
 
+/// Once a swarm has dropped anything, that must not excuse that younger records are gone.
+#[test]
+fn a_drop_explains_only_what_was_written_before_it() {
+    let slack = Span::from_secs(AUDIT_SLACK.as_secs());
+    let horizon = Stamp(90_000_000_000_000);
+    let any = Dropped { horizon, created: None, anchored: None };
+    let nothing = Finding::Nothing { anchored: 5, is_dropped: false };
+    let late = Finding::LateStart { first: 3, is_dropped: false };
+    let explains = |finding: &Finding, dropped| finding.clone().after_drop(&dropped).is_explained();
+    for (at, is_explained) in
+        [(Stamp(1), true), (horizon + slack, true), (horizon + slack + Span(1), false)]
+    {
+        assert_eq!(explains(&nothing, Dropped { anchored: Some(at), ..any }), is_explained);
+        assert_eq!(explains(&late, Dropped { created: Some(at), ..any }), is_explained);
+    }
+    // Of a task that is forgotten, only its anchor tells anything.
+    assert!(explains(&late, any) && !explains(&nothing, any));
+    let none = Dropped { horizon: Stamp(0), created: None, anchored: Some(Stamp(1)) };
+    assert!(!explains(&late, none) && !explains(&nothing, none));
+    let young = Dropped { created: Some(Stamp(1)), ..none };
+    assert!(!explains(&late, young));
+    let gap = Finding::Gap { after: 1, before: 3, is_told: false };
+    assert!(!explains(&gap, any));
+}
+
 #[test]
 fn nothing_follows_the_end() {
     let mut bodies = bodies();

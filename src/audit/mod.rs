@@ -16,7 +16,7 @@ mod record;
 pub(crate) mod testing;
 
 pub use answer::{AuditAnswer, AuditGap, AuditVerdict, Coverage, LastRead, TaskVerdict};
-pub use chain::{Anchor, Finding, hash, origin, verify};
+pub use chain::{Anchor, Dropped, Finding, hash, origin, verify};
 pub use copies::Copies;
 pub use frame::{Next, next, put};
 pub use query::{AuditQuery, Entry, Merge};

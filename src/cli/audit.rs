@@ -19,6 +19,11 @@ use super::{human, json};
 /// Bytes of one line of the answer.
 const LINE_BYTES: usize = 4 << 20;
 
+/// Exit code if something is missing or changed.
+const WRONG: u8 = 1;
+/// Exit code if nothing was found wrong, but not all could be checked.
+const UNCHECKED: u8 = 2;
+
 const FLAGS: &[Flag] = &[
     Flag::switch("follow", "Go on with what is read from now on").short('f'),
     LIST_FORMAT,
@@ -37,7 +42,7 @@ const FLAGS: &[Flag] = &[
     ),
     Flag::switch(
         "verify",
-        "Check that no record is missing or changed; the exit code is 1 if one is",
+        "Check that no record is missing or changed; the exit code is 1 if one is, else 2 if not all could be checked",
     ),
 ];
 
@@ -166,10 +171,12 @@ impl Lines {
 struct Shown<'a> {
     format: Option<&'a str>,
     follows: bool,
+    verifies: bool,
     layout: &'static Layout,
     rows: Vec<Row>,
     widths: Widths,
     has_findings: bool,
+    has_unchecked: bool,
 }
 
 /// The widest cell of each field so far, so that what follows stands below it.
@@ -197,7 +204,8 @@ impl<'a> Shown<'a> {
         let layout = if verifies { &VERDICT_LAYOUT } else { &LAYOUT };
         let format = format.filter(|format| !format.is_empty());
         let (rows, widths) = (Vec::new(), Widths::default());
-        Self { format, follows, layout, rows, widths, has_findings: false }
+        let (has_findings, has_unchecked) = (false, false);
+        Self { format, follows, verifies, layout, rows, widths, has_findings, has_unchecked }
     }
 
     fn take(&mut self, line: &[u8]) -> Result<(), CliError> {
@@ -205,11 +213,14 @@ impl<'a> Shown<'a> {
         let object: Value = serde_json::from_str(&line)
             .map_err(|why| CliError::plain(format!("cannot read the daemon's answer: {why}")))?;
         if json::at(&object, &["Notice"]).is_some() {
+            let word = json::text(&object, &["Notice"]);
+            self.has_unchecked |= self.verifies && matches!(word, "cut" | "absent" | "damaged");
             warn(&format!("skep: {}", json::text(&object, &["Message"])));
             return Ok(());
         }
         if json::at(&object, &["Findings"]).is_some() {
-            self.has_findings |= !json::flag(&object, &["Intact"]);
+            self.has_findings |= is_wrong(&object);
+            self.has_unchecked |= json::flag(&object, &["Cut"]);
             return self.show(verdict_row(&object), &line);
         }
         self.show(audit_row(&object), &line)
@@ -250,7 +261,15 @@ impl<'a> Shown<'a> {
         if !self.follows && self.format != Some("json") {
             out(&list(self.format, false, self.layout, &self.rows)?)?;
         }
-        Ok(u8::from(self.has_findings))
+        Ok(self.code())
+    }
+
+    fn code(&self) -> u8 {
+        match (self.has_findings, self.has_unchecked) {
+            (true, _) => WRONG,
+            (false, true) => UNCHECKED,
+            (false, false) => 0,
+        }
     }
 }
 
@@ -343,6 +362,11 @@ fn verdict_row(object: &Value) -> Row {
     ])
 }
 
+/// Whether a verdict found anything that age does not explain.
+fn is_wrong(object: &Value) -> bool {
+    json::list(object, &["Findings"]).iter().any(|finding| !json::flag(finding, &["Explained"]))
+}
+
 /// What was found, in words.
 fn verdict(object: &Value) -> String {
     let number = |name: &str| json::number(object, &[name]);
@@ -366,7 +390,11 @@ fn verdict(object: &Value) -> String {
     if json::flag(object, &["Cut"]) {
         parts.push("too long to check all of it".to_owned());
     }
-    let head = if json::flag(object, &["Intact"]) { "" } else { "NOT INTACT: " };
+    let head = match (is_wrong(object), json::flag(object, &["Cut"])) {
+        (true, _) => "NOT INTACT: ",
+        (false, true) => "NOT VERIFIED: ",
+        (false, false) => "",
+    };
     format!("{head}{}", parts.join("; "))
 }
 
@@ -442,12 +470,36 @@ TIME                   NODE      TASK           NAME      VERSION   UID       EX
         let run = |object: Value| {
             let mut shown = Shown::new(Some("{{.TaskID}}"), false, true);
             shown.take(object.to_string().as_bytes()).unwrap();
-            (shown.has_findings, shown.rows.len())
+            (shown.code(), shown.rows.len())
         };
-        assert_eq!(run(json!({"TaskID": "t", "Intact": true, "Findings": []})), (false, 1));
-        assert_eq!(run(json!({"TaskID": "t", "Intact": false, "Findings": [{}]})), (true, 1));
+        let verdict = |is_cut: bool, findings: Value| json!({"TaskID": "t", "Intact": false, "Cut": is_cut, "Findings": findings});
+        assert_eq!(run(verdict(false, json!([]))), (0, 1));
+        assert_eq!(run(verdict(false, json!([{"Explained": true}]))), (0, 1));
+        assert_eq!(run(verdict(false, json!([{"Explained": false}]))), (WRONG, 1));
+        // What was not checked is not called right.
+        assert_eq!(run(verdict(true, json!([]))), (UNCHECKED, 1));
+        assert_eq!(run(verdict(true, json!([{"Explained": false}]))), (WRONG, 1));
         // A notice is no row.
-        assert_eq!(run(json!({"Notice": "absent", "Message": "x"})), (false, 0));
+        for word in ["absent", "damaged", "cut"] {
+            assert_eq!(run(json!({"Notice": word, "Message": "x"})), (UNCHECKED, 0));
+        }
+        assert_eq!(run(json!({"Notice": "dropped", "Message": "x"})), (0, 0));
+    }
+
+    #[test]
+    fn a_notice_about_what_is_only_shown_is_no_failure() {
+        let mut shown = Shown::new(None, false, false);
+        shown.take(json!({"Notice": "cut", "Message": "x"}).to_string().as_bytes()).unwrap();
+        assert_eq!(shown.code(), 0);
+    }
+
+    #[test]
+    fn what_was_not_checked_to_its_end_is_said_to_be_so() {
+        let cut = json!({
+            "Intact": false, "Cut": true, "IntactTo": 3, "AnchoredTo": 3, "Findings": [],
+        });
+        let text = verdict(&cut);
+        assert!(text.starts_with("NOT VERIFIED: intact up to record 3"), "{text}");
     }
 
     #[test]

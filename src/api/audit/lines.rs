@@ -11,8 +11,8 @@ use skep_core::time::Stamp;
 use super::super::time::rfc3339;
 use super::super::types::audit as wire;
 use crate::audit::{
-    AuditAnswer, AuditGap, AuditVerdict, Coverage, Entry, Event, Finding, Lost, Row, TaskVerdict,
-    What,
+    AuditAnswer, AuditGap, AuditVerdict, Coverage, Entry, Event, Finding, Lost, Record, Row,
+    TaskVerdict, What,
 };
 use crate::gate::{Gate, look};
 
@@ -87,27 +87,49 @@ fn line<T: Serialize>(value: &T) -> Bytes {
     bytes.into()
 }
 
-/// The lines of one record, by time.
-pub(super) fn entry(entry: &Entry, names: &Names) -> Vec<Bytes> {
+/// One line of a record.
+#[derive(Debug, Clone, Copy)]
+enum Part {
+    Row(usize),
+    Event(usize),
+    Lost,
+}
+
+/// What of a record becomes a line each, with its time.
+fn parts(record: &Record) -> impl Iterator<Item = (Stamp, Part)> {
+    let rows = record.rows.iter().enumerate().map(|(at, row)| (row.last, Part::Row(at)));
+    let events = record.events.iter().enumerate();
+    let events = events.map(|(at, event)| (event.at, Part::Event(at)));
+    let lost = (record.lost != Lost::default()).then_some((record.at, Part::Lost));
+    rows.chain(events).chain(lost)
+}
+
+fn of_part(entry: &Entry, part: Part, names: &Names) -> Option<Bytes> {
     let record = &entry.record;
     let Named { hostname, task, service, service_name } = names.get((Some(entry.node), entry.task));
-    let base = || wire::Line {
+    let base = wire::Line {
         node: entry.node.to_string(),
-        hostname: hostname.clone(),
+        hostname,
         task: entry.task.to_string(),
-        task_name: task.clone(),
-        service: service.clone(),
-        service_name: service_name.clone(),
+        task_name: task,
+        service,
+        service_name,
         record: record.sequence,
         ..wire::Line::default()
     };
-    let rows = record.rows.iter().map(|row| (row.last, of_row(row, base())));
-    let events = record.events.iter().map(|event| (event.at, of_event(event, base())));
-    let lost = (record.lost != Lost::default())
-        .then(|| (record.at, of_lost(&record.lost, record.at, base())));
-    let mut lines: Vec<(Stamp, wire::Line)> = rows.chain(events).chain(lost).collect();
-    lines.sort_by_key(|(at, _)| *at);
-    lines.iter().map(|(_, one)| line(one)).collect()
+    let found = match part {
+        Part::Row(at) => of_row(record.rows.get(at)?, base),
+        Part::Event(at) => of_event(record.events.get(at)?, base),
+        Part::Lost => of_lost(&record.lost, record.at, base),
+    };
+    Some(line(&found))
+}
+
+/// The lines of one record, by time.
+pub(super) fn entry(entry: &Entry, names: &Names) -> Vec<Bytes> {
+    let mut all: Vec<_> = parts(&entry.record).collect();
+    all.sort_by_key(|(time, _)| *time);
+    all.into_iter().filter_map(|(_, part)| of_part(entry, part, names)).collect()
 }
 
 fn of_row(row: &Row, base: wire::Line) -> wire::Line {
@@ -189,20 +211,22 @@ fn of_lost(lost: &Lost, at: Stamp, base: wire::Line) -> wire::Line {
     }
 }
 
-/// The lines of an answer: the latest, by time, and behind them what is to be known of them.
+/// The lines of an answer: the latest, by their own times over all records, and behind them what
+/// is to be known of them.
 pub(super) fn entries(
     found: AuditAnswer,
     limit: Option<usize>,
     names: Names,
 ) -> impl Iterator<Item = Bytes> + Send {
     let AuditAnswer { entries, is_cut, is_disputed, coverage } = found;
-    let of = |entry: &Entry| {
-        let record = &entry.record;
-        record.rows.len() + record.events.len() + usize::from(record.lost != Lost::default())
+    let of = |(at, entry): (usize, &Entry)| {
+        parts(&entry.record).map(move |(time, part)| (time, at, part)).collect::<Vec<_>>()
     };
-    let count: usize = entries.iter().map(of).sum();
-    let left_out = count.saturating_sub(limit.unwrap_or(usize::MAX));
-    let lines = entries.into_iter().flat_map(move |one| entry(&one, &names)).skip(left_out);
+    let mut all: Vec<(Stamp, usize, Part)> = entries.iter().enumerate().flat_map(of).collect();
+    all.sort_by_key(|(time, _, _)| *time);
+    let left_out = all.len().saturating_sub(limit.unwrap_or(usize::MAX));
+    let shown = all.into_iter().skip(left_out);
+    let lines = shown.filter_map(move |(_, at, part)| of_part(entries.get(at)?, part, &names));
     lines.chain(notices(is_cut || left_out > 0, is_disputed, &coverage))
 }
 

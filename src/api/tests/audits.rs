@@ -135,12 +135,35 @@ async fn what_is_missing_is_told() {
     let answer = get(&gate, "/skep/v1/audit?limit=3").await;
     let found = lines(&answer);
     let shown: Vec<_> = found.iter().filter(|line| line["Event"].is_string()).collect();
-    assert_eq!(shown.iter().map(|line| &line["Record"]).collect::<Vec<_>>(), [3, 4, 4]);
+    assert_eq!(shown.iter().map(|line| &line["Record"]).collect::<Vec<_>>(), [2, 3, 4]);
     let notices: Vec<_> = found.iter().filter_map(|line| line["Notice"].as_str()).collect();
     assert_eq!(notices, ["cut", "disputed", "absent", "damaged", "dropped"]);
     assert_eq!(found.last().unwrap()["Time"], "2026-11-22T08:43:42Z");
     let absent: skep_core::id::NodeId = id(71);
     assert!(found.iter().any(|line| line["NodeID"] == absent.as_str()));
+}
+
+/// A record is written after what it tells of, and others may be written meanwhile.
+#[tokio::test]
+async fn lines_come_by_their_own_times_over_all_records_and_nodes() {
+    let gate = FakeGate::manager();
+    let made = |node: u8, sequence, event: u64, read: u64| {
+        let mut made = entry(id(60 + node), sequence, id(50));
+        made.node = id(node);
+        made.record.events[0].at = Stamp(AT + event);
+        made.record.rows[0].last = Stamp(AT + read);
+        made
+    };
+    gate.audit.lock().unwrap().entries =
+        vec![made(1, 1, 700, 400), made(2, 2, 100, 600), made(1, 3, 500, 300)];
+    let shown = async |query: &str| {
+        let found = lines(&get(&gate, &format!("/skep/v1/audit{query}")).await);
+        let of = |line: &Value| Some((line["Record"].as_u64()?, line["Event"] == "opens"));
+        found.iter().filter_map(of).collect::<Vec<_>>()
+    };
+    let expected = [(2, false), (3, true), (1, true), (3, false), (2, true), (1, false)];
+    assert_eq!(shown("").await, expected);
+    assert_eq!(shown("?limit=2").await, expected[4..]);
 }
 
 #[tokio::test]

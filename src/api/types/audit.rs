@@ -118,7 +118,7 @@ pub(in crate::api) struct Verdict {
     pub(in crate::api) hostname: String,
     /// Records that were checked.
     pub(in crate::api) records: usize,
-    /// Whether nothing is wrong.
+    /// Whether all was checked and nothing is wrong.
     pub(in crate::api) intact: bool,
     /// The last record up to which nothing is wrong.
     pub(in crate::api) intact_to: u64,

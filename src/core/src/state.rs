@@ -64,8 +64,8 @@ pub(crate) struct Index {
     pub(crate) holders: BTreeMap<MaterialId, BTreeMap<ServiceId, u64>>,
     /// What is revoked from a service, or from tasks of it.
     pub(crate) revoked: BTreeMap<ServiceId, BTreeSet<MaterialId>>,
-    /// Anchors of audits by when they were set.
-    pub(crate) anchors_by_age: BTreeSet<(Stamp, TaskId)>,
+    /// Anchors of audits by when they were set, those of tasks that were never known first.
+    pub(crate) anchors_by_age: BTreeSet<(bool, Stamp, TaskId)>,
     /// With its slot first, so that a service's tasks come slot by slot.
     pub(crate) tasks_of_service: BTreeMap<ServiceId, BTreeMap<(u64, TaskId), Arc<Task>>>,
     pub(crate) tasks_of_node: BTreeMap<NodeId, BTreeSet<TaskId>>,

@@ -7,7 +7,7 @@ use skep_core::state::Anchored;
 use skep_core::time::Stamp;
 
 use super::Manager;
-use crate::audit::{AuditQuery, AuditVerdict, Copies, Coverage, Finding, TaskVerdict, verify};
+use crate::audit::{AuditQuery, AuditVerdict, Copies, Coverage, Dropped, TaskVerdict, verify};
 use crate::gate::Refusal;
 use crate::limits::{AUDIT_VERIFY_BATCH, AUDIT_VERIFY_BYTES, AUDIT_VERIFY_TASKS};
 
@@ -28,12 +28,7 @@ impl Manager {
         });
         let mut coverage = gathered.await;
         let is_cut = found.len() >= AUDIT_VERIFY_TASKS;
-        let anchored = self.anchored_tasks(query);
-        let missing: Vec<_> = anchored
-            .into_iter()
-            .filter(|(task, _)| found.range((*task, None)..).next().is_none_or(|it| it.0 != *task))
-            .collect();
-        found.extend(missing);
+        add_anchored(&mut found, self.anchored_tasks(query));
         let all: Vec<Checked> = found.into_iter().collect();
         let mut tasks = Vec::with_capacity(all.len());
         for some in all.chunks(AUDIT_VERIFY_BATCH) {
@@ -100,29 +95,78 @@ impl Manager {
         if is_cut && is_bounded {
             return None;
         }
-        let has_dropped = coverage.horizon > Stamp(0);
+        let horizon = coverage.horizon;
         let verdicts = copies.into_iter().map(|((task, node), copies)| {
             let anchors = self.anchors_of(&task, node);
-            judge((task, node), copies, &anchors, (is_cut, has_dropped))
+            judge((task, node), copies, &anchors, is_cut, &self.dropped((&task, node), horizon))
         });
         Some(verdicts.collect())
     }
+
+    /// What managers may have dropped of a task, of what this node sent.
+    fn dropped(&self, (task, node): (&TaskId, Option<NodeId>), horizon: Stamp) -> Dropped {
+        self.raft.view(|state| {
+            let anchor = state.anchor(task).filter(|anchor| node == Some(anchor.node));
+            let created = state.task(task).map(|task| task.meta.created);
+            Dropped { horizon, created, anchored: anchor.map(|anchor| anchor.at) }
+        })
+    }
+}
+
+/// Adds what managers remember and have no record of. What one node sent of a task says nothing of
+/// another one's records.
+fn add_anchored(found: &mut BTreeSet<Checked>, anchored: Vec<Checked>) {
+    found.extend(anchored);
 }
 
 fn judge(
     (task, node): Checked,
     copies: Copies,
     anchors: &[crate::audit::Anchor],
-    (is_cut, has_dropped): (bool, bool),
+    is_cut: bool,
+    dropped: &Dropped,
 ) -> TaskVerdict {
     let anchored = anchors.iter().map(|anchor| anchor.sequence).max().unwrap_or(0);
     let (records, last) = (copies.len(), copies.last());
     // What is missing at the end was not looked for.
-    let anchors = if is_cut { &[] } else { anchors };
-    let (bodies, mut findings) = copies.settle(anchors);
-    findings.extend(verify(&task, &bodies, anchors));
-    if has_dropped {
-        findings = findings.into_iter().map(Finding::after_drop).collect();
-    }
+    let reached = anchors.iter().filter(|anchor| !is_cut || anchor.sequence <= last);
+    let anchors: Vec<_> = reached.cloned().collect();
+    let (bodies, mut findings) = copies.settle(&anchors);
+    findings.extend(verify(&task, &bodies, &anchors));
+    findings = findings.into_iter().map(|finding| finding.after_drop(dropped)).collect();
     TaskVerdict { task, node, records, last, anchored, is_cut, findings }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::testing::{chain, id};
+    use crate::audit::{Anchor, Finding};
+
+    #[test]
+    fn records_of_one_node_do_not_hide_that_another_ones_are_gone() {
+        let (task, mine, other) = (id(1), Some(id(11)), Some(id(12)));
+        let mut found = BTreeSet::from([(task, other)]);
+        add_anchored(&mut found, vec![(task, mine)]);
+        assert_eq!(Vec::from_iter(found), [(task, mine), (task, other)]);
+    }
+
+    #[test]
+    fn what_was_not_checked_to_its_end_is_not_called_intact() {
+        let (task, node) = (id(1), Some(id(11)));
+        let dropped = Dropped { horizon: Stamp(0), created: None, anchored: None };
+        let judged = |sequence, is_cut| {
+            let mut copies = Copies::default();
+            copies.add(id(11), chain(&task, id(2), 3));
+            let anchors = [Anchor { sequence, hash: [0; 32] }];
+            judge((task, node), copies, &anchors, is_cut, &dropped)
+        };
+        let cut = judged(4, true);
+        assert_eq!((cut.findings.as_slice(), cut.is_intact()), ([].as_slice(), false));
+        // As far as it was checked, anchors count.
+        let known = [Finding::NotAnchored { sequence: 2 }];
+        assert_eq!(judged(2, true).findings, known);
+        assert_eq!(judged(2, false).findings, known);
+        assert_eq!(judged(4, false).findings, [Finding::MissingTail { last: 3, anchored: 4 }]);
+    }
 }

@@ -20,13 +20,15 @@ impl Writer<'_> {
             )));
         }
         for Anchor { task, sequence, hash, node } in anchors {
-            let known = self.state.anchors.get(task);
+            let before = self.state.anchors.get(task);
             let is_news =
-                known.is_none_or(|known| known.node == *node && known.sequence < *sequence);
+                before.is_none_or(|before| before.node == *node && before.sequence < *sequence);
             let runs_on = self.state.tasks.get(task).and_then(|task| task.node);
             if is_news && runs_on.is_none_or(|own| own == *node) {
-                let (sequence, hash, node) = (*sequence, *hash, *node);
-                self.state.put_anchor(*task, Anchored { sequence, hash, at: self.now, node });
+                let is_known = runs_on.is_some() || before.is_some_and(|before| before.is_known);
+                let (sequence, hash, node, at) = (*sequence, *hash, *node, self.now);
+                let anchor = Anchored { sequence, hash, at, node, is_known };
+                self.state.put_anchor(*task, anchor);
             }
         }
         Ok(0)

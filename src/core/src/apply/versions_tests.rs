@@ -446,3 +446,28 @@ fn anchors_only_move_on_and_the_oldest_go_first() {
     let many = (0..=limits::ANCHORS_AT_ONCE as u64).map(|n| anchor(n, 9, 9)).collect();
     assert!(rejected(world.run(set(many))).contains("send them in several"));
 }
+
+#[test]
+fn anchors_of_made_up_tasks_push_out_none_of_a_task_that_was_there() {
+    let mut world = World::new();
+    let node = world.node;
+    let service = world.create_service(5, with_grants("web", Vec::new()));
+    let task = run_task(&mut world, 7, service, 1);
+    let set = |task, sequence, node| {
+        Command::AuditAnchor(vec![Anchor { task, sequence, hash: [1; 32], node }])
+    };
+    world.done(set(task, 1, node));
+    let rogue = testing::id(90);
+    let most = limits::AUDIT_ANCHORS as u64;
+    for n in 0..=most {
+        world.done(set(testing::id(1_000 + n), 1, rogue));
+    }
+    assert!(world.state.anchor(&task).is_some());
+    assert_eq!(world.state.anchor(&testing::id(1_000)), None);
+    assert!(world.state.anchor(&testing::id(1_000 + most)).is_some());
+    // What was known stays so when the task is gone, and goes on.
+    world.state.remove_task(&task);
+    world.done(set(task, 2, node));
+    assert!(world.state.anchor(&task).is_some_and(|it| it.is_known && it.sequence == 2));
+    assert_eq!(world.state.index.anchors_by_age.len(), limits::AUDIT_ANCHORS);
+}

@@ -30,6 +30,10 @@ pub struct Anchored {
     /// The node that sent it: another one's word of this task counts for nothing.
     #[n(3)]
     pub node: NodeId,
+    /// Whether it was known then, or at an earlier anchor, that the task is that node's. A node may
+    /// name tasks that never were: these are forgotten first.
+    #[n(4)]
+    pub is_known: bool,
 }
 
 /// Whether something is counted in or out.
@@ -110,17 +114,17 @@ impl State {
         self.anchors.iter()
     }
 
-    /// Sets how far a task's audit has come, and forgets the oldest beyond the limit.
+    /// Sets how far a task's audit has come, and forgets some beyond the limit: first those of tasks
+    /// that were never known to be their node's, the oldest first of each kind.
     pub(crate) fn put_anchor(&mut self, task: TaskId, anchor: Anchored) {
-        self.index.anchors_by_age.insert((anchor.at, task));
-        if let Some(old) = self.anchors.insert(task, anchor)
-            && old.at != anchor.at
-        {
-            self.index.anchors_by_age.remove(&(old.at, task));
+        let age = |anchor: &Anchored| (anchor.is_known, anchor.at, task);
+        if let Some(old) = self.anchors.insert(task, anchor) {
+            self.index.anchors_by_age.remove(&age(&old));
         }
+        self.index.anchors_by_age.insert(age(&anchor));
         while self.anchors.len() > limits::AUDIT_ANCHORS {
-            let Some((_, oldest)) = self.index.anchors_by_age.pop_first() else { return };
-            self.anchors.remove(&oldest);
+            let Some((_, _, first)) = self.index.anchors_by_age.pop_first() else { return };
+            self.anchors.remove(&first);
         }
     }
 

@@ -477,7 +477,7 @@ pub(crate) fn state() -> State {
     state.put_task(task());
     state.remember(id(1), Stamp(1), Outcome::Done(1));
     let (hash, at, node) = ([2; 32], Stamp(3), id(4));
-    state.put_anchor(id(1), Anchored { sequence: 1, hash, at, node });
+    state.put_anchor(id(1), Anchored { sequence: 1, hash, at, node, is_known: true });
     state
 }
 
