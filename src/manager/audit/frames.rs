@@ -31,7 +31,7 @@ pub(super) struct FrameHead {
     /// Sequences of the records, from and to, each run without a gap.
     #[n(2)]
     pub(super) runs: Vec<(u64, u64)>,
-    /// When the last record was written.
+    /// When the last record was written, or when it was stored if that was before.
     #[n(3)]
     pub(super) at: Stamp,
     #[cbor(n(4), with = "minicbor::bytes")]

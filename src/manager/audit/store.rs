@@ -21,6 +21,7 @@ use zeroize::Zeroizing;
 use super::frames::{FrameHead, HEAD_BYTES, PURPOSE, aad};
 use super::last::LastReads;
 use crate::audit::{AuditQuery, Head, hash};
+use crate::clock::now;
 use crate::files::{FileError, make_dir, remove_file, write_atomic};
 use crate::limits::{
     AUDIT_KEPT, AUDIT_PAGE_BYTES, AUDIT_READ_BYTES, AUDIT_SEGMENT_BYTES, AUDIT_STORE_BYTES,
@@ -145,6 +146,7 @@ impl Table {
 struct Appended<'a> {
     portion: &'a Portion,
     is_copied: bool,
+    now: Stamp,
 }
 
 /// The audits that one manager keeps.
@@ -205,7 +207,7 @@ impl Store {
         let Some(table) = guard.as_mut() else { return Ok(()) };
         let mut is_changed = false;
         for portion in portions {
-            let appended = Appended { portion, is_copied };
+            let appended = Appended { portion, is_copied, now };
             let appended = fresh(table, appended).and_then(|fresh| match fresh.is_empty() {
                 true => Ok(()),
                 false => {
@@ -237,14 +239,15 @@ impl Store {
     fn append_one(
         &self,
         table: &mut Table,
-        Appended { portion, is_copied }: Appended<'_>,
+        Appended { portion, is_copied, now }: Appended<'_>,
         fresh: &[(Head, &ByteVec)],
     ) -> Result<(), StoreError> {
         let number = self.roll(table)?;
         let offset = table.segments.get(&number).map_or(0, |segment| segment.bytes);
         let mut runs = Runs::default();
         fresh.iter().for_each(|(head, _)| runs.add((head.sequence, head.sequence)));
-        let at = fresh.iter().map(|(head, _)| head.at).max().unwrap_or_default();
+        // What a node whose clock is ahead says of the time must not decide what is dropped.
+        let at = fresh.iter().map(|(head, _)| head.at.min(now)).max().unwrap_or_default();
         let bodies: Vec<&ByteVec> = fresh.iter().map(|(_, body)| *body).collect();
         let mut plain = minicbor::to_vec(&bodies).unwrap_or_default();
         let sealed = u32::try_from(plain.len() + crate::seal::TAG_BYTES)
@@ -316,7 +319,7 @@ impl Store {
                 return;
             }
             bytes -= own;
-            table.horizon = table.horizon.max(last);
+            table.horizon = table.horizon.max(last.min(now));
             table.reads.forget(table.horizon);
             // Where that cannot be kept, a later start knows of no horizon until the next.
             let text = table.horizon.0.to_string();
@@ -423,7 +426,7 @@ impl Store {
         }
         numbers.sort_unstable();
         let last = numbers.last().copied();
-        let horizon = read_horizon(&self.dir);
+        let horizon = read_horizon(&self.dir).min(now());
         let mut table = Table { horizon, reads: LastReads::before(last), ..Table::default() };
         for number in numbers {
             let path = self.path(number);
@@ -443,7 +446,11 @@ impl Store {
     /// What a segment of an earlier start holds. What a crash left of its end, in the last one, is
     /// cut off: nothing that opens is behind that.
     fn read_segment(&self, file: &File, number: u64, is_last: bool) -> io::Result<Segment> {
-        let len = file.metadata()?.len();
+        let found = file.metadata()?;
+        let len = found.len();
+        let modified = found.modified()?.duration_since(UNIX_EPOCH);
+        let modified = modified.map_or(0, |since| since.as_nanos());
+        let modified = Stamp(u64::try_from(modified).unwrap_or(0));
         let mut segment = Segment::default();
         let mut from = 0;
         while let Some((offset, frame)) = self.frame_from(file, number, from, len)? {
@@ -464,11 +471,11 @@ impl Store {
         segment.is_torn |= !is_last && segment.bytes < len;
         if segment.is_torn {
             // What does not open is of no known time: it stays as long as what is with it.
-            let modified = file.metadata()?.modified()?.duration_since(UNIX_EPOCH);
-            let modified = modified.map_or(0, |since| since.as_nanos());
-            let modified = Stamp(u64::try_from(modified).unwrap_or(0));
             segment.last = segment.last.max(modified);
         }
+        // Written while this node's clock was ahead. A clock that is behind at the start must make
+        // nothing old.
+        segment.last = segment.last.min(modified.max(now()));
         Ok(segment)
     }
 }
@@ -476,7 +483,7 @@ impl Store {
 /// What of a portion is not kept yet.
 fn fresh<'a>(
     table: &Table,
-    Appended { portion, is_copied }: Appended<'a>,
+    Appended { portion, is_copied, .. }: Appended<'a>,
 ) -> Result<Vec<(Head, &'a ByteVec)>, StoreError> {
     if portion.bytes() > NET_MESSAGE_BYTES {
         return Err(StoreError::Malformed("it is too long"));
