@@ -355,8 +355,7 @@ impl Store {
                 offset = bytes;
             }
             let path = self.path(number);
-            // One that is gone was dropped meanwhile.
-            let Ok(file) = File::open(&path) else { continue };
+            let Some(file) = self.open_segment(number)? else { continue };
             while offset < bytes {
                 if found >= AUDIT_PAGE_BYTES || read >= AUDIT_READ_BYTES {
                     page.next = Mark { segment: number, offset };
@@ -405,6 +404,16 @@ impl Store {
 
     pub(super) fn path(&self, number: u64) -> PathBuf {
         self.dir.join(format!("{number:016}"))
+    }
+
+    /// A segment to read; none if it was dropped meanwhile.
+    pub(super) fn open_segment(&self, number: u64) -> Result<Option<File>, StoreError> {
+        let path = self.path(number);
+        match File::open(&path) {
+            Ok(file) => Ok(Some(file)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(FileError::on("open", &path)(error).into()),
+        }
     }
 
     pub(super) fn open(&self) -> Result<MutexGuard<'_, Option<Table>>, StoreError> {

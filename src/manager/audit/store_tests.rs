@@ -347,3 +347,37 @@ fn times_ahead_that_an_earlier_start_left_are_taken_as_now() {
     let left = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name());
     assert_eq!(left.filter(|name| name != "horizon").count(), 1);
 }
+
+/// Puts something in a segment's place that cannot be opened, and hands back what was there.
+fn block(dir: &Path, segment: u64) -> Vec<u8> {
+    let path = dir.join(format!("{segment:016}"));
+    let bytes = fs::read(&path).unwrap();
+    fs::remove_file(&path).unwrap();
+    std::os::unix::fs::symlink(&path, &path).unwrap();
+    bytes
+}
+
+fn unblock(dir: &Path, segment: u64, bytes: &[u8]) {
+    let path = dir.join(format!("{segment:016}"));
+    fs::remove_file(&path).unwrap();
+    fs::write(&path, bytes).unwrap();
+}
+
+#[test]
+fn a_segment_that_cannot_be_opened_is_not_taken_for_one_that_was_dropped() {
+    let dir = tempfile::tempdir().unwrap();
+    let bodies = chain(&id(1), id(7), 30);
+    let store = store(dir.path(), Bounds { segment_bytes: 2_000, ..Bounds::default() });
+    for body in &bodies {
+        store.append(&[portion(1, std::slice::from_ref(body))], NOW).unwrap();
+    }
+    let any = AuditQuery::default();
+    let bytes = block(dir.path(), 1);
+    assert!(store.page(&any, Mark::default()).is_err());
+    assert!(store.heads(Mark::default()).is_err());
+    unblock(dir.path(), 1, &bytes);
+    assert_eq!(all(&store, &any), of(1, &bodies));
+    // As if it was dropped since it was looked up.
+    fs::remove_file(dir.path().join(format!("{:016}", 1))).unwrap();
+    assert!(store.page(&any, Mark::default()).is_ok() && store.heads(Mark::default()).is_ok());
+}
