@@ -381,3 +381,21 @@ fn a_segment_that_cannot_be_opened_is_not_taken_for_one_that_was_dropped() {
     fs::remove_file(dir.path().join(format!("{:016}", 1))).unwrap();
     assert!(store.page(&any, Mark::default()).is_ok() && store.heads(Mark::default()).is_ok());
 }
+
+#[test]
+fn a_segment_that_could_not_be_looked_at_is_looked_at_again_for_the_last_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let bounds = Bounds { segment_bytes: 1, ..Bounds::default() };
+    let first = store(dir.path(), bounds);
+    for (material, at) in [(7, 30), (8, 31)] {
+        first.append(&[portion(1, &[read_at(1, material, at)])], NOW).unwrap();
+    }
+    let again = store(dir.path(), bounds);
+    again.end().unwrap();
+    let bytes = block(dir.path(), 1);
+    assert!(again.last_read(&id(7)).is_err());
+    assert!(again.last_read(&id(7)).is_err());
+    assert_eq!(read(8, &again), Some((Stamp(31), id(1))));
+    unblock(dir.path(), 1, &bytes);
+    assert_eq!(read(7, &again), Some((Stamp(30), id(1))));
+}
