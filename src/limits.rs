@@ -254,6 +254,9 @@ pub const AUDIT_KEPT: Duration = Duration::from_secs(90 * 24 * 3_600);
 pub const AUDIT_PAGE_BYTES: usize = 4 << 20;
 /// Bytes of its store that a manager reads for one answer.
 pub const AUDIT_READ_BYTES: u64 = 64 << 20;
+/// Of these, bytes that count at most for a piece of which it reads only what is before it: what a
+/// disk hands over at once.
+pub const AUDIT_HEAD_READ_BYTES: u64 = 4 << 10;
 /// Records in the answer to a question about audits.
 pub const AUDIT_FOUND: usize = 100_000;
 /// Bytes of these records.

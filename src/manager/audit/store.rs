@@ -24,8 +24,8 @@ use crate::audit::{AuditQuery, Head, hash};
 use crate::clock::now;
 use crate::files::{FileError, make_dir, remove_file, write_atomic};
 use crate::limits::{
-    AUDIT_KEPT, AUDIT_PAGE_BYTES, AUDIT_READ_BYTES, AUDIT_SEGMENT_BYTES, AUDIT_STORE_BYTES,
-    NET_MESSAGE_BYTES,
+    AUDIT_HEAD_READ_BYTES, AUDIT_KEPT, AUDIT_PAGE_BYTES, AUDIT_READ_BYTES, AUDIT_SEGMENT_BYTES,
+    AUDIT_STORE_BYTES, NET_MESSAGE_BYTES,
 };
 use crate::seal::{NONCE_BYTES, SealError, seal_under};
 use crate::wire::audit::{Held, Mark, Page, Portion};
@@ -55,12 +55,19 @@ pub struct Bounds {
     pub bytes: u64,
     /// How long.
     pub kept: Span,
+    /// Bytes that are read for one page.
+    pub read_bytes: u64,
 }
 
 impl Default for Bounds {
     fn default() -> Self {
         let kept = Span::from_secs(AUDIT_KEPT.as_secs());
-        Self { segment_bytes: AUDIT_SEGMENT_BYTES, bytes: AUDIT_STORE_BYTES, kept }
+        Self {
+            segment_bytes: AUDIT_SEGMENT_BYTES,
+            bytes: AUDIT_STORE_BYTES,
+            kept,
+            read_bytes: AUDIT_READ_BYTES,
+        }
     }
 }
 
@@ -357,7 +364,7 @@ impl Store {
             let path = self.path(number);
             let Some(file) = self.open_segment(number)? else { continue };
             while offset < bytes {
-                if found >= AUDIT_PAGE_BYTES || read >= AUDIT_READ_BYTES {
+                if found >= AUDIT_PAGE_BYTES || read >= self.bounds.read_bytes {
                     page.next = Mark { segment: number, offset };
                     page.is_last = false;
                     return Ok(page);
@@ -365,9 +372,11 @@ impl Store {
                 let frame = self.frame_from(&file, number, offset, bytes);
                 let Some((at, frame)) = frame.map_err(FileError::on("read", &path))? else {
                     page.damaged += 1;
+                    read += bytes - offset;
                     break;
                 };
                 page.damaged += u64::from(at > offset);
+                read += at - offset;
                 offset = at;
                 let head = &frame.head;
                 let is_wanted = !(query.is_first_hand && head.is_copied);
@@ -381,6 +390,8 @@ impl Store {
                         }
                         None => page.damaged += 1,
                     }
+                } else {
+                    read += (frame.end - offset).min(AUDIT_HEAD_READ_BYTES);
                 }
                 offset = frame.end;
             }

@@ -4,7 +4,12 @@ use crate::audit::testing::{chain, id};
 const KEY: [u8; 32] = [9; 32];
 /// After all that tests write.
 const NOW: Stamp = Stamp(500_000_000_000);
-const SMALL: Bounds = Bounds { segment_bytes: 2_000, bytes: 6_000, kept: Span(1_000_000_000_000) };
+const SMALL: Bounds = Bounds {
+    segment_bytes: 2_000,
+    bytes: 6_000,
+    kept: Span(1_000_000_000_000),
+    read_bytes: 10_000,
+};
 
 fn store(dir: &Path, bounds: Bounds) -> Store {
     Store::new(dir.to_owned(), Zeroizing::new(KEY), bounds)
@@ -398,4 +403,21 @@ fn a_segment_that_could_not_be_looked_at_is_looked_at_again_for_the_last_read() 
     assert_eq!(read(8, &again), Some((Stamp(31), id(1))));
     unblock(dir.path(), 1, &bytes);
     assert_eq!(read(7, &again), Some((Stamp(30), id(1))));
+}
+
+#[test]
+fn a_page_ends_also_when_nothing_in_it_is_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let bounds = Bounds { read_bytes: 4_000, ..Bounds::default() };
+    let (others, own) = (chain(&id(1), id(7), 100), chain(&id(2), id(7), 1));
+    let store = store(dir.path(), bounds);
+    for body in &others {
+        store.append(&[portion(1, std::slice::from_ref(body))], NOW).unwrap();
+    }
+    store.append(&[portion(2, &own)], NOW).unwrap();
+    let query = AuditQuery { tasks: vec![id(2)], ..AuditQuery::default() };
+    let page = store.page(&query, Mark::default()).unwrap();
+    assert!(!page.is_last && page.portions.is_empty(), "{page:?}");
+    assert!((4_000..8_000).contains(&page.next.offset), "{page:?}");
+    assert_eq!(all(&store, &query), of(2, &own));
 }
