@@ -8,6 +8,7 @@ mod follow;
 mod frames;
 mod last;
 mod offers;
+mod runs;
 pub mod store;
 mod verify;
 

@@ -20,6 +20,7 @@ use zeroize::Zeroizing;
 
 use super::frames::{FrameHead, HEAD_BYTES, PURPOSE, aad};
 use super::last::LastReads;
+use super::runs::Runs;
 use crate::audit::{AuditQuery, Head, hash};
 use crate::clock::now;
 use crate::files::{FileError, make_dir, remove_file, write_atomic};
@@ -71,34 +72,6 @@ impl Default for Bounds {
     }
 }
 
-/// Sequences that are kept of one task, as runs without gaps.
-#[derive(Debug, Default)]
-pub(super) struct Runs(Vec<(u64, u64)>);
-
-impl Runs {
-    fn holds(&self, sequence: u64) -> bool {
-        self.0.iter().any(|(from, to)| (*from..=*to).contains(&sequence))
-    }
-
-    /// Whether all of a run are there.
-    fn covers(&self, (from, to): (u64, u64)) -> bool {
-        let mut next = Some(from);
-        while let Some(sequence) = next.filter(|sequence| *sequence <= to) {
-            let run = self.0.iter().find(|(from, to)| (*from..=*to).contains(&sequence));
-            let Some((_, end)) = run else { return false };
-            next = end.checked_add(1);
-        }
-        true
-    }
-
-    fn add(&mut self, (from, to): (u64, u64)) {
-        match self.0.last_mut() {
-            Some(last) if last.1.checked_add(1) == Some(from) => last.1 = to,
-            _ => self.0.push((from, to)),
-        }
-    }
-}
-
 #[derive(Debug, Default)]
 pub(super) struct Segment {
     pub(super) bytes: u64,
@@ -135,16 +108,16 @@ impl Table {
             let key = (held.node, held.task);
             let own = own.entry(key).or_insert_with(|| {
                 let segments = self.segments.values();
-                let runs = segments.filter_map(|segment| segment.held.get(&key));
-                Runs(runs.flat_map(|runs| &runs.0).copied().collect())
+                segments.filter_map(|segment| segment.held.get(&key)).flat_map(Runs::iter).collect()
             });
             held.runs.iter().any(|run| !own.covers(*run))
         })
     }
 
-    fn holds(&self, key: &(NodeId, TaskId), sequence: u64) -> bool {
-        let mut segments = self.segments.values().rev();
-        segments.any(|segment| segment.held.get(key).is_some_and(|runs| runs.holds(sequence)))
+    /// What is kept of a task, segment by segment, the newest first.
+    fn held_of(&self, key: &(NodeId, TaskId)) -> Vec<&Runs> {
+        let segments = self.segments.values().rev();
+        segments.filter_map(|segment| segment.held.get(key)).collect()
     }
 }
 
@@ -251,8 +224,8 @@ impl Store {
     ) -> Result<(), StoreError> {
         let number = self.roll(table)?;
         let offset = table.segments.get(&number).map_or(0, |segment| segment.bytes);
-        let mut runs = Runs::default();
-        fresh.iter().for_each(|(head, _)| runs.add((head.sequence, head.sequence)));
+        let runs: Runs = fresh.iter().map(|(head, _)| (head.sequence, head.sequence)).collect();
+        let runs = runs.iter().collect();
         // What a node whose clock is ahead says of the time must not decide what is dropped.
         let at = fresh.iter().map(|(head, _)| head.at.min(now)).max().unwrap_or_default();
         let bodies: Vec<&ByteVec> = fresh.iter().map(|(_, body)| *body).collect();
@@ -261,7 +234,7 @@ impl Store {
             .map_err(|_| StoreError::Malformed("it is too long"))?;
         let (node, task) = (portion.node, portion.task);
         let nonce = [0; NONCE_BYTES];
-        let mut head = FrameHead { node, task, runs: runs.0, at, nonce, sealed, is_copied };
+        let mut head = FrameHead { node, task, runs, at, nonce, sealed, is_copied };
         // The nonce is made by the seal: what is bound to it is the head without one.
         let aad = aad(number, offset, &head);
         let (nonce, sealed) = seal_under(&self.key, PURPOSE, &aad, &mut plain)?;
@@ -508,12 +481,12 @@ fn fresh<'a>(
     if portion.bytes() > NET_MESSAGE_BYTES {
         return Err(StoreError::Malformed("it is too long"));
     }
-    let key = (portion.node, portion.task);
+    let held = table.held_of(&(portion.node, portion.task));
     let mut fresh = Vec::new();
     for body in &portion.bodies {
         let head = Head::parse(body).map_err(|_| StoreError::Malformed("a piece is no record"))?;
         let is_dropped = is_copied && head.at < table.horizon;
-        if !is_dropped && !table.holds(&key, head.sequence) {
+        if !is_dropped && !held.iter().any(|runs| runs.holds(head.sequence)) {
             fresh.push((head, body));
         }
     }
