@@ -86,7 +86,7 @@ impl Store {
         while let Some((at, frame)) =
             self.frame_from(&file, number, offset, end).map_err(FileError::on("read", &path))?
         {
-            let portion = self.read_portion(&file, (number, at), &frame);
+            let portion = self.read_portion(&file, (number, at), &frame).unwrap_or_default();
             for body in portion.iter().flat_map(|portion| &portion.bodies) {
                 reads.note(frame.head.node, frame.head.task, body);
             }

@@ -356,12 +356,13 @@ impl Store {
                 if is_wanted && query.admits(&head.node, &head.task) && head.at >= query.since {
                     read += frame.end - offset;
                     match self.read_portion(&file, (number, offset), &frame) {
-                        Some(mut portion) => {
+                        Ok(Some(mut portion)) => {
                             portion.bodies.retain(|body| query.wants(body));
                             found += portion.bytes();
                             page.portions.extend((!portion.bodies.is_empty()).then_some(portion));
                         }
-                        None => page.damaged += 1,
+                        // Where the disk has a bad place, the rest can still be told.
+                        Ok(None) | Err(_) => page.damaged += 1,
                     }
                 } else {
                     read += (frame.end - offset).min(AUDIT_HEAD_READ_BYTES);
@@ -447,7 +448,11 @@ impl Store {
         let mut segment = Segment::default();
         let mut from = 0;
         while let Some((offset, frame)) = self.frame_from(file, number, from, len)? {
-            let is_whole = !is_last || self.read_portion(file, (number, offset), &frame).is_some();
+            // What the disk cannot read is none that a crash has torn: it is not cut off.
+            let is_whole = !is_last
+                || self
+                    .read_portion(file, (number, offset), &frame)
+                    .map_or(true, |portion| portion.is_some());
             from = frame.end;
             if is_whole {
                 // Frames before it that do not open are none that a crash left.
