@@ -229,14 +229,17 @@ pub const AUDIT_SCAN: Duration = Duration::from_secs(1);
 pub const AUDIT_BATCH_BYTES: usize = 1 << 20;
 /// Of these, bytes of one task.
 pub const AUDIT_TASK_BYTES: usize = 256 << 10;
+/// Bytes of records that a manager takes from an agent at once, and as many for what frames them.
+pub const AUDIT_OFFER_BYTES: usize = AUDIT_BATCH_BYTES + AUDIT_TASK_BYTES + AUDIT_RECORD_BYTES;
 /// How long an agent waits for the word that its records are stored before it sends them again.
 pub const AUDIT_RESEND: Duration = Duration::from_secs(10);
 /// Bytes of audits of removed tasks that wait on their node to be sent.
 pub const AUDIT_UNSENT_BYTES: u64 = 256 << 20;
-/// Batches of agents that may wait on a manager to be stored.
+/// Batches of agents that may wait on a manager to be stored: one of each agent.
 pub const AUDIT_QUEUE: usize = 1_024;
 /// Bytes of records that a manager stores at once; one batch more may be on top.
 pub const AUDIT_ROUND_BYTES: usize = 4 << 20;
+const _: () = assert!(AUDIT_ROUND_BYTES + 2 * AUDIT_OFFER_BYTES < NET_MESSAGE_BYTES);
 /// Rounds of storing that other managers may be behind.
 pub const AUDIT_ROUNDS: usize = 8;
 /// Pause after a round that did not reach a majority.
@@ -251,6 +254,9 @@ pub const AUDIT_KEPT: Duration = Duration::from_secs(90 * 24 * 3_600);
 pub const AUDIT_PAGE_BYTES: usize = 4 << 20;
 /// Bytes of its store that a manager reads for one answer.
 pub const AUDIT_READ_BYTES: u64 = 64 << 20;
+/// Of these, bytes that count at most for a piece of which it reads only what is before it: what a
+/// disk hands over at once.
+pub const AUDIT_HEAD_READ_BYTES: u64 = 4 << 10;
 /// Records in the answer to a question about audits.
 pub const AUDIT_FOUND: usize = 100_000;
 /// Bytes of these records.

@@ -258,7 +258,8 @@ impl Session<'_> {
             });
         });
         portions.iter_mut().for_each(|portion| portion.node = node);
-        self.manager.audits.offer(Offer { batch, portions, orders: self.orders.clone() });
+        let orders = self.orders.clone();
+        self.manager.audits.offer(Offer { node, batch, portions, orders });
     }
 
     async fn try_again(&mut self) -> bool {

@@ -5,6 +5,11 @@ use minicbor::{Decode, Encode};
 use skep_core::id::{NodeId, TaskId};
 use skep_core::time::Stamp;
 
+/// Bytes of a [`Portion`] without its records, at most.
+const PORTION_BYTES: usize = 128;
+/// Bytes before a record in it, at most.
+const BODY_BYTES: usize = 5;
+
 /// Records of one task, byte for byte as its shim wrote them.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
@@ -25,6 +30,12 @@ impl Portion {
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.bodies.iter().map(|body| body.len()).sum()
+    }
+
+    /// Bytes that a message has for it on top of these, at most.
+    #[must_use]
+    pub fn frame_bytes(&self) -> usize {
+        PORTION_BYTES + self.bodies.len() * BODY_BYTES
     }
 }
 

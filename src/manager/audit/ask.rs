@@ -37,16 +37,23 @@ impl Manager {
         Ok(AuditAnswer { coverage, ..merge.finish() })
     }
 
-    /// The last time that this was read in any task, as far as managers that answer keep it.
+    /// The last time that this was read in any task, as far as managers that answer soon keep it.
     pub async fn last_read(&self, material: MaterialId) -> Option<LastRead> {
         let mut asked = JoinSet::new();
-        for (raft_id, _) in self.others() {
+        for (raft_id, node) in self.others() {
             let peers = std::sync::Arc::clone(&self.peers);
             asked.spawn(async move {
                 let request = ControlRequest::AuditLastRead(material);
                 match timeout(LAST_READ_WAIT, peers.ask(raft_id, &request)).await {
                     Ok(Ok(ControlAnswer::AuditLastRead(found))) => found,
-                    _ => None,
+                    Ok(_) => {
+                        tracing::info!(manager = %node, "does not tell of last reads");
+                        None
+                    }
+                    Err(_) => {
+                        tracing::info!(manager = %node, "was too slow to tell of last reads");
+                        None
+                    }
                 }
             });
         }

@@ -3,7 +3,6 @@
 //! is new or was away, and no loss of one disk loses any.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::sync::{Mutex, PoisonError};
 
 use skep_core::id::NodeId;
@@ -51,8 +50,7 @@ impl Store {
         for (number, bytes) in segments {
             let mut offset = if number == from.segment { from.offset.min(bytes) } else { 0 };
             let path = self.path(number);
-            // One that is gone was dropped meanwhile.
-            let Ok(file) = File::open(&path) else { continue };
+            let Some(file) = self.open_segment(number)? else { continue };
             while let Some((at, frame)) = self
                 .frame_from(&file, number, offset, bytes)
                 .map_err(FileError::on("read", &path))?

@@ -31,7 +31,7 @@ pub(super) struct FrameHead {
     /// Sequences of the records, from and to, each run without a gap.
     #[n(2)]
     pub(super) runs: Vec<(u64, u64)>,
-    /// When the last record was written.
+    /// When the last record was written, or when it was stored if that was before.
     #[n(3)]
     pub(super) at: Stamp,
     #[cbor(n(4), with = "minicbor::bytes")]
@@ -54,18 +54,20 @@ pub(super) struct Frame {
 }
 
 impl Store {
+    /// What is in a frame; none if it does not open. An error is the disk's.
     pub(super) fn read_portion(
         &self,
         file: &File,
         (number, offset): (u64, u64),
         frame: &Frame,
-    ) -> Option<Portion> {
+    ) -> io::Result<Option<Portion>> {
         let mut sealed = vec![0; frame.head.sealed as usize];
-        file.read_exact_at(&mut sealed, frame.body).ok()?;
+        file.read_exact_at(&mut sealed, frame.body)?;
         let aad = aad(number, offset, &frame.head);
-        let plain = open_under(&self.key, PURPOSE, &aad, &frame.head.nonce, &sealed).ok()?;
-        let bodies = crate::wire::parse(plain.as_slice()).ok()?;
-        Some(Portion { node: frame.head.node, task: frame.head.task, bodies })
+        let plain = open_under(&self.key, PURPOSE, &aad, &frame.head.nonce, &sealed).ok();
+        let bodies = plain.and_then(|plain| crate::wire::parse(plain.as_slice()).ok());
+        let (node, task) = (frame.head.node, frame.head.task);
+        Ok(bodies.map(|bodies| Portion { node, task, bodies }))
     }
 
     /// The first frame at `offset` or behind it, with its place. Where bytes are in between that
@@ -88,7 +90,7 @@ impl Store {
             let place = offset + at as u64;
             if bytes.get(at..).is_some_and(begins_frame)
                 && let Some(frame) = read_frame(file, place, len)?
-                && self.read_portion(file, (number, place), &frame).is_some()
+                && self.read_portion(file, (number, place), &frame)?.is_some()
             {
                 return Ok(Some((place, frame)));
             }

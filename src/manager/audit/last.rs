@@ -4,7 +4,6 @@
 //! are looked at once, the newest first, as far as a question needs it.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 
 use skep_core::id::{MaterialId, NodeId, TaskId};
 use skep_core::time::Stamp;
@@ -72,20 +71,27 @@ impl Store {
                 return Ok(found);
             }
             let Some(number) = table.reads.unread else { return Ok(found) };
+            let end = table.segments.get(&number).map_or(0, |segment| segment.bytes);
+            self.note_reads(&mut table.reads, number, end)?;
+            // Only now: what could not be read is looked at again with the next question.
             table.reads.unread = number.checked_sub(1);
-            let Some(segment) = table.segments.get(&number) else { continue };
-            let path = self.path(number);
-            let file = File::open(&path).map_err(FileError::on("open", &path))?;
-            let (mut offset, end) = (0, segment.bytes);
-            while let Some((at, frame)) =
-                self.frame_from(&file, number, offset, end).map_err(FileError::on("read", &path))?
-            {
-                let portion = self.read_portion(&file, (number, at), &frame);
-                for body in portion.iter().flat_map(|portion| &portion.bodies) {
-                    table.reads.note(frame.head.node, frame.head.task, body);
-                }
-                offset = frame.end;
-            }
         }
+    }
+
+    /// Takes what a segment tells, up to `end`.
+    fn note_reads(&self, reads: &mut LastReads, number: u64, end: u64) -> Result<(), StoreError> {
+        let file = if end > 0 { self.open_segment(number)? } else { None };
+        let Some(file) = file else { return Ok(()) };
+        let (path, mut offset) = (self.path(number), 0);
+        while let Some((at, frame)) =
+            self.frame_from(&file, number, offset, end).map_err(FileError::on("read", &path))?
+        {
+            let portion = self.read_portion(&file, (number, at), &frame).unwrap_or_default();
+            for body in portion.iter().flat_map(|portion| &portion.bodies) {
+                reads.note(frame.head.node, frame.head.task, body);
+            }
+            offset = frame.end;
+        }
+        Ok(())
     }
 }

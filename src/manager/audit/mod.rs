@@ -7,44 +7,35 @@ mod compare;
 mod follow;
 mod frames;
 mod last;
+mod offers;
+mod runs;
 pub mod store;
 mod verify;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use skep_core::id::NodeId;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use super::{Manager, stopped};
 use crate::clock::now;
-use crate::limits::{AUDIT_AGAIN, AUDIT_FOLLOWERS, AUDIT_QUEUE, AUDIT_ROUND_BYTES, AUDIT_ROUNDS};
+use crate::limits::{AUDIT_AGAIN, AUDIT_FOLLOWERS, AUDIT_ROUNDS};
 use crate::wire::audit::{Mark, Page, Portion};
 use crate::wire::control::{ControlAnswer, ControlRequest, Refused};
 use crate::wire::session::ToAgent;
 use anchor::Anchors;
 use compare::Compared;
+pub(super) use offers::Offer;
+use offers::Offers;
 use store::Store;
-
-/// A batch of an agent that is to be stored.
-#[derive(Debug)]
-pub(super) struct Offer {
-    /// Its number at the agent.
-    pub(super) batch: u64,
-    /// What is in it; the node is the session's.
-    pub(super) portions: Vec<Portion>,
-    /// Where the agent is told that it is stored.
-    pub(super) orders: mpsc::Sender<ToAgent>,
-}
 
 /// What a manager has to do with audits.
 #[derive(Debug)]
 pub struct Audits {
     store: Arc<Store>,
-    offers: mpsc::Sender<Offer>,
-    /// Taken by [`run`].
-    offered: Mutex<Option<mpsc::Receiver<Offer>>>,
+    offers: Offers,
     rounds: Arc<Semaphore>,
     followers: Arc<Semaphore>,
     anchors: Anchors,
@@ -55,11 +46,9 @@ impl Audits {
     /// Keeps audits in `store`.
     #[must_use]
     pub fn new(store: Store) -> Self {
-        let (offers, offered) = mpsc::channel(AUDIT_QUEUE);
         Self {
             store: Arc::new(store),
-            offers,
-            offered: Mutex::new(Some(offered)),
+            offers: Offers::default(),
             rounds: Arc::new(Semaphore::new(AUDIT_ROUNDS)),
             followers: Arc::new(Semaphore::new(AUDIT_FOLLOWERS)),
             anchors: Anchors::default(),
@@ -67,39 +56,32 @@ impl Audits {
         }
     }
 
-    /// Takes a batch, if there is room. Its agent sends it again if there is none.
+    /// Takes a batch, in the place of one of the same node that still waits. One that is too much,
+    /// or for which there is no room, is left out: its agent sends it again.
     pub(super) fn offer(&self, offer: Offer) {
-        if self.offers.try_send(offer).is_err() {
-            tracing::debug!("no room for an audit; it is sent again");
-        }
+        self.offers.put(offer);
     }
 }
 
 /// Stores what agents send, anchors it, and copies what only other managers keep, until told to
 /// stop.
 pub async fn run(manager: Arc<Manager>, mut stop: watch::Receiver<bool>) {
-    let offered = manager.audits.offered.lock().unwrap_or_else(PoisonError::into_inner).take();
-    let Some(offered) = offered else { return };
     tokio::select! {
         () = stopped(&mut stop) => {}
-        () = carry(&manager, offered) => {}
+        () = carry(&manager) => {}
         () = anchor::propose_now_and_then(&manager) => {}
         () = compare::compare_now_and_then(&manager) => {}
     }
 }
 
-async fn carry(manager: &Arc<Manager>, mut offered: mpsc::Receiver<Offer>) {
-    while let Some(first) = offered.recv().await {
+async fn carry(manager: &Arc<Manager>) {
+    loop {
         let mut portions = Vec::new();
-        let mut bytes = 0;
         let mut waiting = Vec::new();
-        let mut next = Some(first);
         // What came while the last round was under way goes together.
-        while let Some(offer) = next {
-            bytes += offer.portions.iter().map(Portion::bytes).sum::<usize>();
+        for offer in manager.audits.offers.round().await {
             portions.extend(offer.portions);
             waiting.push((offer.batch, offer.orders));
-            next = if bytes < AUDIT_ROUND_BYTES { offered.try_recv().ok() } else { None };
         }
         while !manager.store_by_majority(&portions).await {
             sleep(AUDIT_AGAIN).await;

@@ -20,11 +20,13 @@ use zeroize::Zeroizing;
 
 use super::frames::{FrameHead, HEAD_BYTES, PURPOSE, aad};
 use super::last::LastReads;
+use super::runs::Runs;
 use crate::audit::{AuditQuery, Head, hash};
+use crate::clock::now;
 use crate::files::{FileError, make_dir, remove_file, write_atomic};
 use crate::limits::{
-    AUDIT_KEPT, AUDIT_PAGE_BYTES, AUDIT_READ_BYTES, AUDIT_SEGMENT_BYTES, AUDIT_STORE_BYTES,
-    NET_MESSAGE_BYTES,
+    AUDIT_HEAD_READ_BYTES, AUDIT_KEPT, AUDIT_PAGE_BYTES, AUDIT_READ_BYTES, AUDIT_SEGMENT_BYTES,
+    AUDIT_STORE_BYTES, NET_MESSAGE_BYTES,
 };
 use crate::seal::{NONCE_BYTES, SealError, seal_under};
 use crate::wire::audit::{Held, Mark, Page, Portion};
@@ -54,39 +56,18 @@ pub struct Bounds {
     pub bytes: u64,
     /// How long.
     pub kept: Span,
+    /// Bytes that are read for one page.
+    pub read_bytes: u64,
 }
 
 impl Default for Bounds {
     fn default() -> Self {
         let kept = Span::from_secs(AUDIT_KEPT.as_secs());
-        Self { segment_bytes: AUDIT_SEGMENT_BYTES, bytes: AUDIT_STORE_BYTES, kept }
-    }
-}
-
-/// Sequences that are kept of one task, as runs without gaps.
-#[derive(Debug, Default)]
-pub(super) struct Runs(Vec<(u64, u64)>);
-
-impl Runs {
-    fn holds(&self, sequence: u64) -> bool {
-        self.0.iter().any(|(from, to)| (*from..=*to).contains(&sequence))
-    }
-
-    /// Whether all of a run are there.
-    fn covers(&self, (from, to): (u64, u64)) -> bool {
-        let mut next = Some(from);
-        while let Some(sequence) = next.filter(|sequence| *sequence <= to) {
-            let run = self.0.iter().find(|(from, to)| (*from..=*to).contains(&sequence));
-            let Some((_, end)) = run else { return false };
-            next = end.checked_add(1);
-        }
-        true
-    }
-
-    fn add(&mut self, (from, to): (u64, u64)) {
-        match self.0.last_mut() {
-            Some(last) if last.1.checked_add(1) == Some(from) => last.1 = to,
-            _ => self.0.push((from, to)),
+        Self {
+            segment_bytes: AUDIT_SEGMENT_BYTES,
+            bytes: AUDIT_STORE_BYTES,
+            kept,
+            read_bytes: AUDIT_READ_BYTES,
         }
     }
 }
@@ -127,16 +108,16 @@ impl Table {
             let key = (held.node, held.task);
             let own = own.entry(key).or_insert_with(|| {
                 let segments = self.segments.values();
-                let runs = segments.filter_map(|segment| segment.held.get(&key));
-                Runs(runs.flat_map(|runs| &runs.0).copied().collect())
+                segments.filter_map(|segment| segment.held.get(&key)).flat_map(Runs::iter).collect()
             });
             held.runs.iter().any(|run| !own.covers(*run))
         })
     }
 
-    fn holds(&self, key: &(NodeId, TaskId), sequence: u64) -> bool {
-        let mut segments = self.segments.values().rev();
-        segments.any(|segment| segment.held.get(key).is_some_and(|runs| runs.holds(sequence)))
+    /// What is kept of a task, segment by segment, the newest first.
+    fn held_of(&self, key: &(NodeId, TaskId)) -> Vec<&Runs> {
+        let segments = self.segments.values().rev();
+        segments.filter_map(|segment| segment.held.get(key)).collect()
     }
 }
 
@@ -145,6 +126,7 @@ impl Table {
 struct Appended<'a> {
     portion: &'a Portion,
     is_copied: bool,
+    now: Stamp,
 }
 
 /// The audits that one manager keeps.
@@ -205,7 +187,7 @@ impl Store {
         let Some(table) = guard.as_mut() else { return Ok(()) };
         let mut is_changed = false;
         for portion in portions {
-            let appended = Appended { portion, is_copied };
+            let appended = Appended { portion, is_copied, now };
             let appended = fresh(table, appended).and_then(|fresh| match fresh.is_empty() {
                 true => Ok(()),
                 false => {
@@ -237,21 +219,22 @@ impl Store {
     fn append_one(
         &self,
         table: &mut Table,
-        Appended { portion, is_copied }: Appended<'_>,
+        Appended { portion, is_copied, now }: Appended<'_>,
         fresh: &[(Head, &ByteVec)],
     ) -> Result<(), StoreError> {
         let number = self.roll(table)?;
         let offset = table.segments.get(&number).map_or(0, |segment| segment.bytes);
-        let mut runs = Runs::default();
-        fresh.iter().for_each(|(head, _)| runs.add((head.sequence, head.sequence)));
-        let at = fresh.iter().map(|(head, _)| head.at).max().unwrap_or_default();
+        let runs: Runs = fresh.iter().map(|(head, _)| (head.sequence, head.sequence)).collect();
+        let runs = runs.iter().collect();
+        // What a node whose clock is ahead says of the time must not decide what is dropped.
+        let at = fresh.iter().map(|(head, _)| head.at.min(now)).max().unwrap_or_default();
         let bodies: Vec<&ByteVec> = fresh.iter().map(|(_, body)| *body).collect();
         let mut plain = minicbor::to_vec(&bodies).unwrap_or_default();
         let sealed = u32::try_from(plain.len() + crate::seal::TAG_BYTES)
             .map_err(|_| StoreError::Malformed("it is too long"))?;
         let (node, task) = (portion.node, portion.task);
         let nonce = [0; NONCE_BYTES];
-        let mut head = FrameHead { node, task, runs: runs.0, at, nonce, sealed, is_copied };
+        let mut head = FrameHead { node, task, runs, at, nonce, sealed, is_copied };
         // The nonce is made by the seal: what is bound to it is the head without one.
         let aad = aad(number, offset, &head);
         let (nonce, sealed) = seal_under(&self.key, PURPOSE, &aad, &mut plain)?;
@@ -316,7 +299,7 @@ impl Store {
                 return;
             }
             bytes -= own;
-            table.horizon = table.horizon.max(last);
+            table.horizon = table.horizon.max(last.min(now));
             table.reads.forget(table.horizon);
             // Where that cannot be kept, a later start knows of no horizon until the next.
             let text = table.horizon.0.to_string();
@@ -352,10 +335,9 @@ impl Store {
                 offset = bytes;
             }
             let path = self.path(number);
-            // One that is gone was dropped meanwhile.
-            let Ok(file) = File::open(&path) else { continue };
+            let Some(file) = self.open_segment(number)? else { continue };
             while offset < bytes {
-                if found >= AUDIT_PAGE_BYTES || read >= AUDIT_READ_BYTES {
+                if found >= AUDIT_PAGE_BYTES || read >= self.bounds.read_bytes {
                     page.next = Mark { segment: number, offset };
                     page.is_last = false;
                     return Ok(page);
@@ -363,22 +345,27 @@ impl Store {
                 let frame = self.frame_from(&file, number, offset, bytes);
                 let Some((at, frame)) = frame.map_err(FileError::on("read", &path))? else {
                     page.damaged += 1;
+                    read += bytes - offset;
                     break;
                 };
                 page.damaged += u64::from(at > offset);
+                read += at - offset;
                 offset = at;
                 let head = &frame.head;
                 let is_wanted = !(query.is_first_hand && head.is_copied);
                 if is_wanted && query.admits(&head.node, &head.task) && head.at >= query.since {
                     read += frame.end - offset;
                     match self.read_portion(&file, (number, offset), &frame) {
-                        Some(mut portion) => {
+                        Ok(Some(mut portion)) => {
                             portion.bodies.retain(|body| query.wants(body));
                             found += portion.bytes();
                             page.portions.extend((!portion.bodies.is_empty()).then_some(portion));
                         }
-                        None => page.damaged += 1,
+                        // Where the disk has a bad place, the rest can still be told.
+                        Ok(None) | Err(_) => page.damaged += 1,
                     }
+                } else {
+                    read += (frame.end - offset).min(AUDIT_HEAD_READ_BYTES);
                 }
                 offset = frame.end;
             }
@@ -404,6 +391,16 @@ impl Store {
         self.dir.join(format!("{number:016}"))
     }
 
+    /// A segment to read; none if it was dropped meanwhile.
+    pub(super) fn open_segment(&self, number: u64) -> Result<Option<File>, StoreError> {
+        let path = self.path(number);
+        match File::open(&path) {
+            Ok(file) => Ok(Some(file)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(FileError::on("open", &path)(error).into()),
+        }
+    }
+
     pub(super) fn open(&self) -> Result<MutexGuard<'_, Option<Table>>, StoreError> {
         let mut guard = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         if guard.is_none() {
@@ -423,7 +420,7 @@ impl Store {
         }
         numbers.sort_unstable();
         let last = numbers.last().copied();
-        let horizon = read_horizon(&self.dir);
+        let horizon = read_horizon(&self.dir).min(now());
         let mut table = Table { horizon, reads: LastReads::before(last), ..Table::default() };
         for number in numbers {
             let path = self.path(number);
@@ -443,11 +440,19 @@ impl Store {
     /// What a segment of an earlier start holds. What a crash left of its end, in the last one, is
     /// cut off: nothing that opens is behind that.
     fn read_segment(&self, file: &File, number: u64, is_last: bool) -> io::Result<Segment> {
-        let len = file.metadata()?.len();
+        let found = file.metadata()?;
+        let len = found.len();
+        let modified = found.modified()?.duration_since(UNIX_EPOCH);
+        let modified = modified.map_or(0, |since| since.as_nanos());
+        let modified = Stamp(u64::try_from(modified).unwrap_or(0));
         let mut segment = Segment::default();
         let mut from = 0;
         while let Some((offset, frame)) = self.frame_from(file, number, from, len)? {
-            let is_whole = !is_last || self.read_portion(file, (number, offset), &frame).is_some();
+            // What the disk cannot read is none that a crash has torn: it is not cut off.
+            let is_whole = !is_last
+                || self
+                    .read_portion(file, (number, offset), &frame)
+                    .map_or(true, |portion| portion.is_some());
             from = frame.end;
             if is_whole {
                 // Frames before it that do not open are none that a crash left.
@@ -464,11 +469,11 @@ impl Store {
         segment.is_torn |= !is_last && segment.bytes < len;
         if segment.is_torn {
             // What does not open is of no known time: it stays as long as what is with it.
-            let modified = file.metadata()?.modified()?.duration_since(UNIX_EPOCH);
-            let modified = modified.map_or(0, |since| since.as_nanos());
-            let modified = Stamp(u64::try_from(modified).unwrap_or(0));
             segment.last = segment.last.max(modified);
         }
+        // Written while this node's clock was ahead. A clock that is behind at the start must make
+        // nothing old.
+        segment.last = segment.last.min(modified.max(now()));
         Ok(segment)
     }
 }
@@ -476,17 +481,17 @@ impl Store {
 /// What of a portion is not kept yet.
 fn fresh<'a>(
     table: &Table,
-    Appended { portion, is_copied }: Appended<'a>,
+    Appended { portion, is_copied, .. }: Appended<'a>,
 ) -> Result<Vec<(Head, &'a ByteVec)>, StoreError> {
     if portion.bytes() > NET_MESSAGE_BYTES {
         return Err(StoreError::Malformed("it is too long"));
     }
-    let key = (portion.node, portion.task);
+    let held = table.held_of(&(portion.node, portion.task));
     let mut fresh = Vec::new();
     for body in &portion.bodies {
         let head = Head::parse(body).map_err(|_| StoreError::Malformed("a piece is no record"))?;
         let is_dropped = is_copied && head.at < table.horizon;
-        if !is_dropped && !table.holds(&key, head.sequence) {
+        if !is_dropped && !held.iter().any(|runs| runs.holds(head.sequence)) {
             fresh.push((head, body));
         }
     }
