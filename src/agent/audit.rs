@@ -53,6 +53,14 @@ impl Mail {
     }
 }
 
+/// Names of the files of a task's audit, the newest first.
+fn file_names() -> impl DoubleEndedIterator<Item = String> {
+    (0..AUDIT_FILES).map(|n| match n {
+        0 => AUDIT_FILE.to_owned(),
+        n => format!("{AUDIT_FILE}.{n}"),
+    })
+}
+
 fn unsent_dir(data_root: &Path) -> PathBuf {
     data_root.join("audit").join("unsent")
 }
@@ -62,14 +70,18 @@ fn unsent_dir(data_root: &Path) -> PathBuf {
 /// # Errors
 /// Names the file.
 pub(super) fn set_aside(data_root: &Path, dir: &Path, id: &TaskId) -> Result<(), FileError> {
-    if !dir.join(AUDIT_FILE).exists() {
+    // Whoever was killed as its files changed names left no newest one.
+    let mut has_any = false;
+    for name in file_names() {
+        let path = dir.join(name);
+        has_any |= path.try_exists().map_err(FileError::on("look for", &path))?;
+    }
+    if !has_any {
         return Ok(());
     }
     let aside = unsent_dir(data_root).join(id.as_str());
     make_dir(&aside, 0o700)?;
-    let older = (1..AUDIT_FILES).map(|n| format!("{AUDIT_FILE}.{n}"));
-    // The newest last: without it the rest is not looked at, and this is done again.
-    for name in older.chain([SENT_FILE.to_owned(), AUDIT_FILE.to_owned()]) {
+    for name in file_names().rev().chain([SENT_FILE.to_owned()]) {
         let from = dir.join(&name);
         match fs::rename(&from, aside.join(&name)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -214,9 +226,8 @@ fn load_sent(dir: &Path) -> u64 {
 /// The files of a task's audit, oldest first, with their numbers and lengths.
 fn open_files(dir: &Path) -> io::Result<Vec<(File, u64, u64)>> {
     let mut files: Vec<(File, u64, u64)> = Vec::new();
-    let older = (1..AUDIT_FILES).map(|n| format!("{AUDIT_FILE}.{n}"));
     // The newest first: one that gets an older name meanwhile is seen twice, and none is missed.
-    for name in [AUDIT_FILE.to_owned()].into_iter().chain(older) {
+    for name in file_names() {
         let file = match File::open(dir.join(name)) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,

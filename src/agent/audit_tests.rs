@@ -160,6 +160,21 @@ async fn what_a_task_left_that_is_gone_is_sent_once_there_is_a_session() {
 }
 
 #[test]
+fn older_files_are_put_aside_without_a_newest_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let (task, task_dir) = (id(1), dir.path().join("task"));
+    let all = chain(&task, id(2), 4);
+    write(&task_dir, "audit.2", &all[..2]);
+    write(&task_dir, "audit.1", &all[2..]);
+    set_aside(dir.path(), &task_dir, &task).unwrap();
+    let aside = unsent_dir(dir.path()).join(task.as_str());
+    assert_eq!(read_new(&aside, Place::default()).unwrap().bodies, all);
+    // A task without an audit leaves nothing.
+    set_aside(dir.path(), &task_dir, &id(4)).unwrap();
+    assert_eq!(directories(&unsent_dir(dir.path())).len(), 1);
+}
+
+#[test]
 fn what_waits_too_long_gives_way_oldest_first() {
     let dir = tempfile::tempdir().unwrap();
     let tails = Tails {
