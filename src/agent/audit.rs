@@ -34,6 +34,9 @@ use crate::wire::session::FromAgent;
 /// Beside an audit: the sequence of its last record that managers have stored, as text.
 const SENT_FILE: &str = "audit.sent";
 
+/// Bytes that hold the first record of most files.
+const FIRST_BYTES: usize = 8 << 10;
+
 /// What the agent hears of its session that concerns the audits.
 #[derive(Debug, Default)]
 pub(super) struct Mail {
@@ -98,7 +101,8 @@ pub(super) fn set_aside(data_root: &Path, dir: &Path, id: &TaskId) -> Result<(),
 struct Place {
     /// The last record that was read.
     sequence: u64,
-    /// The file's number on its disk; zero for none yet.
+    /// The file's number on its disk; zero for none yet. A file that is gone may leave its number
+    /// to a newer one.
     inode: u64,
     /// Bytes of that file.
     offset: u64,
@@ -151,7 +155,14 @@ impl Tails {
             if batch.bytes >= AUDIT_BATCH_BYTES {
                 continue;
             }
-            let taken = match read_new(&dir, from) {
+            let read = read_new(&dir, from).and_then(|taken| match taken {
+                // Before it goes, the sequence alone says what was sent, not a place in a file.
+                taken if is_aside && taken.bodies.is_empty() => {
+                    read_new(&dir, Place { sequence: from.sequence, ..Place::default() })
+                }
+                taken => Ok(taken),
+            });
+            let taken = match read {
                 Ok(taken) => taken,
                 Err(error) => {
                     tracing::warn!(task = %id, %error, "a task's audit cannot be read");
@@ -242,6 +253,61 @@ fn open_files(dir: &Path) -> io::Result<Vec<(File, u64, u64)>> {
     Ok(files)
 }
 
+/// The first record of a file; none if it has no whole one. A file whose number is remembered is
+/// still the same one only if that came before: a newer one begins behind all of an older one.
+fn first_sequence(file: &mut File) -> io::Result<Option<u64>> {
+    // Most records are short.
+    for limit in [FIRST_BYTES, AUDIT_RECORD_BYTES + 8] {
+        let mut bytes = Vec::new();
+        file.seek(SeekFrom::Start(0))?;
+        file.take(limit as u64).read_to_end(&mut bytes)?;
+        if let Next::Record { body, .. } = next(&bytes) {
+            return Ok(Head::parse(body).ok().map(|head| head.sequence));
+        }
+        if bytes.len() < limit {
+            break;
+        }
+    }
+    Ok(None)
+}
+
+/// Reads a file from a place in it on, up to its end or to a task's share.
+fn read_file(file: &mut File, taken: &mut Taken) -> io::Result<()> {
+    while taken.bytes < AUDIT_TASK_BYTES {
+        // One record more than there is room for: the longest must get through.
+        let limit = AUDIT_TASK_BYTES - taken.bytes + AUDIT_RECORD_BYTES + 8;
+        let mut bytes = Vec::new();
+        file.seek(SeekFrom::Start(taken.place.offset))?;
+        file.take(limit as u64).read_to_end(&mut bytes)?;
+        let done = read_bodies(&bytes, taken);
+        taken.place.offset += done as u64;
+        // Records that were sent before take no room: what follows them is still to be read.
+        if done == 0 || bytes.len() < limit {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Takes new records from the beginning of `bytes`; the number of bytes that it is done with.
+fn read_bodies(bytes: &[u8], taken: &mut Taken) -> usize {
+    let mut done = 0;
+    while taken.bytes < AUDIT_TASK_BYTES
+        && let Next::Record { body, taken: length } = next(bytes.get(done..).unwrap_or_default())
+    {
+        done += length;
+        // One that is no record would hold up all that follow it.
+        let Ok(head) = Head::parse(body) else { continue };
+        if head.sequence <= taken.place.sequence {
+            continue;
+        }
+        taken.place.sequence = head.sequence;
+        taken.bytes += body.len();
+        taken.bodies.push(body.to_vec().into());
+    }
+    done
+}
+
 /// Reads what follows `from`, up to a bound.
 fn read_new(dir: &Path, from: Place) -> io::Result<Taken> {
     let mut taken = Taken { place: from, ..Taken::default() };
@@ -251,40 +317,24 @@ fn read_new(dir: &Path, from: Place) -> io::Result<Taken> {
         taken.is_all = true;
         return Ok(taken);
     }
-    let files = open_files(dir)?;
-    let at = files.iter().position(|(_, inode, _)| *inode == from.inode);
-    for (mut file, inode, len) in files.into_iter().skip(at.unwrap_or(0)) {
-        let offset = if inode == from.inode { from.offset.min(len) } else { 0 };
-        let room = AUDIT_TASK_BYTES.saturating_sub(taken.bytes);
-        if room == 0 {
-            return Ok(taken);
-        }
-        // One record more than there is room for: the longest must get through.
-        let limit = (room + AUDIT_RECORD_BYTES + 8) as u64;
-        let mut bytes = Vec::new();
-        file.seek(SeekFrom::Start(offset))?;
-        file.take(limit).read_to_end(&mut bytes)?;
-        let mut done = 0;
-        while taken.bytes < AUDIT_TASK_BYTES
-            && let Next::Record { body, taken: length } =
-                next(bytes.get(done..).unwrap_or_default())
-        {
-            done += length;
-            // One that is no record would hold up all that follow it.
-            let Ok(head) = Head::parse(body) else { continue };
-            if head.sequence <= taken.place.sequence {
-                continue;
-            }
-            taken.place.sequence = head.sequence;
-            taken.bytes += body.len();
-            taken.bodies.push(body.to_vec().into());
-        }
-        taken.place = Place { inode, offset: offset + done as u64, ..taken.place };
+    let mut files = open_files(dir)?;
+    let mut offset = 0;
+    if let Some(at) = files.iter().position(|(_, inode, _)| *inode == from.inode)
+        && let Some((file, _, len)) = files.get_mut(at)
+        && first_sequence(file)?.is_some_and(|first| first <= from.sequence)
+    {
+        offset = from.offset.min(*len);
+        files.drain(..at);
+    }
+    for (mut file, inode, _) in files {
+        taken.place = Place { inode, offset, ..taken.place };
+        read_file(&mut file, &mut taken)?;
         if taken.bytes >= AUDIT_TASK_BYTES {
             return Ok(taken);
         }
         // What is left is a record that was cut off, or that is being written: in the last file
         // it is looked at again.
+        offset = 0;
     }
     taken.is_all = true;
     Ok(taken)
