@@ -123,6 +123,8 @@ struct Taken {
 struct Batch {
     portions: Vec<Portion>,
     bytes: usize,
+    /// Whether there is more than it has room for.
+    is_more: bool,
     places: Vec<(TaskId, PathBuf, Place)>,
 }
 
@@ -153,6 +155,7 @@ impl Tails {
                 .unwrap_or_else(|| Place { sequence: load_sent(&dir), ..Place::default() });
             seen.insert(id, from);
             if batch.bytes >= AUDIT_BATCH_BYTES {
+                batch.is_more = true;
                 continue;
             }
             let read = read_new(&dir, from).and_then(|taken| match taken {
@@ -171,6 +174,7 @@ impl Tails {
             };
             if !taken.bodies.is_empty() {
                 batch.bytes += taken.bytes;
+                batch.is_more |= !taken.is_all;
                 batch.portions.push(Portion { node: self.node, task: id, bodies: taken.bodies });
                 batch.places.push((id, dir, taken.place));
             } else if is_aside && taken.is_all {
@@ -367,7 +371,6 @@ impl Agent {
                     break;
                 }
                 number += 1;
-                let is_full = batch.bytes >= AUDIT_BATCH_BYTES;
                 self.send_batch(number, batch.portions).await;
                 let committed = tokio::task::spawn_blocking(move || {
                     tails.commit(batch.places);
@@ -375,7 +378,7 @@ impl Agent {
                 });
                 let Ok(back) = committed.await else { return };
                 tails = back;
-                if !is_full {
+                if !batch.is_more {
                     break;
                 }
             }

@@ -110,6 +110,28 @@ fn what_was_sent_before_takes_no_room_from_what_was_not() {
     assert_eq!(read_new(dir.path(), known).unwrap().bodies, all[all.len() - 1..]);
 }
 
+/// A container must not push its own reads out before they are sent.
+#[test]
+fn more_than_a_tasks_share_does_not_wait_for_the_next_scan() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut tails = tails(dir.path());
+    let all = chain(&id(1), id(2), 4_000);
+    assert!((AUDIT_TASK_BYTES..AUDIT_BATCH_BYTES).contains(&framed(&all).len()));
+    write(&tails.tasks_dir.join(id::<Task>(1).as_str()), "audit", &all);
+    let (mut read, mut turns) = (Vec::new(), 0);
+    loop {
+        let batch = tails.gather();
+        batch.portions.into_iter().for_each(|portion| read.extend(portion.bodies));
+        tails.commit(batch.places);
+        turns += 1;
+        if !batch.is_more {
+            break;
+        }
+    }
+    assert!(read == all && turns > 1);
+    assert!(tails.gather().portions.is_empty());
+}
+
 #[test]
 fn a_torn_end_is_no_record_and_is_read_once_it_is_whole() {
     let dir = tempfile::tempdir().unwrap();
