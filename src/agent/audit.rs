@@ -12,6 +12,7 @@ use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use minicbor::bytes::ByteVec;
@@ -36,6 +37,10 @@ const SENT_FILE: &str = "audit.sent";
 
 /// Bytes that hold the first record of most files.
 const FIRST_BYTES: usize = 8 << 10;
+
+/// Held while a task's audit is put aside, and while audits are read: of one that is in two places
+/// the newer files would be read alone, and the older ones taken for sent.
+static MOVING: Mutex<()> = Mutex::new(());
 
 /// What the agent hears of its session that concerns the audits.
 #[derive(Debug, Default)]
@@ -82,6 +87,7 @@ pub(super) fn set_aside(data_root: &Path, dir: &Path, id: &TaskId) -> Result<(),
     if !has_any {
         return Ok(());
     }
+    let _moving = lock(&MOVING);
     let aside = unsent_dir(data_root).join(id.as_str());
     make_dir(&aside, 0o700)?;
     for name in file_names().rev().chain([SENT_FILE.to_owned()]) {
@@ -140,14 +146,17 @@ struct Tails {
 impl Tails {
     /// Reads what is new. Blocking.
     fn gather(&mut self) -> Batch {
+        let _moving = lock(&MOVING);
         let mut batch = Batch::default();
-        let unsent = directories(&self.unsent_dir);
         let mut seen: HashMap<TaskId, Place> = HashMap::new();
-        for (id, dir, is_aside) in directories(&self.tasks_dir)
-            .into_iter()
-            .map(|(id, dir)| (id, dir, false))
-            .chain(unsent.into_iter().map(|(id, dir)| (id, dir, true)))
-        {
+        let unsent = directories(&self.unsent_dir).into_iter().map(|(id, dir)| (id, dir, true));
+        let tasks = directories(&self.tasks_dir).into_iter().map(|(id, dir)| (id, dir, false));
+        for (id, dir, is_aside) in unsent.chain(tasks) {
+            if seen.contains_key(&id) {
+                // A daemon was killed as it put this aside: what is there already is the older.
+                batch.is_more = true;
+                continue;
+            }
             let from = self
                 .sent
                 .get(&id)

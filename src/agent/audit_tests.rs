@@ -91,6 +91,25 @@ fn what_is_aside_goes_only_if_no_record_of_it_is_new() {
     assert!(aside.exists() && tails.gather().portions.is_empty() && !aside.exists());
 }
 
+/// The daemon was killed between two of its files.
+#[test]
+fn an_audit_that_is_half_aside_is_sent_in_its_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut tails = tails(dir.path());
+    let task: TaskId = id(1);
+    let all = chain(&task, id(2), 6);
+    let aside = tails.unsent_dir.join(task.as_str());
+    write(&aside, "audit.1", &all[..3]);
+    write(&tails.tasks_dir.join(task.as_str()), "audit", &all[3..]);
+    for expected in [&all[..3], &all[3..]] {
+        let batch = tails.gather();
+        assert_eq!(batch.portions.len(), 1);
+        assert_eq!(batch.portions[0].bodies, expected);
+        tails.commit(batch.places);
+    }
+    assert!(tails.gather().portions.is_empty() && !aside.exists());
+}
+
 /// The longest file that there is, of which all but the last record was sent by an earlier daemon.
 #[test]
 fn what_was_sent_before_takes_no_room_from_what_was_not() {
