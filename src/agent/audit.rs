@@ -12,6 +12,7 @@ use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use minicbor::bytes::ByteVec;
@@ -34,6 +35,13 @@ use crate::wire::session::FromAgent;
 /// Beside an audit: the sequence of its last record that managers have stored, as text.
 const SENT_FILE: &str = "audit.sent";
 
+/// Bytes that hold the first record of most files.
+const FIRST_BYTES: usize = 8 << 10;
+
+/// Held while a task's audit is put aside, and while audits are read: of one that is in two places
+/// the newer files would be read alone, and the older ones taken for sent.
+static MOVING: Mutex<()> = Mutex::new(());
+
 /// What the agent hears of its session that concerns the audits.
 #[derive(Debug, Default)]
 pub(super) struct Mail {
@@ -53,6 +61,14 @@ impl Mail {
     }
 }
 
+/// Names of the files of a task's audit, the newest first.
+fn file_names() -> impl DoubleEndedIterator<Item = String> {
+    (0..AUDIT_FILES).map(|n| match n {
+        0 => AUDIT_FILE.to_owned(),
+        n => format!("{AUDIT_FILE}.{n}"),
+    })
+}
+
 fn unsent_dir(data_root: &Path) -> PathBuf {
     data_root.join("audit").join("unsent")
 }
@@ -62,14 +78,19 @@ fn unsent_dir(data_root: &Path) -> PathBuf {
 /// # Errors
 /// Names the file.
 pub(super) fn set_aside(data_root: &Path, dir: &Path, id: &TaskId) -> Result<(), FileError> {
-    if !dir.join(AUDIT_FILE).exists() {
+    // Whoever was killed as its files changed names left no newest one.
+    let mut has_any = false;
+    for name in file_names() {
+        let path = dir.join(name);
+        has_any |= path.try_exists().map_err(FileError::on("look for", &path))?;
+    }
+    if !has_any {
         return Ok(());
     }
+    let _moving = lock(&MOVING);
     let aside = unsent_dir(data_root).join(id.as_str());
     make_dir(&aside, 0o700)?;
-    let older = (1..AUDIT_FILES).map(|n| format!("{AUDIT_FILE}.{n}"));
-    // The newest last: without it the rest is not looked at, and this is done again.
-    for name in older.chain([SENT_FILE.to_owned(), AUDIT_FILE.to_owned()]) {
+    for name in file_names().rev().chain([SENT_FILE.to_owned()]) {
         let from = dir.join(&name);
         match fs::rename(&from, aside.join(&name)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -86,7 +107,8 @@ pub(super) fn set_aside(data_root: &Path, dir: &Path, id: &TaskId) -> Result<(),
 struct Place {
     /// The last record that was read.
     sequence: u64,
-    /// The file's number on its disk; zero for none yet.
+    /// The file's number on its disk; zero for none yet. A file that is gone may leave its number
+    /// to a newer one.
     inode: u64,
     /// Bytes of that file.
     offset: u64,
@@ -107,6 +129,8 @@ struct Taken {
 struct Batch {
     portions: Vec<Portion>,
     bytes: usize,
+    /// Whether there is more than it has room for.
+    is_more: bool,
     places: Vec<(TaskId, PathBuf, Place)>,
 }
 
@@ -122,14 +146,17 @@ struct Tails {
 impl Tails {
     /// Reads what is new. Blocking.
     fn gather(&mut self) -> Batch {
+        let _moving = lock(&MOVING);
         let mut batch = Batch::default();
-        let unsent = directories(&self.unsent_dir);
         let mut seen: HashMap<TaskId, Place> = HashMap::new();
-        for (id, dir, is_aside) in directories(&self.tasks_dir)
-            .into_iter()
-            .map(|(id, dir)| (id, dir, false))
-            .chain(unsent.into_iter().map(|(id, dir)| (id, dir, true)))
-        {
+        let unsent = directories(&self.unsent_dir).into_iter().map(|(id, dir)| (id, dir, true));
+        let tasks = directories(&self.tasks_dir).into_iter().map(|(id, dir)| (id, dir, false));
+        for (id, dir, is_aside) in unsent.chain(tasks) {
+            if seen.contains_key(&id) {
+                // A daemon was killed as it put this aside: what is there already is the older.
+                batch.is_more = true;
+                continue;
+            }
             let from = self
                 .sent
                 .get(&id)
@@ -137,9 +164,17 @@ impl Tails {
                 .unwrap_or_else(|| Place { sequence: load_sent(&dir), ..Place::default() });
             seen.insert(id, from);
             if batch.bytes >= AUDIT_BATCH_BYTES {
+                batch.is_more = true;
                 continue;
             }
-            let taken = match read_new(&dir, from) {
+            let read = read_new(&dir, from).and_then(|taken| match taken {
+                // Before it goes, the sequence alone says what was sent, not a place in a file.
+                taken if is_aside && taken.bodies.is_empty() => {
+                    read_new(&dir, Place { sequence: from.sequence, ..Place::default() })
+                }
+                taken => Ok(taken),
+            });
+            let taken = match read {
                 Ok(taken) => taken,
                 Err(error) => {
                     tracing::warn!(task = %id, %error, "a task's audit cannot be read");
@@ -148,6 +183,7 @@ impl Tails {
             };
             if !taken.bodies.is_empty() {
                 batch.bytes += taken.bytes;
+                batch.is_more |= !taken.is_all;
                 batch.portions.push(Portion { node: self.node, task: id, bodies: taken.bodies });
                 batch.places.push((id, dir, taken.place));
             } else if is_aside && taken.is_all {
@@ -214,9 +250,8 @@ fn load_sent(dir: &Path) -> u64 {
 /// The files of a task's audit, oldest first, with their numbers and lengths.
 fn open_files(dir: &Path) -> io::Result<Vec<(File, u64, u64)>> {
     let mut files: Vec<(File, u64, u64)> = Vec::new();
-    let older = (1..AUDIT_FILES).map(|n| format!("{AUDIT_FILE}.{n}"));
     // The newest first: one that gets an older name meanwhile is seen twice, and none is missed.
-    for name in [AUDIT_FILE.to_owned()].into_iter().chain(older) {
+    for name in file_names() {
         let file = match File::open(dir.join(name)) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
@@ -231,6 +266,61 @@ fn open_files(dir: &Path) -> io::Result<Vec<(File, u64, u64)>> {
     Ok(files)
 }
 
+/// The first record of a file; none if it has no whole one. A file whose number is remembered is
+/// still the same one only if that came before: a newer one begins behind all of an older one.
+fn first_sequence(file: &mut File) -> io::Result<Option<u64>> {
+    // Most records are short.
+    for limit in [FIRST_BYTES, AUDIT_RECORD_BYTES + 8] {
+        let mut bytes = Vec::new();
+        file.seek(SeekFrom::Start(0))?;
+        file.take(limit as u64).read_to_end(&mut bytes)?;
+        if let Next::Record { body, .. } = next(&bytes) {
+            return Ok(Head::parse(body).ok().map(|head| head.sequence));
+        }
+        if bytes.len() < limit {
+            break;
+        }
+    }
+    Ok(None)
+}
+
+/// Reads a file from a place in it on, up to its end or to a task's share.
+fn read_file(file: &mut File, taken: &mut Taken) -> io::Result<()> {
+    while taken.bytes < AUDIT_TASK_BYTES {
+        // One record more than there is room for: the longest must get through.
+        let limit = AUDIT_TASK_BYTES - taken.bytes + AUDIT_RECORD_BYTES + 8;
+        let mut bytes = Vec::new();
+        file.seek(SeekFrom::Start(taken.place.offset))?;
+        file.take(limit as u64).read_to_end(&mut bytes)?;
+        let done = read_bodies(&bytes, taken);
+        taken.place.offset += done as u64;
+        // Records that were sent before take no room: what follows them is still to be read.
+        if done == 0 || bytes.len() < limit {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Takes new records from the beginning of `bytes`; the number of bytes that it is done with.
+fn read_bodies(bytes: &[u8], taken: &mut Taken) -> usize {
+    let mut done = 0;
+    while taken.bytes < AUDIT_TASK_BYTES
+        && let Next::Record { body, taken: length } = next(bytes.get(done..).unwrap_or_default())
+    {
+        done += length;
+        // One that is no record would hold up all that follow it.
+        let Ok(head) = Head::parse(body) else { continue };
+        if head.sequence <= taken.place.sequence {
+            continue;
+        }
+        taken.place.sequence = head.sequence;
+        taken.bytes += body.len();
+        taken.bodies.push(body.to_vec().into());
+    }
+    done
+}
+
 /// Reads what follows `from`, up to a bound.
 fn read_new(dir: &Path, from: Place) -> io::Result<Taken> {
     let mut taken = Taken { place: from, ..Taken::default() };
@@ -240,40 +330,24 @@ fn read_new(dir: &Path, from: Place) -> io::Result<Taken> {
         taken.is_all = true;
         return Ok(taken);
     }
-    let files = open_files(dir)?;
-    let at = files.iter().position(|(_, inode, _)| *inode == from.inode);
-    for (mut file, inode, len) in files.into_iter().skip(at.unwrap_or(0)) {
-        let offset = if inode == from.inode { from.offset.min(len) } else { 0 };
-        let room = AUDIT_TASK_BYTES.saturating_sub(taken.bytes);
-        if room == 0 {
-            return Ok(taken);
-        }
-        // One record more than there is room for: the longest must get through.
-        let limit = (room + AUDIT_RECORD_BYTES + 8) as u64;
-        let mut bytes = Vec::new();
-        file.seek(SeekFrom::Start(offset))?;
-        file.take(limit).read_to_end(&mut bytes)?;
-        let mut done = 0;
-        while taken.bytes < AUDIT_TASK_BYTES
-            && let Next::Record { body, taken: length } =
-                next(bytes.get(done..).unwrap_or_default())
-        {
-            done += length;
-            // One that is no record would hold up all that follow it.
-            let Ok(head) = Head::parse(body) else { continue };
-            if head.sequence <= taken.place.sequence {
-                continue;
-            }
-            taken.place.sequence = head.sequence;
-            taken.bytes += body.len();
-            taken.bodies.push(body.to_vec().into());
-        }
-        taken.place = Place { inode, offset: offset + done as u64, ..taken.place };
+    let mut files = open_files(dir)?;
+    let mut offset = 0;
+    if let Some(at) = files.iter().position(|(_, inode, _)| *inode == from.inode)
+        && let Some((file, _, len)) = files.get_mut(at)
+        && first_sequence(file)?.is_some_and(|first| first <= from.sequence)
+    {
+        offset = from.offset.min(*len);
+        files.drain(..at);
+    }
+    for (mut file, inode, _) in files {
+        taken.place = Place { inode, offset, ..taken.place };
+        read_file(&mut file, &mut taken)?;
         if taken.bytes >= AUDIT_TASK_BYTES {
             return Ok(taken);
         }
         // What is left is a record that was cut off, or that is being written: in the last file
         // it is looked at again.
+        offset = 0;
     }
     taken.is_all = true;
     Ok(taken)
@@ -306,7 +380,6 @@ impl Agent {
                     break;
                 }
                 number += 1;
-                let is_full = batch.bytes >= AUDIT_BATCH_BYTES;
                 self.send_batch(number, batch.portions).await;
                 let committed = tokio::task::spawn_blocking(move || {
                     tails.commit(batch.places);
@@ -314,7 +387,7 @@ impl Agent {
                 });
                 let Ok(back) = committed.await else { return };
                 tails = back;
-                if !is_full {
+                if !batch.is_more {
                     break;
                 }
             }

@@ -163,7 +163,14 @@ impl Agent {
                         tracing::warn!(task = %found.id, error, "leftovers of a task stay");
                     }
                     crate::files::remove_dir(&self.context.run_dir(&found.id))?;
-                    crate::files::remove_dir(&found.dir)?;
+                    // What cannot be put aside is sent from where it is.
+                    match audit::set_aside(&self.context.data_root, &found.dir, &found.id) {
+                        Ok(()) => crate::files::remove_dir(&found.dir)?,
+                        Err(error) => {
+                            let error = chain(&error);
+                            tracing::warn!(task = %found.id, error, "a task's audit stays there");
+                        }
+                    }
                 }
             }
         }
@@ -353,6 +360,23 @@ mod tests {
     use crate::wire::shim::Delivery;
     use orders::{Next, Queue};
     use testing::{assignment, context, id};
+
+    /// The daemon was killed as it removed the task.
+    #[tokio::test]
+    async fn the_audit_of_a_half_removed_task_is_put_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        let agent = Agent::new(context(dir.path(), mpsc::channel(1).0)).unwrap();
+        let task_dir = agent.context.task_dir(&id(20));
+        std::fs::create_dir(&task_dir).unwrap();
+        std::fs::write(task_dir.join("audit.1"), "older").unwrap();
+        std::fs::write(task_dir.join("audit"), "newer").unwrap();
+        agent.reattach().unwrap();
+        assert!(!task_dir.exists() && lock(&agent.tasks).is_empty());
+        let task: TaskId = id(20);
+        let aside = dir.path().join("audit/unsent").join(task.as_str());
+        let read = |name: &str| std::fs::read_to_string(aside.join(name)).unwrap();
+        assert_eq!([read("audit.1"), read("audit")], ["older", "newer"]);
+    }
 
     #[tokio::test]
     async fn a_task_that_takes_no_orders_holds_up_nobody_else() {

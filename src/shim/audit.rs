@@ -295,12 +295,11 @@ impl Files {
             // Made first: where this fails, no older file must have moved.
             let next = self.named(".next");
             let file = create(&next)?;
-            for n in (1..self.max_files - 1).rev() {
-                // What is not there yet needs no new name.
-                let _ =
-                    fs::rename(self.named(&format!(".{n}")), self.named(&format!(".{}", n + 1)));
+            // It is not there if an earlier try got past this, and not to its end.
+            if self.path.try_exists()? {
+                self.free_first()?;
+                fs::rename(&self.path, self.named(".1"))?;
             }
-            fs::rename(&self.path, self.named(".1"))?;
             fs::rename(next, &self.path)?;
             if let Some(full) = self.file.replace(file) {
                 // The end flushes only the last file. What fails here is found missing.
@@ -314,6 +313,20 @@ impl Files {
             self.rotated = self.firsts.front().copied();
         }
         Ok(self.rotated)
+    }
+
+    /// Frees the name `.1`. Files move up to the first name that is free: a try that follows one
+    /// that failed moves none of them again, and only where all names are taken the oldest goes.
+    fn free_first(&self) -> io::Result<()> {
+        let older = |n: u32| self.named(&format!(".{n}"));
+        let mut free = 1;
+        while free < self.max_files - 1 && older(free).try_exists()? {
+            free += 1;
+        }
+        for n in (1..free).rev() {
+            fs::rename(older(n), older(n + 1))?;
+        }
+        Ok(())
     }
 
     /// Appends a whole record, or nothing.

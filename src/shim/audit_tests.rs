@@ -131,6 +131,32 @@ fn full_files_make_room_and_the_next_record_says_what_is_left() {
     assert_eq!(verify(&task(), &all, &[]), [Finding::LateStart { first: 4, is_dropped: false }]);
 }
 
+/// What a rotation leaves that failed, or whose shim was killed, after each of its renames.
+#[test]
+fn a_rotation_that_stopped_halfway_goes_on_and_moves_nothing_twice() {
+    let names = [".3", ".2", ".1", ""];
+    for done in 0..=names.len() - 1 {
+        let dir = tempfile::tempdir().unwrap();
+        let named = |end: &str| dir.path().join(format!("{AUDIT_FILE}{end}"));
+        let audit = audit(dir.path(), 1, 4);
+        let write = |sequence| {
+            audit.delivered(id(2), None, sequence, sequence);
+            audit.0.write().unwrap();
+        };
+        (1..=4).for_each(write);
+        fs::write(named(".next"), "").unwrap();
+        for pair in names.windows(2).take(done) {
+            fs::rename(named(pair[1]), named(pair[0])).unwrap();
+        }
+        for sequence in 5..=6 {
+            write(sequence);
+            let kept = names.map(|end| records(&named(end))[0].sequence);
+            assert_eq!(kept, [sequence - 3, sequence - 2, sequence - 1, sequence], "{done}");
+        }
+        assert!(!named(".next").exists());
+    }
+}
+
 #[test]
 fn what_cannot_be_written_waits_and_the_next_record_says_so() {
     let dir = tempfile::tempdir().unwrap();
