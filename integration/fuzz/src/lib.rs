@@ -20,7 +20,7 @@ mod text;
 #[path = "../../../src/api/tests/fake.rs"]
 #[expect(dead_code, reason = "the tests of the API use more of it")]
 mod fake;
-use skep::{engine, gate, hidden, seal};
+use skep::{audit, engine, gate, hidden, seal};
 
 use std::path::Path;
 
