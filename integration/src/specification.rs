@@ -38,13 +38,14 @@ pub const PROMISES: &[Promise] = &[
     ),
     promise(
         "P4",
-        "A secret is gone when its task ends",
+        "A secret is gone when its task ends, or when it is revoked",
         &[
             "s055_gone_when_the_container_stops",
             "a_killed_shim_takes_secrets_and_container_along",
             "killed_while_the_daemon_is_away",
             "the_end_and_a_revocation_take_mapped_pages_back",
             "a_shim_killed_between_reading_a_touch_and_answering_it",
+            "what_is_revoked_is_read_no_more",
         ],
     ),
     promise(
@@ -80,8 +81,13 @@ pub const PROMISES: &[Promise] = &[
     ),
     promise(
         "P10",
-        "Who opened a secret is recorded, in the task's supervisor until it ends",
-        &["every_open_is_counted_with_its_executable"],
+        "Who opened a secret is recorded beside the task and kept by the managers; edits show",
+        &[
+            "every_open_is_counted_with_its_executable",
+            "reads_are_found_at_any_manager",
+            "audits_of_a_node_that_was_cut_off_arrive_later",
+            "a_record_that_was_edited_on_its_node_is_found",
+        ],
     ),
     promise("P11", "The unmodified docker CLI drives it", &["s051_new_or_running_service"]),
     promise(
