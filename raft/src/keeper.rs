@@ -4,7 +4,6 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use skep_core::state::State;
 use skep_core::time::Span;
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -68,9 +67,9 @@ pub(crate) async fn snapshot(inner: &Inner, scrub: bool) -> io::Result<()> {
     let slow =
         |what: &str| io::Error::new(io::ErrorKind::TimedOut, format!("{what} takes too long"));
     let stopped = |_| io::Error::other("raft stopped");
-    // Looked at first: what is written from here on holds no older one.
-    let oldest_key = inner.shared.view(State::oldest_key);
-    let Some(upto) = *inner.shared.applied().borrow() else { return Ok(()) };
+    // A snapshot of this entry or a later one holds no older key.
+    let (oldest_key, last) = inner.shared.oldest_key_then();
+    let Some(upto) = last else { return Ok(()) };
     if inner.metrics().snapshot_index.is_none_or(|at| at < upto) {
         machine::keep_now(&inner.shared).await?;
         inner.raft.trigger().snapshot().await.map_err(stopped)?;

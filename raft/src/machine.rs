@@ -114,6 +114,12 @@ impl Shared {
         look(&self.read().state)
     }
 
+    /// The oldest key of the ring, and the last entry applied: of one moment.
+    pub(crate) fn oldest_key_then(&self) -> (Option<u64>, Option<u64>) {
+        let held = self.read();
+        (held.state.oldest_key(), held.last.as_ref().map(|id| id.index))
+    }
+
     /// What this node's state was, and the leader's.
     pub(crate) fn digests(&self) -> &Arc<Digests> {
         &self.digests
