@@ -62,9 +62,13 @@ pub(super) fn concerned<'a>(
     let tasks = services.iter().flat_map(|id| state.tasks_of_service(id));
     let is_granted =
         |task: &Task| task.spec.container.grants().any(|grant| wanted.contains(&grant.id));
-    let may_hold = |task: &&Arc<Task>| {
-        task.node.is_some() && !task.status.state.is_terminal() && is_granted(task)
+    // On a member that nobody has heard of for a day, a task that is given up may run on.
+    let may_run = |task: &Task, node: &NodeId| match task.status.state {
+        TaskState::Orphaned => state.node(node).is_some(),
+        other => !other.is_terminal(),
     };
+    let may_hold =
+        |task: &&Arc<Task>| task.node.is_some_and(|node| may_run(task, &node)) && is_granted(task);
     tasks.filter(may_hold).map(|task| (task.id, task)).collect()
 }
 

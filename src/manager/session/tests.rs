@@ -399,3 +399,15 @@ async fn only_who_may_hold_it_is_told_that_a_secret_changed() {
     assert!(futures_util::poll!(std::pin::pin!(elsewhere.due())).is_pending());
     world.end().await;
 }
+
+#[tokio::test]
+async fn a_task_that_is_given_up_on_a_member_may_hold_it_yet() {
+    let world = World::new().await;
+    let status = TaskStatus { state: TaskState::Orphaned, ..TaskStatus::default() };
+    let decision = Decision::TaskStatus { id: world.task, status };
+    world.manager.propose(Command::Control(vec![decision])).await.unwrap();
+    let found = world.holdings(NOW).await;
+    let tasks: Vec<TaskId> = found.tasks.iter().map(|holder| holder.task).collect();
+    assert_eq!(tasks, [world.task]);
+    world.end().await;
+}
