@@ -9,7 +9,8 @@ fn main() {
     // A position-independent binary moves nearly 40,000 pointers when it starts. In the packed form
     // they take a thirtieth of the place; glibc's start code reads it since 2.36.
     println!("cargo::rustc-link-arg-bins=-Wl,-z,pack-relative-relocs");
-    // What is handed out has no symbols and ends at a panic: nothing in it walks a stack.
+    // What is handed out has no symbols and ends at a panic: nothing in it walks a stack, and
+    // `process::begin` sees to it that nobody asks for that.
     if env::var("PROFILE").is_ok_and(|profile| profile == "release") {
         let here = env::var("CARGO_MANIFEST_DIR").unwrap_or_default();
         println!("cargo::rustc-link-arg-bins=-Wl,--no-eh-frame-hdr");

@@ -24,6 +24,7 @@ pub mod limits;
 pub mod manager;
 pub mod net;
 pub mod node;
+pub mod process;
 pub mod protected;
 pub mod seal;
 pub mod shim;

@@ -1,6 +1,7 @@
 //! The binary itself: one file that runs anywhere.
 
 use std::fs;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -40,6 +41,21 @@ fn static_and_position_independent() -> Result<()> {
     if !node.binary().components().any(|part| part.as_os_str() == "debug") {
         ensure!(bytes.len() <= SIZE, "{} bytes", bytes.len());
     }
+    Ok(())
+}
+
+/// Whoever wants to know more of errors has them told all the same.
+#[test]
+fn errors_are_told_where_backtraces_are_asked_for() -> Result<()> {
+    let node = Node::prepare(Options::default())?;
+    let out = Command::new(node.binary())
+        .args(["daemon", "--data-root", "/dev/null/data", "--run-root", "/dev/null/run"])
+        .env("RUST_BACKTRACE", "full")
+        .env("RUST_LIB_BACKTRACE", "1")
+        .output()?;
+    let said = String::from_utf8_lossy(&out.stderr);
+    ensure!(out.status.code() == Some(1), "{:?}: {said}", out.status);
+    ensure!(said.contains("/dev/null"), "{said}");
     Ok(())
 }
 

@@ -5,8 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    // As in skep itself: no core file.
-    let _ = nix::sys::prctl::set_dumpable(false);
+    skep::process::begin();
     // Started from memory, it would be called by the number of a descriptor.
     let _ = nix::sys::prctl::set_name(c"skep-shim");
     let mut args = std::env::args_os().skip(1);
