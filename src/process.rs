@@ -3,6 +3,7 @@
 use std::env;
 
 /// Prepares this process, in whatever role. The first thing to call: there must be one thread yet.
+#[expect(clippy::disallowed_methods, reason = "nobody else reads the environment yet")]
 pub fn begin() {
     // In every role secrets pass through. A limit of zero does not keep a core file from a
     // handler that the kernel pipes it to; this does. Where it is refused, the limits remain.
