@@ -8,11 +8,11 @@ pub fn begin() {
     // In every role secrets pass through. A limit of zero does not keep a core file from a
     // handler that the kernel pipes it to; this does. Where it is refused, the limits remain.
     let _ = nix::sys::prctl::set_dumpable(false);
-    if cfg!(debug_assertions) {
+    if !cfg!(walks_no_stacks) {
         return;
     }
-    // What is handed out has no tables for walking the stack (see `build.rs`): a backtrace would
-    // end the process at the first error that somebody makes.
+    // This binary has no tables for walking the stack (see `build.rs`): a backtrace would end the
+    // process at the first error that somebody makes.
     for name in ["RUST_BACKTRACE", "RUST_LIB_BACKTRACE"] {
         // SAFETY: nobody reads the environment meanwhile, as this is the only thread.
         unsafe { env::remove_var(name) };

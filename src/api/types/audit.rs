@@ -7,8 +7,8 @@ use serde::Serialize;
 #[derive(Debug, Default, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub(in crate::api) struct Line {
-    /// `opens`, `begun`, `delivered`, `switched`, `revoked`, `refused`, `rotated`, `ended` or
-    /// `lost`.
+    /// `opens`, `begun`, `delivered`, `switched`, `signalled`, `revoked`, `refused`, `rotated`,
+    /// `ended` or `lost`.
     pub(in crate::api) event: &'static str,
     /// When; of opens, the last.
     pub(in crate::api) time: String,
@@ -41,7 +41,7 @@ pub(in crate::api) struct Line {
     /// Number of a delivery or revocation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(in crate::api) delivery: Option<u64>,
-    /// What a refused delivery held.
+    /// What a refused delivery held, or what a signal was sent for.
     #[serde(rename = "IDs", skip_serializing_if = "Vec::is_empty")]
     pub(in crate::api) ids: Vec<String>,
     /// Why something was refused or lost.
